@@ -1,0 +1,62 @@
+"""Schedules by their formulas, at the ends and in between."""
+
+import itertools
+
+import pytest
+
+import pruninglab as lab
+
+ALL = [lab.Constant(0.9), lab.Linear(0.9, 0.1), lab.Cubic(0.9, 0.1), lab.Exponential(0.9, 0.1), lab.Narang(0.9, 0.1)]
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=lambda s: type(s).__name__)
+def test_rises_to_exactly_the_final_sparsity(schedule):
+    values = [schedule(i / 100) for i in range(101)]
+    assert values[-1] == 0.9
+    assert values[0] == pytest.approx(0.9 if isinstance(schedule, lab.Constant) else 0.1)
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(values))
+    assert schedule(-1) == values[0]
+    assert schedule(2) == 0.9
+
+
+def test_values_by_hand():
+    assert lab.Linear(0.8)(0.25) == pytest.approx(0.2)
+    assert lab.Cubic(0.8)(0.5) == pytest.approx(0.8 * (1 - 0.5**3))
+    assert lab.Exponential(0.99)(0.5) == pytest.approx(0.9)
+    # slopes 1 and 2 with the knee in the middle: a third of the way there, two thirds after it
+    assert lab.Narang(0.9, ramp=0.5, steepening=2)(0.5) == pytest.approx(0.3)
+
+
+def test_a_dict_moves_every_layer_along_one_curve():
+    schedule = lab.Linear({"conv*": 0.5, "fc*": 0.9})
+    assert schedule(0.5) == {"conv*": 0.25, "fc*": 0.45}
+    assert schedule(1.0) == {"conv*": 0.5, "fc*": 0.9}
+
+
+@pytest.mark.parametrize("wrong", [1.5, 95, 1.0, -0.1, "0.9", True, None, {"a": 2}])
+def test_what_is_no_sparsity_is_refused(wrong):
+    with pytest.raises(lab.ConfigError, match="sparsity"):
+        lab.Cubic(wrong)
+
+
+def test_a_schedule_only_rises():
+    with pytest.raises(lab.ConfigError, match="only rises"):
+        lab.Linear(0.2, initial=0.5)
+    with pytest.raises(lab.ConfigError, match="ramp"):
+        lab.Narang(0.9, ramp=1.0)
+
+
+def test_prints_and_draws_itself():
+    assert repr(lab.Cubic(0.95)) == "Cubic(final=0.95, initial=0.0)"
+    assert "<svg" in lab.Cubic(0.95)._repr_html_()
+    assert lab.Cubic(0.95) == lab.Cubic(0.95)
+
+
+def test_rates_by_hand():
+    assert [lab.CosineRate()(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert lab.CosineRate(warmup=0.2, floor=0.1)(1.0) == pytest.approx(0.1)
+    assert 0 < lab.CosineRate(warmup=0.2)(0.0) < lab.CosineRate(warmup=0.2)(0.1) < 1
+    assert [lab.StepRate(at=(0.5, 0.75), factor=0.1)(p) for p in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
+    assert lab.ConstantRate()(0.3) == 1
+    with pytest.raises(lab.ConfigError, match="'cosine', 'constant', 'step'"):
+        lab.schedules.rate("cosinus")
