@@ -1,0 +1,223 @@
+"""Splits too large for memory: every batch is read by worker processes when it is asked for."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import DataError
+from ..seeds import key, own_randomness
+from .splits import Augmentation, Batch, Batches, described, fed, hashed, planned
+
+Ticket = tuple[int, int | None]  # which item, and the seed it varies by; None is the item as it is judged
+
+
+class Items(Protocol):
+    """What a stream reads from: one raw tensor per ticket, all of one shape, in any process."""
+
+    def __getitem__(self, ticket: Ticket) -> Tensor: ...
+    def take(self, index: Tensor) -> "Items": ...
+    def identity(self, position: int) -> bytes: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StreamSplit:
+    """As `Split`, except that images are read when asked for.
+
+    An item varies by the batch's seed and its place in the batch alone, so the number of workers changes nothing.
+    """
+
+    items: Items
+    y: Tensor
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: tuple[Augmentation, ...] = ()
+    varied: bool = False  # whether the items themselves vary with the seeds, as those of a training split do
+    workers: int = 2
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def __repr__(self) -> str:
+        return described(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.y.device
+
+    def to(self, device: str | torch.device) -> Self:
+        return replace(self, y=self.y.to(device))
+
+    def take(self, index: Tensor) -> Self:
+        return replace(self, items=self.items.take(index), y=self.y[index])
+
+    def batches(self, batches: Batches = 1000, seeds: Sequence[int] | None = None) -> Iterator[Batch]:
+        """As of `Split`; every batch is read anew."""
+        plan = planned(batches, len(self), seeds)
+        return fed(self, self._read(plan, seeds if self.varied else None), seeds)
+
+    def _read(self, plan: list[Tensor], seeds: Sequence[int] | None) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Stacks(self.items),
+            sampler=_Tickets(plan, seeds),
+            batch_size=None,  # a ticket list is a batch
+            num_workers=min(self.workers, len(plan)),
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws a seed for its workers from the global one
+        )
+        for index, x in zip(plan, loader, strict=True):
+            if isinstance(x, DataError):
+                raise x
+            yield x.to(self.device, non_blocking=True), self.y[index.to(self.device)]
+
+    def digest(self, digest: Any) -> None:
+        """Feed labels, the identity of every item and the pixels of 100 to a hash; reading all could take hours."""
+        hashed(digest, self.y)
+        for position in range(len(self)):
+            digest.update(self.items.identity(position))
+        for position in torch.linspace(0, len(self) - 1, min(100, len(self))).long().tolist():
+            hashed(digest, self.items[position, None])
+
+
+@dataclass(frozen=True, eq=False)
+class _Stacks(Dataset[Tensor | DataError]):
+    """A DataError is given back, not raised: a worker that raises takes seconds to stop and buries the message."""
+
+    items: Items
+
+    def __getitem__(self, tickets: list[Ticket]) -> Tensor | DataError:
+        try:
+            return stacked([self.items[ticket] for ticket in tickets])
+        except DataError as error:
+            return error
+
+
+@dataclass(frozen=True, eq=False)
+class _Tickets(Sampler[list[Ticket]]):
+    plan: list[Tensor]
+    seeds: Sequence[int] | None
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        for number, index in enumerate(self.plan):
+            seed = None if self.seeds is None else self.seeds[number]
+            yield [(i, None if seed is None else key(seed, "item", k)) for k, i in enumerate(index.tolist())]
+
+
+def stacked(items: Sequence[Tensor]) -> Tensor:
+    for position, item in enumerate(items):
+        if item.shape != items[0].shape:
+            raise DataError(
+                f"item {position} has the shape {tuple(item.shape)}, item 0 {tuple(items[0].shape)}: bring all to one "
+                "shape in the dataset's transform; if that varies with every reading, take resident=False"
+            )
+    return torch.stack(list(items))
+
+
+# --- what streams read -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Image files, cut and brought to `size`: a random part, perhaps mirrored, with a seed; the middle without."""
+
+    folder: Path
+    paths: tuple[str, ...]  # below the folder
+    size: int
+
+    def take(self, index: Tensor) -> Self:
+        return replace(self, paths=tuple(self.paths[i] for i in index.tolist()))
+
+    def identity(self, position: int) -> bytes:
+        path = self.paths[position]
+        return f"{path} {(self.folder / path).stat().st_size}".encode()
+
+    def __getitem__(self, ticket: Ticket) -> Tensor:
+        position, seed = ticket
+        path = self.folder / self.paths[position]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} cannot be read as an image ({error}): replace the file or remove it") from error
+        if seed is None:
+            return self._resized(image, _middle(*image.size))
+        g = torch.Generator().manual_seed(seed)
+        x = self._resized(image, _random_part(*image.size, g))
+        return x.flip(2) if torch.rand((), generator=g) < 0.5 else x
+
+    def _resized(self, image: Image.Image, box: tuple[float, float, float, float]) -> Tensor:
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _middle(width: int, height: int) -> tuple[float, float, float, float]:
+    """The square that a resize of the shorter side to 256 and a central crop to 224 would keep."""
+    side = min(width, height) * 224 / 256
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _random_part(width: int, height: int, g: torch.Generator) -> tuple[float, float, float, float]:
+    """8 to 100 % of the area at a ratio of 3:4 to 4:3 (Szegedy et al., 2015); the first of ten draws that fits."""
+    area, ratio, across, down = torch.rand(4, 10, generator=g, dtype=torch.float64)
+    area = width * height * (0.08 + 0.92 * area)
+    ratio = torch.exp((2 * ratio - 1) * math.log(4 / 3))
+    wide, high = torch.sqrt(area * ratio), torch.sqrt(area / ratio)
+    fits = ((wide <= width) & (high <= height)).nonzero()
+    if not len(fits):
+        return _middle(width, height)
+    first = int(fits[0])
+    w, h = float(wide[first]), float(high[first])
+    left, top = float(across[first]) * (width - w), float(down[first]) * (height - h)
+    return left, top, left + w, top + h
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetItems:
+    """The images of a `torch.utils.data.Dataset`; its own random transforms draw from the ticket's seed."""
+
+    dataset: Dataset[Any]
+    index: Tensor
+
+    def take(self, index: Tensor) -> Self:
+        return replace(self, index=self.index[index])
+
+    def identity(self, position: int) -> bytes:
+        return str(int(self.index[position])).encode()
+
+    def __getitem__(self, ticket: Ticket) -> Tensor:
+        return self.pair(ticket)[0]
+
+    def pair(self, ticket: Ticket) -> tuple[Tensor, Any]:
+        position, seed = ticket
+        index = int(self.index[position])
+        with own_randomness(index if seed is None else seed):
+            x, y = self.dataset[index]
+        return as_tensor(x), y
+
+
+def as_tensor(x: Any) -> Tensor:
+    """A PIL image as uint8 (C, H, W); a grey uint8 image gets its channel; any other tensor as it is."""
+    if isinstance(x, Image.Image):
+        x = torch.from_numpy(np.array(x if x.mode in ("L", "RGB") else x.convert("RGB")))
+        x = x.permute(2, 0, 1) if x.dim() == 3 else x
+    x = torch.as_tensor(x)
+    if x.dtype != torch.uint8:
+        return x
+    if x.dim() not in (2, 3):
+        raise DataError(f"a uint8 item must be an image (H, W) or (C, H, W), not {tuple(x.shape)}: for others, convert")
+    return x if x.dim() == 3 else x[None]
