@@ -1,0 +1,42 @@
+"""What every model checks and computes about the images it is built for."""
+
+from math import ceil
+
+from torch import nn
+
+from ..errors import ConfigError
+
+Shape = tuple[int, int, int]
+
+
+def checked(shape: Shape, classes: int, smallest: int = 1) -> Shape:
+    """`shape` as (channels, height, width), or a ConfigError that says what was expected."""
+    sides = tuple(shape)
+    if len(sides) != 3 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ConfigError(f"shape is {shape!r}; expected (channels, height, width) as three whole numbers above 0")
+    if min(sides[1:]) < smallest:
+        raise ConfigError(
+            f"the images are {sides[1]}x{sides[2]}; expected at least {smallest}x{smallest}: "
+            "enlarge them, or build lenet300, which takes every size"
+        )
+    if not isinstance(classes, int) or classes < 1:
+        raise ConfigError(f"classes is {classes!r}; expected a whole number above 0")
+    return sides
+
+
+def scaled(channels: int, width: float) -> int:
+    """A layer's channels times the width factor."""
+    if not width > 0:
+        raise ConfigError(f"width is {width!r}; expected a factor above 0, such as 0.5 for half the channels")
+    return max(1, round(channels * width))
+
+
+def halved(shape: Shape, times: int) -> int:
+    """Pixels left after halving both sides, rounded up each time."""
+    return ceil(shape[1] / 2**times) * ceil(shape[2] / 2**times)
+
+
+def dropout_layer(rate: float) -> nn.Dropout:
+    if not 0 <= rate < 1:
+        raise ConfigError(f"dropout is {rate!r}; expected a share from 0 up to, but not including, 1")
+    return nn.Dropout(rate)
