@@ -1,0 +1,67 @@
+"""pruninglab: an interactive research workbench for neural-network pruning. `import pruninglab as lab`."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+from . import criteria, losses, masks, methods, models, recipes, results, schedules, storage
+from .data import Data, load, wrap
+from .errors import ConfigError, DataError, RunError
+from .masks import Masks, grow, keep_top, prunable
+from .method import Method
+from .models import build
+from .results import Result
+from .run import Run, Snapshot
+from .schedules import Constant, ConstantRate, CosineRate, Cubic, Exponential, Linear, Narang, Schedule, StepRate
+from .train import fit, prune
+
+if TYPE_CHECKING:
+    from . import plots
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "plots":  # matplotlib and seaborn take longer to import than the rest
+        return import_module(".plots", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "ConfigError",
+    "Constant",
+    "ConstantRate",
+    "CosineRate",
+    "Cubic",
+    "Data",
+    "DataError",
+    "Exponential",
+    "Linear",
+    "Masks",
+    "Method",
+    "Narang",
+    "Result",
+    "Run",
+    "RunError",
+    "Schedule",
+    "Snapshot",
+    "StepRate",
+    "build",
+    "criteria",
+    "fit",
+    "grow",
+    "keep_top",
+    "load",
+    "losses",
+    "masks",
+    "methods",
+    "models",
+    "plots",
+    "prunable",
+    "prune",
+    "recipes",
+    "results",
+    "schedules",
+    "storage",
+    "wrap",
+]

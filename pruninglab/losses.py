@@ -1,0 +1,25 @@
+"""Losses beyond torch's own. Any `loss(logits, y)` serves; with `takes_input = True` it is called with x as well."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Learn from the dense net's answers (Hinton 2015): share·T²·KL(teacher, student) + (1 - share)·cross-entropy."""
+
+    teacher: nn.Module
+    temperature: float = 4.0
+    share: float = 0.9
+    takes_input: ClassVar[bool] = True
+
+    def __call__(self, logits: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.teacher.to(x.device).eval()
+            target = F.log_softmax(self.teacher(x) / self.temperature, 1)
+        soft = F.kl_div(F.log_softmax(logits / self.temperature, 1), target, reduction="batchmean", log_target=True)
+        return self.share * self.temperature**2 * soft + (1 - self.share) * F.cross_entropy(logits, y)

@@ -1,0 +1,162 @@
+"""Figures from runs and results. Each returns a `Figure` and never shows it; `figure.alt` says it in words."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import figure as matplotlib_figure
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from .errors import ConfigError
+from .masks import Masks
+from .results import Result
+from .run import Run
+from .schedules import Schedule
+
+
+class Figure(matplotlib_figure.Figure):
+    """A matplotlib figure that shows itself in any notebook, with its words for those who cannot see it.
+
+    It needs neither pyplot nor a backend, so that nothing is drawn twice and a thread may draw too.
+    """
+
+    alt = ""
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        image = io.BytesIO()
+        self.savefig(image, format="png", dpi=100)
+        png = base64.b64encode(image.getvalue()).decode()
+        return {"image/png": png, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
+
+
+COLOURS = sns.color_palette("colorblind")
+_STYLE: dict[str, Any] = sns.axes_style("whitegrid") | {"axes.spines.top": False, "axes.spines.right": False}
+
+
+def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
+    """Validation accuracy and sparsity by epoch."""
+    results = _results(runs)
+    names = _labels(results, labels)
+    figure, (left, right) = _figure(2)
+    for result, name, colour in zip(results, names, COLOURS * len(names), strict=False):
+        epochs = [h["epoch"] for h in result.history]
+        left.plot(epochs, [h["val_accuracy"] for h in result.history], marker="o", ms=3, color=colour, label=name)
+        right.plot(epochs, [h["sparsity"] for h in result.history], marker="o", ms=3, color=colour, label=name)
+    left.set(xlabel="epoch", ylabel="validation accuracy")
+    right.set(xlabel="epoch", ylabel="sparsity of weights", ylim=(-0.03, 1.03))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(results) > 1:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    ends = "; ".join(
+        f"{n}: accuracy {r.history[-1]['val_accuracy']:.3f}" for n, r in zip(names, results, strict=True) if r.history
+    )
+    return _with_alt(figure, f"Validation accuracy and sparsity by epoch. At the end {ends}.")
+
+
+def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> Figure:
+    """The share of weights that is left in each layer, on a logarithmic axis; an x where a layer has nothing left."""
+    tables = dict(zip(_labels(runs, labels), map(_kept, runs), strict=True))
+    names = list(next(iter(tables.values())))
+    figure, (axes,) = _figure(1, width=7.5, height=0.35 * len(names) + 1.2)
+    least = min((share for kept in tables.values() for share in kept.values() if share), default=0.1) / 3
+    for i, (label, kept) in enumerate(tables.items()):
+        shares = np.array([kept[name] for name in names])
+        at = np.arange(len(names)) + (i - (len(tables) - 1) / 2) * 0.6 / len(tables)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(np.where(shares > 0, shares, np.nan), at, "o", color=colour, label=label)
+        axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour)
+    axes.set(xscale="log", xlim=(least, 1.2), xlabel="share of weights left", yticks=range(len(names)))
+    axes.set_yticklabels([n.removesuffix(".weight") for n in names], fontsize=8)
+    axes.invert_yaxis()
+    if len(tables) > 1:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    said = {label: ", ".join(f"{n} {s:.2%}" for n, s in kept.items()) for label, kept in tables.items()}
+    words = "; ".join(f"{label}: {shares}" for label, shares in said.items())
+    return _with_alt(figure, f"Share of weights left by layer. {words}.")
+
+
+def schedule(*schedules: Schedule) -> Figure:
+    """Sparsity over the progress of training."""
+    figure, (axes,) = _figure(1)
+    progress = np.linspace(0, 1, 101)
+    for one, colour in zip(schedules, COLOURS * len(schedules), strict=False):
+        top = max(one.final.values()) if isinstance(one.final, Mapping) else one.final
+        axes.plot(progress, [one.between(p, top) for p in progress], color=colour, label=str(one))
+    axes.set(xlabel="progress", ylabel="sparsity", ylim=(0, 1.03))
+    axes.legend(frameon=False, fontsize=8)
+    return _with_alt(figure, "Sparsity over progress for " + ", ".join(map(str, schedules)) + ".")
+
+
+def comparison(results: pd.DataFrame, by: str = "method") -> Figure:
+    """Test accuracy of each row group: one dot a run, hollow where there is only one; a bar at the mean of several."""
+    if results.empty:
+        raise ConfigError("there are no results to compare; is the folder right?")
+    figure, (axes,) = _figure(1, height=0.45 * len(set(results[by])) + 1.2)
+    groups = list(results.groupby(by, sort=False)["test_accuracy"])
+    for i, (_, values) in enumerate(groups):
+        single = len(values) == 1
+        axes.plot(values, [i] * len(values), "o", color=COLOURS[0], mfc="none" if single else COLOURS[0])
+        if not single:
+            axes.plot([values.mean()] * 2, [i - 0.25, i + 0.25], color="black")
+    axes.set(xlabel="test accuracy", yticks=range(len(groups)), ylim=(len(groups) - 0.5, -0.5))
+    axes.set_yticklabels([f"{name} (n = {len(values)})" for name, values in groups])
+    return _with_alt(
+        figure, "Test accuracy: " + ", ".join(f"{n} {v.mean():.3f} (n = {len(v)})" for n, v in groups) + "."
+    )
+
+
+def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Figure:
+    """The first 24 filters of a convolution, or a linear layer as one matrix; what is cut is left blank."""
+    weight = model.get_submodule(layer).weight.detach().cpu()
+    kept = masks[f"{layer}.weight"].cpu() if masks and f"{layer}.weight" in masks else weight != 0
+    top = float(weight.abs().max()) or 1.0
+    shown = weight.masked_fill(~kept, float("nan"))
+    images = [f.mean(0) if f.shape[0] > 1 else f[0] for f in shown[:24]] if weight.ndim == 4 else [shown]
+    columns = min(len(images), 12)
+    rows = -(-len(images) // columns)
+    with sns.axes_style("white"):
+        figure = Figure(figsize=(8, 0.8 * rows) if weight.ndim == 4 else (8, 3), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image in zip(grid.flat, images, strict=False):
+        axes.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top, aspect="equal" if weight.ndim == 4 else "auto")
+    return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} of {kept.numel():,} left, the others blank.")
+
+
+def _figure(panels: int, width: float = 0.0, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+    with sns.axes_style(_STYLE):
+        figure = Figure(figsize=(width or 4.2 * panels + 1.0, height), layout="constrained")
+        return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _with_alt(figure: Figure, alt: str) -> Figure:
+    figure.alt = alt
+    return figure
+
+
+def _results(runs: Sequence[Run | Result]) -> list[Result]:
+    if not runs:
+        raise ConfigError("there is nothing to draw; give at least one run or result.")
+    return [run.result if isinstance(run, Run) else run for run in runs]
+
+
+def _labels(runs: Sequence[Any], labels: Sequence[str] | None) -> list[str]:
+    if labels is not None:
+        if len(labels) != len(runs):
+            raise ConfigError(f"{len(labels)} labels for {len(runs)} runs; give one for each.")
+        return list(labels)
+    names = [r.result.name if isinstance(r, Run) else r.name if isinstance(r, Result) else "masks" for r in runs]
+    return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def _kept(run: Run | Result | Masks) -> dict[str, float]:
+    if isinstance(run, Masks):
+        return {name: kept / run[name].numel() for name, kept in run.kept_by_layer.items()}
+    return {x["layer"]: x["kept"] / x["total"] for x in _results([run])[0].layers}

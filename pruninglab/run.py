@@ -1,0 +1,337 @@
+"""`Run`, the one argument that methods get; `Snapshot`, all that a rewind restores; `evaluate`, the one measure."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _html, criteria, storage
+from .data import Data
+from .errors import ConfigError, DataError
+from .masks import Masks, Sparsity, keep_top, prunable, units
+from .method import Method
+from .results import Result, label
+from .schedules import Rate
+from .seeds import generator, own_randomness
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of a `fit`, resolved: what a record holds and what a checkpoint compares."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    rate: Rate
+    loss: Callable[..., Tensor]
+    metric: Callable[[Tensor, Tensor], Tensor]
+    seed: int
+    precision: str
+    skip: tuple[str, ...]
+    biases: bool
+    norms: bool
+    patience: int | None
+    keep: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One change of the masks: when, how many weights were kept before and after, how many came back."""
+
+    step: int
+    before: int
+    after: int
+    revived: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights, buffers, masks, optimizer and step. `fit(start=snapshot)` goes on from there, rate included."""
+
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    masks: Masks
+    step: int = 0
+    optimizer: dict[str, dict[str, Tensor]] | None = None
+    score: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, masks: Masks | None = None) -> "Snapshot":
+        """The weights and buffers of any model, at step 0."""
+        weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        return cls(weights, buffers, Masks() if masks is None else masks.clone())
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module) -> nn.Module:
+        """Set weights and buffers, nothing else."""
+        own = dict(model.named_parameters()) | dict(model.named_buffers())
+        stored = self.weights | self.buffers
+        differing = sorted(own.keys() ^ stored.keys()) or [n for n, t in stored.items() if own[n].shape != t.shape]
+        if differing:
+            raise ConfigError(f"this snapshot is of another model; they differ in {', '.join(differing[:5])}.")
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+        return model
+
+    def save(self, path: str | Path) -> None:
+        storage.save_state(storage.check_writable(path, "path"), {f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Snapshot":
+        state = storage.load_state(path)
+        return cls(**{**state, "masks": Masks(state["masks"])})
+
+
+class Run:
+    """One training: what methods see at each moment, and what is left to look at when it is over."""
+
+    model: nn.Module
+    net: nn.Module
+    """What is called; it unwraps to `model`."""
+    optimizer: torch.optim.Optimizer
+    x: Tensor
+    y: Tensor
+    logits: Tensor
+    result: Result
+
+    def __init__(self, model: nn.Module, data: Data, methods: Sequence[Method], options: Options, device: torch.device):
+        self.model = self.net = model
+        self.data = data
+        self.methods = list(methods)
+        self.options = options
+        self.device = device
+        self.step = self.epoch = 0
+        self.epochs = options.epochs
+        self.steps_per_epoch = -(-len(data.train) // options.batch_size)
+        self.steps = self.epochs * self.steps_per_epoch
+        self.history: list[dict[str, Any]] = []
+        self.cuts: list[Cut] = []
+        self.status, self.reason = "running", ""
+        self.best: Snapshot | None = None
+        """The state with the best validation score among those at the final mask."""
+        self.target: dict[str, Any] | None = None
+        self.config: dict[str, Any] = {}
+        self.start: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        self.randomness = own_randomness(options.seed, device)
+        self._masks = Masks()
+        self.find_weights()
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.steps if self.steps else 1.0
+
+    @property
+    def masks(self) -> Masks:
+        return self._masks
+
+    @masks.setter
+    def masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Cut at once. Never revives: what is pruned stays pruned whatever `masks` says; `grow` is the other verb."""
+        Masks(masks).check(self.weights)
+        self._change(self._masks & {name: mask.to(self.device) for name, mask in masks.items()})
+
+    @property
+    def last_cut(self) -> Cut | None:
+        return self.cuts[-1] if self.cuts else None
+
+    @property
+    def sparsity(self) -> float:
+        return self._masks.sparsity
+
+    @property
+    def settled(self) -> bool:
+        """Whether no method means to cut any more."""
+        return all(method.settled for method in self.methods)
+
+    @torch.no_grad()
+    def grow(self, masks: Mapping[str, Tensor]) -> int:
+        """Bring weights back. They start at 0, and so does what the optimizer remembers of them. Returns how many."""
+        Masks(masks).check(self.weights)
+        new = Masks({name: mask.to(self.device) & ~self._masks[name] for name, mask in masks.items()})
+        states = self.optimizer.state if hasattr(self, "optimizer") else {}
+        for name, grown in new.items():
+            weight = self.weights[name]
+            for tensor in (weight, *states.get(weight, {}).values()):
+                if isinstance(tensor, Tensor) and tensor.shape == grown.shape:
+                    tensor.masked_fill_(grown, 0)
+        revived = new.kept
+        if revived:
+            self._change(self._masks | new, revived)
+        return revived
+
+    def score(self, criterion: "str | criteria.Criterion") -> dict[str, Tensor]:
+        """Scores of the weights in scope, taken in eval mode on shuffled training batches of this run's own."""
+        criterion = criteria.resolve(criterion)
+        with evaluating(self.model):
+            scores = criterion(self.model, _Shuffled(self))
+        if missing := [name for name in self.weights if name not in scores]:
+            raise ConfigError(
+                f"{label(criterion)} gave no score for {', '.join(missing)}; it has to score every weight in scope."
+            )
+        return {name: scores[name].to(self.device) for name in self.weights}
+
+    def cut(
+        self, criterion: "str | criteria.Criterion", sparsity: Sparsity, scope: str = "global", unit: str = "weight"
+    ) -> None:
+        """Score, choose and cut. A sparsity below what is pruned already cuts nothing more."""
+        sparsity = self._masks.at_least(sparsity, unit)
+        self.masks = keep_top(self.score(criterion), sparsity, scope=scope, unit=unit, within=self._masks)
+
+    def aim(self, sparsity: Sparsity, scope: str = "global", unit: str = "weight") -> None:
+        """Say in `on_start` what is to be reached: refused now where arithmetic rules it out, checked at the end."""
+        if not self.weights:
+            raise ConfigError(
+                "this model has nothing to prune: no convolution or linear weight is in scope. "
+                "Check `skip`, or pass biases=True or norms=True."
+            )
+        flat = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in self._masks.items()}
+        wanted = keep_top(flat, sparsity, scope=scope, unit=unit, within=self._masks)
+        self.target = {"sparsity": sparsity, "scope": scope, "unit": unit, "kept": units(wanted, unit)[0]}
+
+    def evaluate(self, split: "str | Batches" = "val") -> dict[str, float]:
+        """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
+        batches = getattr(self.data, split) if isinstance(split, str) else split
+        with evaluating(self.model), torch.inference_mode(), self.autocast():
+            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
+
+    def snapshot(self, score: float | None = None) -> Snapshot:
+        """A copy of all that a rewind needs, as it is now."""
+        now = Snapshot.of(self.model, self._masks)
+        optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
+        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score)
+
+    def stop(self, reason: str) -> None:
+        """End after this step; the reason goes into the record."""
+        self.status, self.reason = "stopped", reason
+
+    def find_weights(self) -> None:
+        """Canonical name -> tensor of each weight in scope; for whoever changes the model's parameters."""
+        options = self.options
+        self.weights = prunable(self.model, biases=options.biases, norms=options.norms, skip=options.skip)
+        self._masks = self._masks or Masks.full(self.weights)
+        self._prepare_masks()
+
+    def apply_masks(self) -> None:
+        """One foreach multiply; what is not kept becomes 0."""
+        if self._factors:
+            torch._foreach_mul_(self._masked, self._factors)  # pyright: ignore[reportPrivateImportUsage]
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record."""
+        return self.result.save(path)
+
+    def __repr__(self) -> str:
+        return repr(self.result) if hasattr(self, "result") else f"Run({self.status}, step {self.step} of {self.steps})"
+
+    def _repr_html_(self) -> str:
+        return self.result._repr_html_() if hasattr(self, "result") else f"<code>{_html.cell(repr(self))}</code>"
+
+    def _change(self, masks: Masks, revived: int = 0) -> None:
+        before, after = self._masks.kept, masks.kept
+        if before == after and not revived:
+            return
+        self.cuts.append(Cut(self.step, before, after, revived))
+        self._masks = masks
+        self._prepare_masks()
+        masks.apply_({name: weight.data for name, weight in self.weights.items()})
+        self.best = None  # counts only among states at the final mask
+
+    def _prepare_masks(self) -> None:
+        """The masks that cut anything, in their weights' memory format: the fast path of the foreach multiply."""
+        some = [name for name, mask in self._masks.items() if not bool(mask.all())]
+        self._masked = [self.weights[name].data for name in some]
+        self._factors = [torch.empty_like(self.weights[n], dtype=torch.bool).copy_(self._masks[n]) for n in some]
+
+
+class _Shuffled:
+    """Training batches in an order of their own, not augmented; a pure function of the run's seed and step."""
+
+    def __init__(self, run: Run):
+        self.train, self.size, self.seed, self.step = run.data.train, run.options.batch_size, run.options.seed, run.step
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.train), generator=generator(self.seed, "criterion", self.step))
+        return iter(self.train.batches(order.split(self.size)))
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """1 for each right answer, 0 for each wrong one."""
+    return (logits.argmax(1) == y).float()
+
+
+def evaluate(
+    net: Callable[[Tensor], Tensor],
+    batches: Batches,
+    loss: Callable[..., Tensor],
+    metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """Means over samples, whatever the sizes of the batches; the device is read once, at the end."""
+    exact = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    sums, seen = torch.zeros(3, dtype=exact, device=device), 0
+    names = ["loss", "accuracy"]
+    for x, y in batches:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        logits = net(x)
+        values = [loss(*loss_arguments(loss, logits, y, x)) * len(y), metric(logits, y).sum()]
+        if logits.ndim == 2 and logits.shape[1] >= 100:
+            names = ["loss", "accuracy", "top5"]
+            values.append((logits.topk(5, 1).indices == y[:, None]).sum())
+        sums[: len(values)] += torch.stack([v.detach().to(exact) for v in values])
+        seen += len(y)
+    if not seen:
+        raise DataError("there is nothing to evaluate: the split gave no batches.")
+    return dict(zip(names, (sums / seen).tolist(), strict=False))
+
+
+def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """`(logits, y)`, and x for a loss that asks for a third argument by the attribute `takes_input`."""
+    return (logits, y, x) if getattr(loss, "takes_input", False) else (logits, y)
+
+
+def optimizer_state(run: Run) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer remembers, by parameter name."""
+    names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
+    return {
+        names[p]: {k: v.detach().clone() for k, v in state.items() if isinstance(v, Tensor)}
+        for p, state in run.optimizer.state.items()
+        if p in names
+    }
+
+
+def load_optimizer(run: Run, stored: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Set what the optimizer remembers; tensors of a weight's shape take its memory format."""
+    named = dict(run.model.named_parameters())
+    for name, state in stored.items():
+        weight = named[name]
+        run.optimizer.state[weight] = {
+            k: torch.empty_like(weight, dtype=v.dtype).copy_(v) if v.shape == weight.shape else v.clone()
+            for k, v in state.items()
+        }
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Eval mode, and afterwards each module's own mode again: some may have been frozen by their owner."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

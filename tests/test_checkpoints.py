@@ -1,0 +1,125 @@
+"""Killed at any moment and resumed: the same bits. Another configuration or a damaged file: refused, and why."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import pruninglab as lab
+from pruninglab import storage
+
+SCRIPT = """
+import sys, torch, pruninglab as lab
+torch.set_num_threads(1)
+data = lab.load("digits", train=300, test=60, size=14, augment="shift")
+model = lab.build("resnet20", data, seed=0, width=0.25)
+model.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), model.fc)
+run = lab.fit(
+    model, data, lab.methods.Gradual(lab.Cubic(0.9), reactivate=True), epochs=12, batch_size=30, optimizer="sgd",
+    lr=0.1, weight_decay=1e-3, keep="best", checkpoint=sys.argv[1], every=4, record=sys.argv[2], progress=False,
+)
+print(lab.results.tensor_hash(run.model.state_dict()), run.masks.fingerprint)
+"""
+
+
+def start(folder: Path, name: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT, str(folder / f"{name}.safetensors"), str(folder / f"{name}.json")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_at_five_random_moments_gives_the_same_bits(tmp_path):
+    undisturbed = start(tmp_path, "whole").communicate(timeout=240)[0]
+    chance, kills, output = random.Random(0), 0, ""
+    for _ in range(40):
+        process = start(tmp_path, "killed")
+        checkpoint = tmp_path / "killed.safetensors"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while kills < 5 and process.poll() is None:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:  # training has got further
+                time.sleep(chance.uniform(0.0, 0.2))
+                process.kill()
+                break
+            time.sleep(0.005)
+        output = process.communicate(timeout=240)[0]
+        if process.returncode == 0:
+            break
+        kills += process.returncode == -signal.SIGKILL
+    assert kills == 5
+    assert output == undisturbed
+    whole, killed = (lab.Result.read(tmp_path / f"{n}.json") for n in ("whole", "killed"))
+    assert {k: v for k, v in vars(killed).items() if k != "times"} == {
+        k: v for k, v in vars(whole).items() if k != "times"
+    }
+    assert not [p for p in os.listdir(tmp_path) if p.startswith(".") and "whole" in p]
+
+
+@pytest.fixture(scope="module")
+def data() -> lab.Data:
+    return lab.load("digits", train=200, test=60, size=8)
+
+
+@pytest.fixture
+def fit(data, tmp_path):
+    def go(*methods, path=tmp_path / "c.safetensors", **options):
+        model = lab.build("lenet300", data, seed=options.pop("model_seed", 0))
+        return lab.fit(model, data, *methods, progress=False, checkpoint=path, **{"epochs": 2, **options})
+
+    return go
+
+
+def test_a_finished_run_is_not_trained_again(fit):
+    method = lab.methods.Gradual(lab.Cubic(0.5))
+    first, second = fit(method), fit(method)
+    assert torch.equal(first.model.fc1.weight, second.model.fc1.weight)
+    assert second.history == first.history
+    assert second.result.accuracy == first.result.accuracy
+
+
+def test_another_configuration_is_refused_with_the_difference(fit):
+    fit(lab.methods.OneShot(0.5))
+    with pytest.raises(lab.RunError, match=r"lr was 0\.001 there and is 0\.01 now"):
+        fit(lab.methods.OneShot(0.5), lr=0.01)
+    with pytest.raises(lab.RunError, match=r"methods\[0\]\.sparsity was 0\.5 there and is 0\.9 now"):
+        fit(lab.methods.OneShot(0.9))
+    with pytest.raises(lab.RunError, match=r"start\.weights was"):
+        fit(lab.methods.OneShot(0.5), model_seed=1)
+
+
+def test_a_damaged_checkpoint_is_named(fit, tmp_path):
+    path = tmp_path / "c.safetensors"
+    fit()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(lab.DataError, match=r"c\.safetensors cannot be read as a state file"):
+        fit()
+
+
+def test_state_makes_the_round_trip(tmp_path):
+    state = {"a": [1, 2.5, None, "x", True], "b": {"t": torch.arange(6).view(2, 3), 3: torch.tensor(1.0)}, "c": []}
+    storage.save_state(tmp_path / "s", state)
+    again = storage.load_state(tmp_path / "s")
+    assert again["a"] == state["a"]
+    assert again["c"] == []
+    assert torch.equal(again["b"]["t"], state["b"]["t"])
+    assert again["b"][3] == 1
+    with pytest.raises(lab.ConfigError, match="holds a set"):
+        storage.save_state(tmp_path / "s", {"x": {1}})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    storage.write_atomic(path, b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]

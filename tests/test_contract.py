@@ -1,0 +1,107 @@
+"""What every method has to keep, whatever it does: the list in `METHODS` is the package's own."""
+
+import copy
+import pickle
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import pruninglab as lab
+from pruninglab import methods
+
+METHODS: dict[str, list[lab.Method]] = {
+    "Dense": [methods.Dense()],
+    "OneShot": [methods.OneShot(0.9)],
+    "OneShot-random": [methods.OneShot(0.9, "random")],
+    "OneShot-erk-taylor": [methods.OneShot(0.9, "taylor", scope="erk")],
+    "OneShot-channel": [methods.OneShot(0.5, scope="layer", unit="channel")],
+    "Gradual": [methods.Gradual(lab.Cubic(0.9))],
+    "Gradual-layer": [methods.Gradual(lab.Linear(0.9), "gradient", scope="layer", end=1.0)],
+    "Gradual-reactivate": [methods.Gradual(lab.Exponential(0.9), reactivate=True)],
+    "Gradual-patterns": [methods.Gradual(lab.Narang({"*conv*": 0.5, "fc*": 0.9}))],
+    "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
+}
+NETS = {"lenet5": {}, "resnet20": {"width": 0.25}}
+
+
+@pytest.fixture(scope="module")
+def data() -> lab.Data:
+    return lab.load("digits", train=200, test=60, size=16)
+
+
+@pytest.fixture(scope="module", params=NETS)
+def model(request, data) -> nn.Module:
+    return lab.build(request.param, data, seed=0, **NETS[request.param])
+
+
+def train(model, data, made, **options):
+    return lab.fit(model, data, *made, epochs=2, batch_size=40, progress=False, **options)
+
+
+def test_the_list_names_every_method():
+    assert {type(m).__name__ for made in METHODS.values() for m in made} == set(methods.__all__)
+
+
+@pytest.mark.parametrize("made", METHODS.values(), ids=METHODS)
+def test_contract(model, data, made, tmp_path, monkeypatch):
+    if any("fc*" in str(m) for m in made) and not hasattr(model, "fc1"):
+        made = [methods.Gradual(lab.Narang({"*conv*": 0.5}))]
+    run = train(model, data, made, seed=1)
+
+    # the target is reached exactly, or the record says that it was missed
+    assert run.status in ("done", "target_missed")
+    if run.target:
+        kept, total = lab.masks.units(run.masks, run.target["unit"])
+        assert (kept == run.target["kept"]) == (run.status == "done")
+        assert 0 < kept < total
+
+    # pruned entries are exactly 0, the others are left alone
+    for name, mask in run.masks.items():
+        weight = run.model.get_parameter(name)
+        assert not weight[~mask].any()
+        assert weight[mask].all()
+
+    # the model is plain: same keys in the same order, copied, pickled, loaded
+    assert list(run.model.state_dict()) == list(model.state_dict())
+    assert [type(m) for m in run.model.modules()] == [type(m) for m in model.modules()]
+    pickled = pickle.loads(pickle.dumps(copy.deepcopy(run.model)))  # noqa: S301
+    fresh = lab.build(model.built["name"], data, seed=9, **model.built["options"])
+    fresh.load_state_dict(run.model.state_dict())
+    x, _ = next(iter(data.test))
+    with torch.inference_mode():
+        assert torch.equal(pickled(x), run.model(x))
+        assert torch.equal(fresh.eval()(x), run.model(x))
+
+    # same seed, same masks and weights; the same instances serve twice
+    again = train(model, data, made, seed=1)
+    assert again.masks.fingerprint == run.masks.fingerprint
+    assert weights(again) == weights(run)
+
+    # broken off in the middle and resumed: the same bits, in the record too
+    path = tmp_path / "run.safetensors"
+    train(model, data, [*made, Breaks()], seed=1, checkpoint=path, every=3)
+    monkeypatch.setattr(Breaks, "at", -1)
+    resumed = train(model, data, [*made, Breaks()], seed=1, checkpoint=path, every=3)
+    assert resumed.step == run.step
+    assert weights(resumed) == weights(run)
+    assert resumed.masks.fingerprint == run.masks.fingerprint
+    assert resumed.history == run.history
+    assert resumed.cuts == run.cuts
+
+
+def weights(run: lab.Run) -> str:
+    return lab.results.tensor_hash(run.model.state_dict())
+
+
+@dataclass
+class Breaks(lab.Method):
+    """Ends the run after a step, as Ctrl-C does."""
+
+    at: ClassVar[int] = 7
+
+    def on_step(self, run):
+        if run.step == self.at:
+            run.status = "interrupted"
