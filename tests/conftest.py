@@ -1,0 +1,37 @@
+"""What every test starts from: one thread, exact denormals, no window, its own cache, the same examples each time."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the kernels and workers of a test inherit it
+
+import hypothesis
+import matplotlib
+import pytest
+import torch
+
+# Not the environment variable: a notebook kernel started by a test would inherit that and show no figure.
+matplotlib.use("Agg")
+
+hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)  # --hypothesis-profile=search
+hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Generated data is kept for one session, and shared by its workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pruninglab-cache"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNINGLAB_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def arithmetic() -> None:
+    """Undo what the test before may have set for the whole process."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
