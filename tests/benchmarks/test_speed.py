@@ -1,0 +1,113 @@
+"""Speed as ratios, both sides measured side by side in one process: absolute times belong to one machine.
+
+`make bench` prints them. Rounds alternate between the sides, and the median of the round ratios is taken, so that a
+machine that slows down in between slows both.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+import pruninglab as lab
+from pruninglab._torchvision import torchvision
+
+IMAGES, BATCH = 2000, 100
+
+
+@pytest.fixture(scope="module")
+def data() -> lab.Data:
+    return lab.load("strokes", train=2200, test=100, val=0.0909)
+
+
+def plain_lenet() -> nn.Module:
+    """The same net as most tutorials write it."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
+    )
+
+
+class PerSample(Dataset):
+    """Images transformed one by one, as torchvision's data sets do."""
+
+    def __init__(self, data: lab.Data):
+        to_pil = torchvision.transforms.ToPILImage()
+        self.images = [to_pil(image) for image in data.train.x]
+        self.labels = data.train.y.tolist()
+        steps = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize((0.1,), (0.3,))]
+        self.transform = torchvision.transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.transform(self.images[i]), self.labels[i]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def ratio(slow: Callable[[], object], fast: Callable[[], object], rounds: int = 7) -> float:
+    """Time of `slow` over time of `fast`."""
+    slow(), fast()
+    return statistics.median(seconds(slow) / seconds(fast) for _ in range(rounds))
+
+
+def test_training_with_masks_is_twice_as_fast_as_the_plain_idiom(data):
+    dataset = PerSample(data)
+    net = plain_lenet()
+    optimizer = torch.optim.Adam(net.parameters())
+
+    def plain() -> None:
+        net.train()
+        for x, y in DataLoader(dataset, BATCH, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+    model, masks = lab.prune(lab.build("lenet5", data), 0.9)
+    run = lab.fit(model, data, masks=masks, epochs=1, progress=False)
+    assert run.masks.sparsity == pytest.approx(0.9, abs=1e-4)
+
+    def ours() -> None:
+        epoch(run)
+
+    found = ratio(plain, ours)
+    print(f"\nplain idiom / pruninglab with masks, lenet5, batch {BATCH}: {found:.2f} x")
+    assert found >= 2
+
+
+def test_masks_cost_at_most_five_percent_of_a_step(data):
+    dense = lab.fit(lab.build("lenet5", data), data, epochs=1, progress=False)
+    masked = lab.fit(dense, data, lab.methods.OneShot(0.9), epochs=1, progress=False)
+    found = ratio(lambda: epoch(masked), lambda: epoch(dense), rounds=15)
+    print(f"\nstep with masks / step without, lenet5, batch {BATCH}: {found:.3f}")
+    assert found <= 1.05
+
+
+def epoch(run: lab.Run) -> None:
+    """One more epoch of a run, through the trainer's own loop, without the evaluation at its end."""
+    from pruninglab import train
+
+    run.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    run.find_weights()
+    run.optimizer = train._OPTIMIZERS["adam"](run)
+    for group in run.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    run.epoch, run.step, run.epochs, run.status = 0, 0, 1, "running"
+    evaluate = train._end_of_epoch
+    train._end_of_epoch = lambda run, loss_sum, bar: setattr(run, "epoch", run.epoch + 1)
+    try:
+        train._train(run, 0.0, None, 10**9, False)
+    finally:
+        train._end_of_epoch = evaluate
