@@ -10,7 +10,6 @@ from torch import nn
 from ..criteria import Criterion
 from ..data import Data
 from ..errors import ConfigError
-from ..masks import Masks
 from ..methods import OneShot
 from ..run import Run
 from ..schedules import Exponential, Schedule
@@ -59,23 +58,24 @@ def iterative(
             break
         cut = OneShot(schedule(number / rounds), criterion, scope, unit)
         rate = lr / 10 if retrain_lr is None else retrain_lr
-        start = _with_less_dropout(before, dense.masks)
+        start = _with_less_dropout(before, dense)
         runs.append(fit(start, data, cut, epochs=retrain or epochs, lr=rate, **files(number), **options))
     return runs
 
 
-def _with_less_dropout(run: Run, dense: Masks) -> Run:
-    """The same run, its dropout layers scaled by what was pruned of the layer that each of them feeds."""
-    modules = list(run.model.named_modules())
-    if not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p for _, m in modules):
+def _with_less_dropout(run: Run, dense: Run) -> Run:
+    """The same run, each dropout of the dense net scaled by what is pruned of the layer that it feeds."""
+    rates = {
+        name: m.p for name, m in dense.model.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p
+    }
+    if not rates:
         return run
     run = copy.copy(run)
     run.model = copy.deepcopy(run.model)
-    feeds, last = {}, None
+    fed = None
     for name, module in reversed(list(run.model.named_modules())):
-        last = f"{name}.weight" if f"{name}.weight" in run.masks else last
-        if isinstance(module, nn.modules.dropout._DropoutNd) and last:
-            feeds[module] = last
-    for module, name in feeds.items():
-        module.p *= math.sqrt(int(run.masks[name].sum()) / max(int(dense[name].sum()), 1))
+        fed = f"{name}.weight" if f"{name}.weight" in run.masks else fed
+        if name in rates and fed:
+            kept, before = run.masks.kept_by_layer[fed], dense.masks.kept_by_layer[fed]
+            module.p = rates[name] * math.sqrt(kept / max(before, 1))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return run

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import pruninglab as lab
 from pruninglab._torchvision import torchvision
+from pruninglab.data import Split
 
 IMAGES, BATCH = 2000, 100
 
@@ -39,6 +40,7 @@ class PerSample(Dataset):
 
     def __init__(self, data: lab.Data):
         to_pil = torchvision.transforms.ToPILImage()
+        assert isinstance(data.train, Split)
         self.images = [to_pil(image) for image in data.train.x]
         self.labels = data.train.y.tolist()
         steps = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize((0.1,), (0.3,))]
@@ -59,7 +61,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def ratio(slow: Callable[[], object], fast: Callable[[], object], rounds: int = 7) -> float:
     """Time of `slow` over time of `fast`."""
-    slow(), fast()
+    slow()
+    fast()
     return statistics.median(seconds(slow) / seconds(fast) for _ in range(rounds))
 
 

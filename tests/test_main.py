@@ -1,0 +1,57 @@
+"""The command line: what it prints, what it leaves, and how it fails."""
+
+import sys
+
+import pytest
+
+import pruninglab as lab
+from pruninglab.__main__ import main
+from pruninglab.progress import Bar
+
+
+def test_data_lists_what_can_be_loaded_now(capsys):
+    assert main(["data"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("digits")] == ["ready"]
+    assert "CIFAR10" in shown
+
+
+def test_results_prints_a_table_or_writes_csv(tmp_path, capsys):
+    data = lab.load("digits", train=200, test=60, size=8)
+    lab.fit(lab.build("lenet300", data), data, epochs=1, progress=False, record=tmp_path / "my-run.json")
+    (tmp_path / "foreign.json").write_text("{}")
+    assert main(["results", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "my run" in shown.out
+    assert "test accuracy" in shown.out
+    assert "left out" in shown.err
+    assert main(["results", str(tmp_path), "--csv", str(tmp_path / "all.csv")]) == 0
+    assert "sparsity_all" in (tmp_path / "all.csv").read_text().splitlines()[0]
+
+
+def test_errors_are_one_line_and_a_status(tmp_path, capsys):
+    assert main(["results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("pruninglab: no records found")
+    with pytest.raises(SystemExit):
+        main(["prune"])
+
+
+def test_progress_in_a_log_is_lines_without_control_characters(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    bar = Bar(100, "Dense")
+    bar.mininterval = 0.0
+    for _ in range(100):
+        bar.update()
+    bar.finish("10 epochs, 100 steps")
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert "\x1b" not in shown
+    assert "Dense:  50%" in shown
+    assert shown.splitlines()[-1] == "10 epochs, 100 steps"
+
+
+def test_progress_can_be_off(capsys):
+    bar = Bar(3, "Dense", enabled=False)
+    bar.update()
+    bar.finish("done")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,65 @@
+"""Figures draw what they are given, show themselves, say themselves in words, and never call for a window."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+import pruninglab as lab
+from pruninglab.methods import Gradual, OneShot
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[lab.Run]:
+    data = lab.load("digits", train=200, test=60, size=14)
+    model = lab.build("lenet5", data)
+    made = [OneShot(0.9), OneShot({"fc1.weight": 0.99}), Gradual(lab.Cubic(0.9))]
+    return [lab.fit(model, data, m, epochs=3, progress=False) for m in made]
+
+
+def test_history_draws_one_line_a_run(runs):
+    figure = lab.plots.history(*runs)
+    left, right = figure.axes
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in left.lines]
+    assert drawn == [[h["val_accuracy"] for h in r.history] for r in runs]
+    assert len(right.lines) == 3
+    assert "OneShot (1): accuracy" in figure.alt
+
+
+def test_layers_marks_what_has_collapsed(runs):
+    masks = lab.Masks({n: m & (n != "conv1.weight") for n, m in runs[0].masks.items()})
+    figure = lab.plots.layers(runs[0], masks, labels=["a", "b"])
+    assert "conv1.weight 0.00%" in figure.alt
+    crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x" and len(line.get_xdata())]  # pyright: ignore[reportArgumentType]
+    assert len(crosses) == 1
+
+
+def test_comparison_draws_a_single_run_hollow():
+    frame = pd.DataFrame({"method": ["a", "a", "b"], "test_accuracy": [0.5, 0.7, 0.6]})
+    figure = lab.plots.comparison(frame)
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() == "none" for line in dots] == [False, True]
+    assert "a 0.600 (n = 2)" in figure.alt
+
+
+def test_schedules_and_filters_draw(runs):
+    assert "Cubic(final=0.9" in lab.plots.schedule(lab.Cubic(0.9), lab.Narang({"a": 0.5})).alt
+    assert "conv1" in lab.plots.filters(runs[0].model, "conv1").alt
+    assert "of 5,000 left" in lab.plots.filters(runs[0].model, "fc2", runs[0].masks).alt
+
+
+def test_a_figure_shows_itself_and_needs_no_window(runs):
+    figure = lab.plots.history(runs[0])
+    shown, about = figure._repr_mimebundle_()
+    assert shown["image/png"].startswith("iVBOR")
+    assert shown["text/plain"] == about["image/png"]["alt"] == figure.alt
+    assert plt.get_fignums() == []
+
+
+def test_what_cannot_be_drawn_is_said(runs):
+    with pytest.raises(lab.ConfigError, match="at least one run"):
+        lab.plots.history()
+    with pytest.raises(lab.ConfigError, match="1 labels for 2 runs"):
+        lab.plots.history(runs[0], runs[1], labels=["a"])
+    with pytest.raises(lab.ConfigError, match="no results"):
+        lab.plots.comparison(pd.DataFrame())

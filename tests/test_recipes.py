@@ -1,0 +1,78 @@
+"""What trains more than once: rounds, budgets, and going on from a folder."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pruninglab as lab
+from pruninglab.recipes import iterative
+
+
+@pytest.fixture(scope="module")
+def blobs() -> lab.Data:
+    source = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 4
+    x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
+    return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")
+
+
+def mlp(dropout: float = 0.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 4))
+
+
+def test_each_round_cuts_the_same_share_of_the_survivors(blobs):
+    runs = iterative(mlp(), blobs, 0.9, rounds=4, epochs=2, retrain=1, progress=False)
+    kept = [run.masks.kept for run in runs]
+    assert kept == [448, *(448 - int(448 * (1 - 0.1 ** (r / 4)) + 0.5) for r in range(1, 5))]
+    assert [run.result.budget["steps_before"] for run in runs] == [
+        0,
+        *(runs[0].step + r * runs[1].step for r in range(4)),
+    ]
+    assert {run.start["dense"] for run in runs[1:]} == {runs[1].start["weights"]}
+    assert runs[1].result.config["lr"] == pytest.approx(1e-4)
+
+
+def test_the_default_criterion_is_a_quality_factor(blobs):
+    """One threshold on |w| / deviation: what is kept of each layer lies above the same multiple of its deviation."""
+    dense, pruned = iterative(mlp(), blobs, 0.5, rounds=1, epochs=1, retrain=1, retrain_lr=0.0, progress=False)
+    factors = []
+    for name, weight in lab.prunable(dense.model).items():
+        normed = weight.detach().abs() / weight.detach().std(correction=0)
+        kept = pruned.masks[name]
+        factors.append((normed[~kept].max().item(), normed[kept].min().item()))
+    assert max(low for low, _ in factors) <= min(high for _, high in factors) + 1e-6
+
+
+def test_dropout_shrinks_with_the_connections_it_acts_on(blobs):
+    runs = iterative(mlp(dropout=0.4), blobs, 0.75, rounds=3, epochs=1, progress=False)
+    shares = [int(run.masks["3.weight"].sum()) / 128 for run in runs]
+    assert [run.model.get_submodule("2").p for run in runs] == pytest.approx(
+        [0.4, 0.4, *(0.4 * share**0.5 for share in shares[1:3])]
+    )
+    assert runs[0].model.get_submodule("2").p == 0.4
+
+
+def test_a_folder_is_gone_on_from(blobs, tmp_path):
+    def go(rounds: int) -> list[lab.Run]:
+        schedule = lab.Linear(0.8)
+        return iterative(mlp(), blobs, schedule, rounds=rounds, epochs=1, folder=tmp_path, progress=False)
+
+    first = go(2)
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["round-00.json", "round-01.json", "round-02.json"]
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+    second = go(2)
+    assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}  # nothing was trained
+    assert lab.results.tensor_hash(first[-1].model.state_dict()) == lab.results.tensor_hash(
+        second[-1].model.state_dict()
+    )
+
+
+def test_a_finished_run_is_the_dense_start(blobs):
+    dense = lab.fit(mlp(), blobs, epochs=3, progress=False)
+    runs = iterative(dense, blobs, 0.5, rounds=1, epochs=2, progress=False)
+    assert runs[0] is dense
+    assert runs[1].result.budget["steps_before"] == dense.step
+    with pytest.raises(lab.ConfigError, match="rounds=0"):
+        iterative(dense, blobs, 0.5, rounds=0, epochs=1)

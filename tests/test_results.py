@@ -1,0 +1,136 @@
+"""The record: complete, read back as one table, and every number in it by hand."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import pruninglab as lab
+from pruninglab import results
+from pruninglab.methods import OneShot
+
+
+@pytest.fixture(scope="module")
+def run() -> lab.Run:
+    data = lab.load("digits", train=200, test=60, size=28)
+    return lab.fit(lab.build("lenet5", data, seed=3), data, OneShot(0.9), epochs=2, seed=4, progress=False)
+
+
+def test_a_record_makes_the_round_trip(run, tmp_path):
+    path = run.save(tmp_path / "sub" / "a.json")
+    assert lab.Result.read(path) == lab.Result(**json.loads(path.read_text()))
+    assert json.loads(path.read_text())["schema"] == 1
+    assert path.stat().st_mode & 0o444 == 0o444  # others may read it
+
+
+def test_a_record_says_what_is_needed_to_repeat_it(run):
+    config, environment = run.result.config, run.result.environment
+    assert config["model"]["name"] == "lenet5"
+    assert config["model"]["seed"] == 3
+    assert (config["seed"], config["data"]["seed"], config["epochs"]) == (4, 0, 2)
+    assert config["methods"][0] == {
+        "name": "OneShot",
+        "sparsity": 0.9,
+        "criterion": "magnitude",
+        "scope": "global",
+        "unit": "weight",
+    }
+    assert environment["torch"] == torch.__version__
+    assert environment["cpu"]
+    assert run.result.budget["steps"] == run.step == 4
+    assert len(run.start["weights"]) == 16
+
+
+def test_sparsity_says_of_what(run):
+    cut = round(0.9 * 430_500)
+    assert run.result.sparsity["weights"] == pytest.approx(cut / 430_500)
+    assert run.result.sparsity["weights_and_biases"] == pytest.approx(cut / 431_080)
+    assert run.result.sparsity["all"] == pytest.approx(cut / 431_080)
+    assert run.result.size["parameters"] == 431_080
+    assert run.result.size["nonzero"] == 431_080 - cut
+
+
+def test_flops_by_hand(run):
+    """Two operations a multiply-add: 24·24·20·25, 8·8·50·500, 400,000 and 5,000 of them."""
+    macs = {"conv1.weight": 288_000, "conv2.weight": 1_600_000, "fc1.weight": 400_000, "fc2.weight": 5_000}
+    assert run.result.flops["dense"] == 2 * sum(macs.values())
+    sparse = sum(2 * m * int(run.masks[n].sum()) / run.masks[n].numel() for n, m in macs.items())
+    assert run.result.flops["sparse"] == pytest.approx(sparse, abs=0.1)
+    assert run.result.flops["training"] == pytest.approx(3 * 2 * sum(macs.values()) * 180 * 2)
+
+
+def test_layers_are_kept_and_total(run):
+    layers = {x["layer"]: (x["kept"], x["total"]) for x in run.result.layers}
+    assert layers["fc1.weight"] == (int(run.masks["fc1.weight"].sum()), 400_000)
+    assert sum(kept for kept, _ in layers.values()) == run.masks.kept
+
+
+def test_records_become_one_table_and_what_is_none_is_left_out(run, tmp_path):
+    run.save(tmp_path / "a" / "one.json")
+    run.save(tmp_path / "two.json")
+    (tmp_path / "foreign.json").write_text("[1, 2]")
+    (tmp_path / "broken.json").write_text('{"schema": 1, "status"')
+    (tmp_path / "old.json").write_text('{"schema": 0}')
+    (tmp_path / "lacking.json").write_text('{"schema": 1}')
+    for where in (tmp_path, f"{tmp_path}/**"):
+        frame = results.load(where)
+        assert [Path(p).name for p in frame["path"]] == ["one.json", "two.json"]
+        assert {Path(p).name for p in frame.attrs["skipped"]} == {
+            "foreign.json",
+            "broken.json",
+            "old.json",
+            "lacking.json",
+        }
+    assert len(results.load(tmp_path / "two.json")) == 1
+    assert frame["test_accuracy"].tolist() == [run.result.accuracy["test"]["accuracy"]] * 2
+    assert frame["method"].tolist() == ["OneShot"] * 2
+    assert results.load(tmp_path / "nothing").empty
+
+
+def test_a_diverged_run_is_recorded_with_null_for_what_is_no_number(tmp_path):
+    data = lab.load("digits", train=200, test=60, size=8)
+    run = lab.fit(lab.build("lenet300", data), data, epochs=1, optimizer="sgd", lr=1e20, progress=False)
+    assert run.status == "diverged"
+    text = run.save(tmp_path / "d.json").read_text()
+    assert "NaN" not in text.replace("the loss is NaN", "").replace("NaN or Inf", "")
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert results.load(tmp_path)["status"].tolist() == ["diverged"]
+
+
+def test_settings_are_described_by_content():
+    @dataclass(frozen=True)
+    class Inner:
+        x: float = 1.0
+
+    assert results.describe({"a": (1, None), "b": Inner(2.0)}) == {"a": [1, None], "b": {"name": "Inner", "x": 2.0}}
+    assert results.describe(torch.ones(2)) == results.describe(torch.ones(2)) != results.describe(torch.zeros(2))
+    assert results.describe(nn.functional.cross_entropy) == "cross_entropy"
+    assert results.describe(partial(math.pow, 2)) == results.describe(partial(math.pow, 2))
+    assert results.text(results.describe(Inner())) == "Inner(x=1.0)"
+    assert results.finite({"a": [math.nan, 1.0], "b": -math.inf}) == {"a": [None, 1.0], "b": None}
+
+
+def test_what_a_run_shows_is_complete_and_the_same_each_time(run):
+    html, plain = run._repr_html_(), repr(run)
+    for shown in (html, plain):
+        assert "fc1.weight" in shown
+        assert "90.00% of weights" in shown
+        assert "done" in shown
+    slower = replace(run.result, times={"seconds": 12345.0})
+    assert (slower._repr_html_(), repr(slower)) == (html, plain)
+    table = results.table({"one": run})
+    assert table.loc["one", "zero, of weights"] == "90.00%"
+
+
+def test_a_collapsed_layer_is_said():
+    data = lab.load("digits", train=200, test=60, size=8)
+    masks = lab.Masks.full(lab.prunable(lab.build("lenet300", data)))
+    masks["fc2.weight"][:] = False
+    run = lab.fit(lab.build("lenet300", data), data, masks=masks, epochs=0, progress=False)
+    assert "nothing is left of fc2.weight" in repr(run)
+    assert "nothing is left of fc2.weight" in run._repr_html_()
