@@ -9,7 +9,7 @@ from ..errors import ConfigError
 Shape = tuple[int, int, int]
 
 
-def checked(shape: Shape, classes: int, smallest: int = 1) -> Shape:
+def checked(shape: tuple[int, ...], classes: int, smallest: int = 1) -> Shape:
     """`shape` as (channels, height, width), or a ConfigError that says what was expected."""
     sides = tuple(shape)
     if len(sides) != 3 or not all(isinstance(side, int) and side > 0 for side in sides):

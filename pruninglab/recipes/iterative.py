@@ -77,5 +77,5 @@ def _with_less_dropout(run: Run, dense: Run) -> Run:
         fed = f"{name}.weight" if f"{name}.weight" in run.masks else fed
         if name in rates and fed:
             kept, before = run.masks.kept_by_layer[fed], dense.masks.kept_by_layer[fed]
-            module.p = rates[name] * math.sqrt(kept / max(before, 1))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            module.p = rates[name] * math.sqrt(kept / max(before, 1))  # pyright: ignore[reportArgumentType]
     return run
