@@ -1,25 +1,32 @@
 """Losses beyond torch's own. Any `loss(logits, y)` serves; with `takes_input = True` it is called with x as well."""
 
+import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .run import Run
 
 
 @dataclass(frozen=True)
 class Distill:
     """Learn from the dense net's answers (Hinton 2015): share·T²·KL(teacher, student) + (1 - share)·cross-entropy."""
 
-    teacher: nn.Module
+    teacher: "nn.Module | Run"
     temperature: float = 4.0
     share: float = 0.9
     takes_input: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        model = self.teacher.model if isinstance(self.teacher, Run) else self.teacher
+        object.__setattr__(self, "teacher", copy.deepcopy(model).eval())  # the caller's stays where and as it is
+
     def __call__(self, logits: Tensor, y: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
-            self.teacher.to(x.device).eval()
-            target = F.log_softmax(self.teacher(x) / self.temperature, 1)
+            teacher = cast(nn.Module, self.teacher).to(x.device)
+            target = F.log_softmax(teacher(x) / self.temperature, 1)
         soft = F.kl_div(F.log_softmax(logits / self.temperature, 1), target, reduction="batchmean", log_target=True)
         return self.share * self.temperature**2 * soft + (1 - self.share) * F.cross_entropy(logits, y)

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any, Self
 
 import pandas as pd
@@ -80,18 +81,6 @@ class Masks(dict[str, Tensor]):
 
     def to(self, device: str | torch.device) -> "Masks":
         return Masks({name: mask.to(device) for name, mask in self.items()})
-
-    def at_least(self, sparsity: Sparsity, unit: str = "weight") -> Sparsity:
-        """`sparsity`, raised where more than that is pruned already."""
-        if not isinstance(sparsity, Mapping):
-            kept, total = units(self, unit)
-            return max(sparsity, 1 - kept / total)
-        raised = {}
-        for name, mask in self.items():
-            for share in (share for pattern, share in sparsity.items() if fnmatchcase(name, pattern)):
-                kept, total = units({name: mask}, unit)
-                raised[name] = max(share, 1 - kept / total)
-        return raised
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Refuse masks that belong to another model."""
@@ -199,6 +188,7 @@ def keep_top(
     scope: str = "global",
     unit: str = "weight",
     within: Mapping[str, Tensor] | None = None,
+    clamp: bool = False,
 ) -> Masks:
     """Keep the highest scores, exactly as many as `sparsity` leaves.
 
@@ -206,7 +196,8 @@ def keep_top(
     density in proportion to (sum of its dimensions) / (their product). Both shares are rounded so that the total is
     exact, and never empty a layer. A dict as `sparsity` sets each layer by itself; layers that no pattern matches stay.
     `unit`: whole `"channel"`s (first dimension) or `"kernel"`s (first two) by their mean score; a sparsity then counts
-    units. `within`: masks that may only shrink; nothing outside them is kept.
+    units. `within`: masks that may only shrink; nothing outside them is kept. To keep more than they hold is refused,
+    or with `clamp` means to keep all that they hold.
     """
     if unit not in UNITS:
         raise ConfigError(f"unit={unit!r} is unknown; expected one of {', '.join(map(repr, UNITS))}.")
@@ -216,10 +207,11 @@ def keep_top(
     alive = {n: _unit_alive(s, None if within is None else within[n], unit) for n, s in scores.items()}
     caps = [int(mask.sum()) for mask in alive.values()]
     if isinstance(sparsity, Mapping):
-        keeps = _by_pattern(sparsity, {name: len(s) for name, s in flat.items()}, caps)
+        keeps = _by_pattern(sparsity, {name: len(s) for name, s in flat.items()}, caps, clamp)
     else:
         total = sum(len(s) for s in flat.values())
         keep = total - count(total, sparsity)
+        keep = min(keep, sum(caps)) if clamp else keep
         if keep > sum(caps):
             raise ConfigError(
                 f"sparsity {sparsity:g} asks to keep {keep:,} of {total:,}, but only {sum(caps):,} are left. "
@@ -268,13 +260,13 @@ def check_sparsity(sparsity: Any) -> None:
         for value in sparsity.values():
             check_sparsity(value)
         return
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise ConfigError(
             f"sparsity is a fraction in [0, 1) or a dict of layer patterns to fractions; got {sparsity!r}."
         )
-    if not 0 <= sparsity < 1:
-        hint = f" Did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else ""
-        raise ConfigError(f"sparsity is the fraction of weights cut, in [0, 1); got {sparsity:g}.{hint}")
+    if not 0 <= float(sparsity) < 1:
+        hint = f" Did you mean {float(sparsity) / 100:g}?" if 1 < float(sparsity) < 100 else ""
+        raise ConfigError(f"sparsity is the fraction of weights cut, in [0, 1); got {float(sparsity):g}.{hint}")
 
 
 def spread(total: int, quotas: Sequence[float], caps: Sequence[int], least: int = 0) -> list[int]:
@@ -369,7 +361,7 @@ def _quotas(scope: str, scores: Scores, unit: str) -> list[float]:
     )
 
 
-def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: Iterable[int]) -> list[int]:
+def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: Iterable[int], clamp: bool) -> list[int]:
     for pattern in targets:
         if not any(fnmatchcase(name, pattern) for name in sizes):
             raise ConfigError(f"{pattern!r} matches no prunable layer; the model has {', '.join(sizes)}.")
@@ -377,6 +369,7 @@ def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: It
     for (name, size), cap in zip(sizes.items(), caps, strict=True):
         matching = [share for pattern, share in targets.items() if fnmatchcase(name, pattern)]
         keep = size - count(size, matching[-1]) if matching else cap
+        keep = min(keep, cap) if clamp else keep
         if keep > cap:
             raise ConfigError(
                 f"{name}: sparsity {matching[-1]:g} asks to keep {keep:,}, but only {cap:,} are left. "

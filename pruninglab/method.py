@@ -47,7 +47,8 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.__repr__ = Method.__repr__  # @dataclass leaves alone what the class has
+        if "__repr__" not in vars(cls):  # @dataclass leaves alone what the class has
+            cls.__repr__ = Method.__repr__
         if Method not in cls.__bases__:
             raise TypeError(f"{cls.__name__}: methods are final; derive from Method and compose in `fit` instead.")
         if unknown := [name for name in vars(cls) if name.startswith("on_") and name not in MOMENTS]:

@@ -45,7 +45,7 @@ def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     figure, (left, right) = _figure(2)
     for result, name, colour in zip(results, names, COLOURS * len(names), strict=False):
         epochs = [h["epoch"] for h in result.history]
-        left.plot(epochs, [h["val_accuracy"] for h in result.history], marker="o", ms=3, color=colour, label=name)
+        left.plot(epochs, _accuracies(result), marker="o", ms=3, color=colour, label=name)
         right.plot(epochs, [h["sparsity"] for h in result.history], marker="o", ms=3, color=colour, label=name)
     left.set(xlabel="epoch", ylabel="validation accuracy")
     right.set(xlabel="epoch", ylabel="sparsity of weights", ylim=(-0.03, 1.03))
@@ -61,8 +61,12 @@ def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
 
 def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> Figure:
     """The share of weights that is left in each layer, on a logarithmic axis; an x where a layer has nothing left."""
+    if not runs:
+        raise ConfigError("there is nothing to draw; give at least one run, result or masks.")
     tables = dict(zip(_labels(runs, labels), map(_kept, runs), strict=True))
     names = list(next(iter(tables.values())))
+    if any(kept.keys() != set(names) for kept in tables.values()):
+        raise ConfigError("these runs have different layers; draw each architecture in a figure of its own.")
     figure, (axes,) = _figure(1, width=7.5, height=0.35 * len(names) + 1.2)
     least = min((share for kept in tables.values() for share in kept.values() if share), default=0.1) / 3
     for i, (label, kept) in enumerate(tables.items()):
@@ -93,19 +97,22 @@ def schedule(*schedules: Schedule) -> Figure:
     return _with_alt(figure, "Sparsity over progress for " + ", ".join(map(str, schedules)) + ".")
 
 
-def comparison(results: pd.DataFrame, by: str = "method") -> Figure:
+def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     """Test accuracy of each row group: one dot a run, hollow where there is only one; a bar at the mean of several."""
     if results.empty:
         raise ConfigError("there are no results to compare; is the folder right?")
-    figure, (axes,) = _figure(1, height=0.45 * len(set(results[by])) + 1.2)
+    unlike = [c for c in ("data", "model") if c in results and len(set(results[c])) > 1]
+    if unlike:
+        raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
     groups = list(results.groupby(by, sort=False)["test_accuracy"])
+    figure, (axes,) = _figure(1, height=0.45 * len(groups) + 1.2)
     for i, (_, values) in enumerate(groups):
         single = len(values) == 1
         axes.plot(values, [i] * len(values), "o", color=COLOURS[0], mfc="none" if single else COLOURS[0])
         if not single:
             axes.plot([values.mean()] * 2, [i - 0.25, i + 0.25], color="black")
     axes.set(xlabel="test accuracy", yticks=range(len(groups)), ylim=(len(groups) - 0.5, -0.5))
-    axes.set_yticklabels([f"{name} (n = {len(values)})" for name, values in groups])
+    axes.set_yticklabels([f"{name or 'Dense'} (n = {len(values)})" for name, values in groups], fontsize=8)
     return _with_alt(
         figure, "Test accuracy: " + ", ".join(f"{n} {v.mean():.3f} (n = {len(v)})" for n, v in groups) + "."
     )
@@ -141,6 +148,11 @@ def _with_alt(figure: Figure, alt: str) -> Figure:
     return figure
 
 
+def _accuracies(result: Result) -> list[float]:
+    """By epoch; NaN where a record has none."""
+    return [float("nan") if h["val_accuracy"] is None else h["val_accuracy"] for h in result.history]
+
+
 def _results(runs: Sequence[Run | Result]) -> list[Result]:
     if not runs:
         raise ConfigError("there is nothing to draw; give at least one run or result.")
@@ -151,6 +163,8 @@ def _labels(runs: Sequence[Any], labels: Sequence[str] | None) -> list[str]:
     if labels is not None:
         if len(labels) != len(runs):
             raise ConfigError(f"{len(labels)} labels for {len(runs)} runs; give one for each.")
+        if len(set(labels)) != len(labels):
+            raise ConfigError(f"two runs have the same label: {', '.join(labels)}.")
         return list(labels)
     names = [r.result.name if isinstance(r, Run) else r.name if isinstance(r, Result) else "masks" for r in runs]
     return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]

@@ -31,6 +31,12 @@ class Bar(tqdm):
         else:
             super().display(msg, pos)
 
+    last_line = ""
+    """What is left in place of the bar when its block ends."""
+
+    def __exit__(self, *error: object) -> None:
+        self.finish(self.last_line)
+
     def finish(self, line: str) -> None:
         if self.disable:
             return

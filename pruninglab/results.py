@@ -2,21 +2,27 @@
 
 import functools
 import glob
+import hashlib
 import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from . import _html, storage
 from .errors import DataError
+from .masks import Masks, _named
 
 SCHEMA = 1
 
@@ -35,6 +41,7 @@ class Result:
     accuracy: dict[str, Any]
     sparsity: dict[str, float]
     layers: list[dict[str, Any]]
+    collapsed: list[str]
     flops: dict[str, float]
     size: dict[str, int]
     history: list[dict[str, Any]]
@@ -65,7 +72,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        return " + ".join(m["name"] for m in self.config["methods"]) or "Dense"
+        return " + ".join(m["type"] for m in self.config["methods"]) or "Dense"
 
     def row(self) -> dict[str, Any]:
         """One line of a table: what is compared, without the history."""
@@ -78,6 +85,7 @@ class Result:
             "seed": config["seed"],
             "status": self.status,
             "target": self.target["sparsity"] if self.target else None,
+            "collapsed_layers": len(self.collapsed),
             "test_accuracy": self.accuracy["test"].get("accuracy"),
             "val_accuracy": self.accuracy["val"].get("accuracy"),
             "sparsity_weights": self.sparsity["weights"],
@@ -117,8 +125,8 @@ class Result:
             ("FLOPs", f"{self.flops['dense']:,.0f} dense, {self.flops['sparse']:,.0f} of them on kept weights"),
             ("budget", f"{self.budget['steps']:,} steps after {self.budget['steps_before']:,} before"),
         ]
-        if collapsed := [layer["layer"] for layer in self.layers if layer["kept"] == 0]:
-            lines.insert(1, ("collapsed", f"nothing is left of {', '.join(collapsed)}"))
+        if self.collapsed:
+            lines.insert(1, ("collapsed", f"nothing is left of {', '.join(self.collapsed)}"))
         return [line for line in lines if line[1]]
 
     def __repr__(self) -> str:
@@ -158,7 +166,7 @@ def load(pattern: str | Path) -> pd.DataFrame:
     """
     pattern = str(pattern)
     if os.path.isdir(pattern):
-        pattern = os.path.join(pattern, "**")
+        pattern = os.path.join(glob.escape(pattern), "**")
     if pattern.endswith("**"):
         pattern = os.path.join(pattern, "*.json")
     rows, skipped = [], {}
@@ -180,8 +188,10 @@ def table(runs: Mapping[str, Any]) -> pd.DataFrame:
 
 def compare_text(frame: pd.DataFrame) -> str:
     """Loaded records as a plain table for a terminal, best last."""
-    named = frame.set_index(frame["path"].map(lambda p: Path(p).stem.replace("-", " ")).rename(None))
-    return _shown(named).to_string()
+    paths = [Path(p) for p in frame["path"]]
+    stems = [p.stem.replace("-", " ") for p in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(p) for p in paths]
+    return _shown(frame.set_index(pd.Index(names))).to_string()
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -190,7 +200,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame(
         {
             "status": frame["status"],
-            "test accuracy": frame["test_accuracy"].map("{:.2%}".format),
+            "test accuracy": [percent({"accuracy": a}) for a in frame["test_accuracy"]],
             "zero, of weights": frame["sparsity_weights"].map("{:.2%}".format),
             "zero, of all parameters": frame["sparsity_all"].map("{:.2%}".format),
             "non-zero parameters": frame["nonzero"].map("{:,}".format),
@@ -202,30 +212,55 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def layer_flops(model: nn.Module, x: Tensor, density: Mapping[str, float]) -> dict[str, float]:
-    """FLOPs of one sample by torch's own counter: of the dense net, and of its kept weights alone.
+def module_flops(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
+    """FLOPs of one sample in each module itself, by torch's own counter: {module: {"weights": …, "other": …}}.
 
-    A layer's FLOPs count by the share of its weight that is kept; what the counter finds outside layers counts whole.
+    "weights" are products with a weight, "other" those of two activations, as in attention.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot look into it
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    root = type(model).__name__
+    counts = {k.removeprefix(root).removeprefix("."): v for k, v in counter.get_flop_counts().items() if k != "Global"}
+    flops: dict[str, dict[str, float]] = {}
+    for name, ops in counts.items():
+        inside = [theirs for child, theirs in counts.items() if child and child.rpartition(".")[0] == name != child]
+        own = {op: n - sum(theirs.get(op, 0) for theirs in inside) for op, n in ops.items()}
+        weights = sum(n for op, n in own.items() if str(op).rpartition(".")[2] in _WEIGHT_PRODUCTS)
+        flops[name] = {"weights": float(weights), "other": float(sum(own.values()) - weights)}
+    return flops
 
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(x)
-    by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    dense = float(counter.get_total_flops())
-    sparse = dense
-    for name, share in density.items():
-        module = name.rpartition(".")[0]
-        inside = next((flops for key, flops in by_module.items() if key.partition(".")[2] == module), 0)
-        if name.endswith("weight"):
-            sparse -= inside * (1 - share)
-    return {"dense": dense, "sparse": round(sparse, 1)}
+
+_WEIGHT_PRODUCTS = {"addmm", "mm", "convolution", "_convolution", "cudnn_convolution", "_scaled_mm"}
+
+
+def sparse_flops(model: nn.Module, flops: Mapping[str, Mapping[str, float]], masks: Masks) -> float:
+    """Of the FLOPs by module, those on kept weights; a weight that two modules share counts in both."""
+    density = {id(w): float(masks[name].float().mean()) for name, w in _named(model).items() if name in masks}
+    total = 0.0
+    for name, parts in flops.items():
+        module = model.get_submodule(name)
+        inside = [
+            p for n, p in module.named_parameters(remove_duplicate=False) if p.ndim > 1 and _is_own(n, name, flops)
+        ]
+        size = sum(p.numel() for p in inside)
+        kept = sum(p.numel() * density.get(id(p), 1.0) for p in inside)
+        total += parts["other"] + parts["weights"] * (kept / size if size else 1.0)
+    return total
+
+
+def _is_own(parameter: str, module: str, flops: Mapping[str, Any]) -> bool:
+    """Whether the parameter belongs to `module` itself, not to a counted module inside it."""
+    path = parameter.split(".")[:-1]
+    return not any(f"{module}.{'.'.join(path[:i])}".strip(".") in flops for i in range(1, len(path) + 1))
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """The content of named tensors, whatever their device or memory format."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous()
@@ -234,13 +269,13 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.cache
 def environment(device: str) -> dict[str, Any]:
     """Versions and hardware."""
     from . import __version__
 
     return {
         "pruninglab": __version__,
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
@@ -255,7 +290,7 @@ def describe(value: Any) -> Any:
     """Any setting as JSON: dataclasses by their fields, functions by name, tensors by content."""
     if is_dataclass(value) and not isinstance(value, type):
         settings = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}
-        return {"name": type(value).__name__, **settings}
+        return {"type": type(value).__name__, **settings}
     if isinstance(value, Tensor):
         return f"tensor {tensor_hash({'': value})}"
     if isinstance(value, Mapping):
@@ -264,23 +299,46 @@ def describe(value: Any) -> Any:
         return [describe(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {tensor_hash(dict(value.named_parameters()))}"
+        return f"{type(value).__name__} {tensor_hash(value.state_dict())} {_short(repr(value) + str(_public(value)))}"
     return label(value)
 
 
 def label(value: Any) -> str:
-    """A name that is the same in every process."""
+    """A name that is the same in every process; the user's own functions with a hash of what they do."""
     if isinstance(value, functools.partial):
         return f"{label(value.func)}{describe(value.args)}{describe(value.keywords)}"
-    return getattr(value, "__name__", None) or (repr(value) if is_dataclass(value) else type(value).__name__)
+    name = getattr(value, "__name__", None) or type(value).__name__
+    is_own = isinstance(value, FunctionType) and value.__module__.partition(".")[0] not in ("torch", "pruninglab")
+    return f"{name} {_short(_code(value))}" if is_own else name
+
+
+def _code(function: FunctionType) -> str:
+    """What a function does, as text: its code, the constants, defaults and closed-over values."""
+
+    def parts(code: CodeType) -> list[Any]:
+        constants = [parts(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+        return [code.co_code.hex(), code.co_names, constants]
+
+    closed = [describe(cell.cell_contents) for cell in function.__closure__ or ()]
+    return str([parts(function.__code__), describe(function.__defaults__ or ()), closed])
+
+
+def _public(module: nn.Module) -> dict[str, Any]:
+    return {k: v for k, v in vars(module).items() if not k.startswith("_") and isinstance(v, bool | int | float | str)}
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def text(described: Any) -> str:
     """A described setting in one line, as it would be written."""
-    if isinstance(described, dict) and "name" in described:
-        inside = ", ".join(f"{k}={text(v)}" for k, v in described.items() if k != "name")
-        return f"{described['name']}({inside})"
+    if isinstance(described, dict) and "type" in described:
+        inside = ", ".join(f"{k}={text(v)}" for k, v in described.items() if k != "type")
+        return f"{described['type']}({inside})"
     return str(described)
 
 
@@ -306,6 +364,17 @@ def _target(target: dict[str, Any] | None) -> str:
     return f"{share} ({target['scope']}, by {target['unit']})"
 
 
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the code that runs, with a + where it was changed since; None where there is no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@functools.cache
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

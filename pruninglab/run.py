@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .data import Data
 from .errors import ConfigError, DataError
 from .masks import Masks, Sparsity, keep_top, prunable, units
 from .method import Method
-from .results import Result, label
+from .results import Result, describe, text
 from .schedules import Rate
 from .seeds import generator, own_randomness
 
@@ -63,6 +64,12 @@ class Snapshot:
     step: int = 0
     optimizer: dict[str, dict[str, Tensor]] | None = None
     score: float | None = None
+    spent: int = 0
+    """All steps that went into it, those before its run included."""
+
+    def __repr__(self) -> str:
+        kept = f", {self.masks.kept:,} of {self.masks.total:,} weights" if self.masks else ""
+        return f"Snapshot(step {self.step}{kept}, score {self.score})"
 
     @classmethod
     def of(cls, model: nn.Module, masks: Masks | None = None) -> "Snapshot":
@@ -89,7 +96,9 @@ class Snapshot:
     @classmethod
     def load(cls, path: str | Path) -> "Snapshot":
         state = storage.load_state(path)
-        return cls(**{**state, "masks": Masks(state["masks"])})
+        if state.keys() != {f.name for f in fields(cls)}:
+            raise DataError(f"{path} is a state file, but no snapshot; `run.snapshot().save(path)` makes one.")
+        return cls(**state)
 
 
 class Run:
@@ -110,18 +119,20 @@ class Run:
         self.methods = list(methods)
         self.options = options
         self.device = device
-        self.step = self.epoch = 0
+        self.step = self.first_step = self.epoch = 0
         self.epochs = options.epochs
-        self.steps_per_epoch = -(-len(data.train) // options.batch_size)
+        self.steps_per_epoch = len(self.batched(range(len(data.train))))
         self.steps = self.epochs * self.steps_per_epoch
         self.history: list[dict[str, Any]] = []
         self.cuts: list[Cut] = []
         self.status, self.reason = "running", ""
+        self.interrupted = False
         self.best: Snapshot | None = None
         """The state with the best validation score among those at the final mask."""
         self.target: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
         self.start: dict[str, Any] = {}
+        self.flops: dict[str, dict[str, float]] = {}
         self.seconds = 0.0
         self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
         self.randomness = own_randomness(options.seed, device)
@@ -131,6 +142,11 @@ class Run:
     @property
     def progress(self) -> float:
         return self.step / self.steps if self.steps else 1.0
+
+    @property
+    def spent(self) -> int:
+        """All steps that went into the weights so far, those before this run included."""
+        return self.start.get("steps", 0) + self.step - self.first_step
 
     @property
     def masks(self) -> Masks:
@@ -173,24 +189,23 @@ class Run:
 
     def score(self, criterion: "str | criteria.Criterion") -> dict[str, Tensor]:
         """Scores of the weights in scope, taken in eval mode on shuffled training batches of this run's own."""
-        criterion = criteria.resolve(criterion)
-        with evaluating(self.model):
-            scores = criterion(self.model, _Shuffled(self))
-        if missing := [name for name in self.weights if name not in scores]:
-            raise ConfigError(
-                f"{label(criterion)} gave no score for {', '.join(missing)}; it has to score every weight in scope."
-            )
-        return {name: scores[name].to(self.device) for name in self.weights}
+        batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
+        return {
+            name: score.to(self.device) for name, score in scored(self.model, criterion, batches, self.weights).items()
+        }
 
     def cut(
         self, criterion: "str | criteria.Criterion", sparsity: Sparsity, scope: str = "global", unit: str = "weight"
     ) -> None:
         """Score, choose and cut. A sparsity below what is pruned already cuts nothing more."""
-        sparsity = self._masks.at_least(sparsity, unit)
-        self.masks = keep_top(self.score(criterion), sparsity, scope=scope, unit=unit, within=self._masks)
+        scores = self.score(criterion)
+        self.masks = keep_top(scores, sparsity, scope=scope, unit=unit, within=self._masks, clamp=True)
 
     def aim(self, sparsity: Sparsity, scope: str = "global", unit: str = "weight") -> None:
-        """Say in `on_start` what is to be reached: refused now where arithmetic rules it out, checked at the end."""
+        """Say in `on_start` what is to be reached: refused now where arithmetic rules it out, checked at the end.
+
+        Of several methods' aims the sparsest counts.
+        """
         if not self.weights:
             raise ConfigError(
                 "this model has nothing to prune: no convolution or linear weight is in scope. "
@@ -198,10 +213,14 @@ class Run:
             )
         flat = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in self._masks.items()}
         wanted = keep_top(flat, sparsity, scope=scope, unit=unit, within=self._masks)
-        self.target = {"sparsity": sparsity, "scope": scope, "unit": unit, "kept": units(wanted, unit)[0]}
+        kept, total = units(wanted, unit)
+        if self.target is None or kept / total < self.target["kept"] / self.target["total"]:
+            self.target = {"sparsity": sparsity, "scope": scope, "unit": unit, "kept": kept, "total": total}
 
     def evaluate(self, split: "str | Batches" = "val") -> dict[str, float]:
         """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
+        if isinstance(split, str) and split not in ("train", "val", "test"):
+            raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
         batches = getattr(self.data, split) if isinstance(split, str) else split
         with evaluating(self.model), torch.inference_mode(), self.autocast():
             return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
@@ -210,11 +229,23 @@ class Run:
         """A copy of all that a rewind needs, as it is now."""
         now = Snapshot.of(self.model, self._masks)
         optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
-        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score)
+        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent)
 
     def stop(self, reason: str) -> None:
         """End after this step; the reason goes into the record."""
         self.status, self.reason = "stopped", reason
+
+    def interrupt(self) -> None:
+        """End after this step with what was reached, as Ctrl-C does; a checkpoint goes on from here."""
+        self.interrupted = True
+
+    def batched(self, order: Any) -> list[Any]:
+        """An epoch's order in batches; a last one of a single image joins the one before, for BatchNorm's sake."""
+        size = self.options.batch_size
+        ends = [*range(size, len(order), size), len(order)]
+        if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+            del ends[-2]
+        return [order[start:end] for start, end in pairwise([0, *ends])]
 
     def find_weights(self) -> None:
         """Canonical name -> tensor of each weight in scope; for whoever changes the model's parameters."""
@@ -226,7 +257,8 @@ class Run:
     def apply_masks(self) -> None:
         """One foreach multiply; what is not kept becomes 0."""
         if self._factors:
-            torch._foreach_mul_(self._masked, self._factors)  # pyright: ignore[reportPrivateImportUsage]
+            weights = [weight.data for weight in self._masked]
+            torch._foreach_mul_(weights, self._factors)  # pyright: ignore[reportPrivateImportUsage]
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
@@ -254,19 +286,37 @@ class Run:
     def _prepare_masks(self) -> None:
         """The masks that cut anything, in their weights' memory format: the fast path of the foreach multiply."""
         some = [name for name, mask in self._masks.items() if not bool(mask.all())]
-        self._masked = [self.weights[name].data for name in some]
+        self._masked = [self.weights[name] for name in some]
         self._factors = [torch.empty_like(self.weights[n], dtype=torch.bool).copy_(self._masks[n]) for n in some]
 
 
-class _Shuffled:
-    """Training batches in an order of their own, not augmented; a pure function of the run's seed and step."""
+@dataclass(frozen=True)
+class Shuffled:
+    """Training batches for a criterion, in an order of their own, not augmented: a function of seed and step alone."""
 
-    def __init__(self, run: Run):
-        self.train, self.size, self.seed, self.step = run.data.train, run.options.batch_size, run.options.seed, run.step
+    train: Any
+    size: int
+    seed: int
+    step: int = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.train), generator=generator(self.seed, "criterion", self.step))
         return iter(self.train.batches(order.split(self.size)))
+
+
+def scored(
+    model: nn.Module, criterion: "str | criteria.Criterion", batches: "Batches | None", weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A criterion's scores of these weights, taken in eval mode so that no buffer moves."""
+    criterion = criteria.resolve(criterion)
+    with evaluating(model):
+        scores = criterion(model, batches)
+    if missing := [name for name in weights if name not in scores]:
+        raise ConfigError(
+            f"{text(describe(criterion))} gave no score for {', '.join(missing)}; it has to score every weight in "
+            "scope, or `skip` has to leave these out. A weight that is frozen has no gradient."
+        )
+    return {name: scores[name] for name in weights}
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
@@ -288,7 +338,10 @@ def evaluate(
     for x, y in batches:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         logits = net(x)
-        values = [loss(*loss_arguments(loss, logits, y, x)) * len(y), metric(logits, y).sum()]
+        each = metric(logits, y)
+        if each.shape != y.shape[:1]:
+            raise ConfigError(f"metric gave {tuple(each.shape)} for {len(y)} samples; expected one value for each.")
+        values = [loss(*loss_arguments(loss, logits, y, x)) * len(y), each.sum()]
         if logits.ndim == 2 and logits.shape[1] >= 100:
             names = ["loss", "accuracy", "top5"]
             values.append((logits.topk(5, 1).indices == y[:, None]).sum())
@@ -305,24 +358,32 @@ def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Te
 
 
 def optimizer_state(run: Run) -> dict[str, dict[str, Tensor]]:
-    """What the optimizer remembers, by parameter name."""
-    names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
+    """What the optimizer remembers, by the names of `_optimized`."""
     return {
-        names[p]: {k: v.detach().clone() for k, v in state.items() if isinstance(v, Tensor)}
-        for p, state in run.optimizer.state.items()
-        if p in names
+        name: {k: v.detach().clone() for k, v in run.optimizer.state[p].items() if isinstance(v, Tensor)}
+        for name, p in _optimized(run).items()
+        if p in run.optimizer.state
     }
 
 
 def load_optimizer(run: Run, stored: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Set what the optimizer remembers; tensors of a weight's shape take its memory format."""
-    named = dict(run.model.named_parameters())
+    named = _optimized(run)
     for name, state in stored.items():
         weight = named[name]
         run.optimizer.state[weight] = {
-            k: torch.empty_like(weight, dtype=v.dtype).copy_(v) if v.shape == weight.shape else v.clone()
+            k: torch.empty_like(weight, dtype=v.dtype).copy_(v)
+            if v.shape == weight.shape
+            else v.to(weight.device, copy=True)
             for k, v in state.items()
         }
+
+
+def _optimized(run: Run) -> dict[str, Tensor]:
+    """Every parameter in the optimizer: the model's by name, a method's own by group and place."""
+    names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
+    groups = run.optimizer.param_groups
+    return {names.get(p, f"{i}/{j}"): p for i, group in enumerate(groups) for j, p in enumerate(group["params"])}
 
 
 @contextmanager

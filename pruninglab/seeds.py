@@ -3,7 +3,9 @@
 Every draw is derived from a seed, a purpose and a number (`key`), so that nothing needs to be stored to resume a run.
 Inside `own_randomness` what torch draws from its global generator (weight initialisation, dropout, `torch.rand` in a
 user's criterion) comes from a private generator instead: the global one is neither read nor moved, and since function
-modes belong to a thread, another thread cannot disturb the sequence.
+modes belong to a thread, another thread cannot disturb the sequence. The few functions that take no generator
+(attention and recurrent layers with dropout) run under a fork of the global one, seeded for that call and put back
+after it; only there could a thread that draws at the same moment be felt.
 """
 
 import hashlib
@@ -29,15 +31,20 @@ def generator(seed: int, purpose: str = "", number: int = 0, device: str | torch
 # Accept `generator=`. The three of `init` are Python functions that hide the draw inside them from a function mode.
 _SOURCED = (
     *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.bernoulli, torch.multinomial, torch.normal),
+    *(torch.poisson, torch.binomial),
     *(Tensor.bernoulli, Tensor.multinomial, Tensor.bernoulli_, Tensor.normal_, Tensor.uniform_, Tensor.random_),
     *(Tensor.exponential_, Tensor.geometric_, Tensor.cauchy_, Tensor.log_normal_),
     *(init.uniform_, init.normal_, init.kaiming_uniform_),
 )
-_DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-# Draw inside compiled code, where no generator can be passed: they run under a seeded fork of the global one.
+# With the number of dimensions of one image or sequence, channels first; plain dropout drops single elements.
+_DROPOUT = {F.dropout: None, F.dropout1d: 2, F.dropout2d: 3, F.dropout3d: 4}
+# Draw where no generator can be passed.
 _FORKED = (
     *(F.multi_head_attention_forward, F.scaled_dot_product_attention, F.gumbel_softmax, F.rrelu),
     *(F.alpha_dropout, F.feature_alpha_dropout, torch.rand_like, torch.randn_like, torch.randint_like),
+    *(torch.dropout, torch.native_dropout, torch.feature_dropout, torch.alpha_dropout, torch.rrelu),
+    *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
+    *(torch._standard_gamma, torch._sample_dirichlet),  # pyright: ignore[reportPrivateImportUsage]
 )
 
 
@@ -70,14 +77,17 @@ class own_randomness(TorchFunctionMode):
         return func(*args, **{**kwargs, "generator": self.source})
 
     def _drop(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return self._drop_elements(*args, **kwargs, channels=func is not F.dropout)
+        return self._drop_elements(*args, **kwargs, sample=_DROPOUT[func])
 
-    def _drop_elements(self, input: Tensor, p: float = 0.5, training=True, inplace=False, *, channels: bool) -> Tensor:
+    def _drop_elements(
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, sample: int | None
+    ) -> Tensor:
         if not 0 <= p <= 1:
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         if not training or p == 0:
             return input
-        shape = (*input.shape[:2], *(1 for _ in input.shape[2:])) if channels else input.shape
+        leading = input.ndim if sample is None else 1 if input.ndim == sample and sample != 3 else 2
+        shape = (*input.shape[:leading], *(1 for _ in input.shape[leading:]))
         keep = torch.empty(shape, device=input.device, dtype=input.dtype)
         keep.bernoulli_(1 - p, generator=self.source).div_(max(1 - p, 1e-30))
         return input.mul_(keep) if inplace else input * keep

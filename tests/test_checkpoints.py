@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -89,6 +91,66 @@ def test_another_configuration_is_refused_with_the_difference(fit):
         fit(lab.methods.OneShot(0.9))
     with pytest.raises(lab.RunError, match=r"start\.weights was"):
         fit(lab.methods.OneShot(0.5), model_seed=1)
+
+
+def test_what_is_not_written_down_elsewhere_is_compared_too(data, tmp_path):
+    def go(**options):
+        model = lab.build("lenet300", options.pop("data", data))
+        path = tmp_path / "c.safetensors"
+        return lab.fit(model, options.pop("train_on", data), epochs=1, progress=False, checkpoint=path, **options)
+
+    go(rate=lambda progress: 1.0)
+    with pytest.raises(lab.RunError, match="rate was"):
+        go(rate=lambda progress: 0.0)
+    (tmp_path / "c.safetensors").unlink()
+    shifted = lab.load("digits", train=200, test=60, size=8, augment="shift")
+    go(train_on=shifted)
+    with pytest.raises(lab.RunError, match=r"data\.augment was"):
+        go()
+
+
+def test_a_methods_own_parameters_resume_with_their_optimizer_state(data, tmp_path):
+    @dataclass
+    class Gates(lab.Method):
+        at: ClassVar[int] = 3
+        gates: dict[str, torch.nn.Parameter] = field(init=False)
+
+        def on_start(self, run):
+            self.gates = {n: torch.nn.Parameter(torch.ones(())) for n in run.weights}
+            run.param_groups.append({"params": list(self.gates.values()), "lr": 0.01, "weight_decay": 0.0})
+
+        def on_loss(self, run):
+            return sum((g - 2).square() for g in self.gates.values())
+
+        def on_step(self, run):
+            if run.step == self.at:
+                run.interrupt()
+
+    def go(path, at):
+        Gates.at = at
+        model = lab.build("lenet300", data)
+        return lab.fit(model, data, Gates(), epochs=3, batch_size=60, progress=False, checkpoint=path, every=2)
+
+    whole = go(tmp_path / "a", -1)
+    go(tmp_path / "b", 5)
+    resumed = go(tmp_path / "b", -1)
+    for name, gate in method(whole).gates.items():
+        assert torch.equal(gate, method(resumed).gates[name])
+        assert isinstance(method(resumed).gates[name], torch.nn.Parameter)
+        assert gate > 1.04
+
+
+def method(run: lab.Run) -> Any:
+    return run.methods[0]
+
+
+def test_another_kind_of_file_is_refused(fit, tmp_path):
+    run = fit()
+    run.snapshot().save(tmp_path / "snapshot")
+    with pytest.raises(lab.DataError, match="no checkpoint of a run"):
+        fit(path=tmp_path / "snapshot")
+    with pytest.raises(lab.DataError, match="no snapshot"):
+        lab.Snapshot.load(tmp_path / "c.safetensors")
 
 
 def test_a_damaged_checkpoint_is_named(fit, tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
+from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab.masks import count, spread
@@ -253,6 +254,26 @@ def test_prune_leaves_the_model_and_takes_what_keep_top_takes():
     assert (
         lab.prune(model, 0.5, "random", seed=3)[1].fingerprint != lab.prune(model, 0.5, "random", seed=4)[1].fingerprint
     )
+
+
+def test_prune_goes_on_from_a_run_and_shuffles_what_gradients_are_taken_on():
+    source = torch.Generator().manual_seed(0)
+    y = torch.arange(300) // 150  # sorted by class
+    x = torch.randn(300, 6, generator=source) + y[:, None]
+    data = lab.wrap(TensorDataset(x, y), TensorDataset(x[::7], y[::7]), val=0.2)
+    run = lab.fit(nn.Sequential(nn.Linear(6, 2)), data, lab.methods.OneShot(0.5), epochs=1, progress=False)
+    classes = []
+
+    def spy(model, batches):
+        classes.extend(next(iter(batches))[1].tolist())
+        return lab.criteria.magnitude(model)
+
+    _, masks = lab.prune(run, 0.75, spy, data=data)
+    assert set(classes) == {0, 1}
+    assert (masks["0.weight"] <= run.masks["0.weight"]).all()
+    assert masks.kept == 3
+    with pytest.raises(lab.ConfigError, match=r"gave no score for 0\.weight"):
+        lab.prune(run.model, 0.5, lambda model, batches: {})
 
 
 def test_the_layer_table_counts_by_hand():

@@ -35,7 +35,7 @@ def test_layers_marks_what_has_collapsed(runs):
 
 
 def test_comparison_draws_a_single_run_hollow():
-    frame = pd.DataFrame({"method": ["a", "a", "b"], "test_accuracy": [0.5, 0.7, 0.6]})
+    frame = pd.DataFrame({"data": "d", "settings": ["a", "a", "b"], "test_accuracy": [0.5, 0.7, 0.6]})
     figure = lab.plots.comparison(frame)
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "none" for line in dots] == [False, True]
@@ -61,5 +61,13 @@ def test_what_cannot_be_drawn_is_said(runs):
         lab.plots.history()
     with pytest.raises(lab.ConfigError, match="1 labels for 2 runs"):
         lab.plots.history(runs[0], runs[1], labels=["a"])
+    with pytest.raises(lab.ConfigError, match="same label"):
+        lab.plots.layers(runs[0], runs[1], labels=["a", "a"])
+    with pytest.raises(lab.ConfigError, match="nothing to draw"):
+        lab.plots.layers()
+    with pytest.raises(lab.ConfigError, match="different layers"):
+        lab.plots.layers(runs[0], lab.Masks(a=runs[0].masks["fc1.weight"]))
+    with pytest.raises(lab.ConfigError, match="differ in data"):
+        lab.plots.comparison(pd.DataFrame({"data": ["a", "b"], "settings": "s", "test_accuracy": 0.5}))
     with pytest.raises(lab.ConfigError, match="no results"):
         lab.plots.comparison(pd.DataFrame())

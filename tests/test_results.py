@@ -34,7 +34,7 @@ def test_a_record_says_what_is_needed_to_repeat_it(run):
     assert config["model"]["seed"] == 3
     assert (config["seed"], config["data"]["seed"], config["epochs"]) == (4, 0, 2)
     assert config["methods"][0] == {
-        "name": "OneShot",
+        "type": "OneShot",
         "sparsity": 0.9,
         "criterion": "magnitude",
         "scope": "global",
@@ -107,12 +107,61 @@ def test_settings_are_described_by_content():
     class Inner:
         x: float = 1.0
 
-    assert results.describe({"a": (1, None), "b": Inner(2.0)}) == {"a": [1, None], "b": {"name": "Inner", "x": 2.0}}
+    assert results.describe({"a": (1, None), "b": Inner(2.0)}) == {"a": [1, None], "b": {"type": "Inner", "x": 2.0}}
     assert results.describe(torch.ones(2)) == results.describe(torch.ones(2)) != results.describe(torch.zeros(2))
     assert results.describe(nn.functional.cross_entropy) == "cross_entropy"
     assert results.describe(partial(math.pow, 2)) == results.describe(partial(math.pow, 2))
     assert results.text(results.describe(Inner())) == "Inner(x=1.0)"
     assert results.finite({"a": [math.nan, 1.0], "b": -math.inf}) == {"a": [None, 1.0], "b": None}
+
+
+def test_own_functions_are_told_apart_by_what_they_do():
+    def scaled(by):
+        return lambda x: by * x
+
+    assert results.describe(scaled(1)) == results.describe(scaled(1))
+    assert results.describe(scaled(1)) != results.describe(scaled(2))
+    assert results.describe(lambda x: x) != results.describe(lambda x: 2 * x)
+    smooth, plain = nn.CrossEntropyLoss(label_smoothing=0.3), nn.CrossEntropyLoss()
+    assert results.describe(smooth) != results.describe(plain)
+
+
+def flops(model: nn.Module, x: torch.Tensor, masks: lab.Masks | None = None) -> tuple[float, float]:
+    counted = results.module_flops(model.eval(), x)
+    return sum(sum(m.values()) for m in counted.values()), results.sparse_flops(model, counted, masks or lab.Masks())
+
+
+def test_flops_of_attention_and_of_tied_weights():
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    projections = 2 * 5 * (3 * 64 + 64 + 2 * 8 * 16)
+    assert flops(encoder, torch.zeros(1, 5, 8))[0] == projections
+    masks = lab.keep_top({n: torch.rand(w.shape) for n, w in lab.prunable(encoder).items()}, 0.5, scope="layer")
+    assert flops(encoder, torch.zeros(1, 5, 8), masks)[1] == pytest.approx(projections / 2)
+
+    tied = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    tied[1].weight = tied[0].weight
+    half = lab.keep_top({"0.weight": torch.rand(4, 4)}, 0.5)
+    assert flops(tied, torch.zeros(1, 4), half) == (64, 32)
+
+
+def test_a_folder_may_have_any_name(run, tmp_path):
+    run.save(tmp_path / "runs[1]" / "a.json")
+    assert len(results.load(tmp_path / "runs[1]")) == 1
+
+
+def test_equal_names_in_two_folders_are_told_apart(run, tmp_path):
+    for folder in ("s0", "s1"):
+        run.save(tmp_path / folder / "a.json")
+    shown = results.compare_text(results.load(tmp_path))
+    assert "s0/a.json" in shown
+    assert "s1/a.json" in shown
+
+
+def test_only_what_was_pruned_counts_as_sparsity():
+    data = lab.load("digits", train=200, test=60, size=8)
+    model = lab.build("resnet20", data, width=0.25)  # its BatchNorm shifts start at 0
+    run = lab.fit(model, data, epochs=0, progress=False)
+    assert run.result.sparsity == {"weights": 0.0, "weights_and_biases": 0.0, "all": 0.0}
 
 
 def test_what_a_run_shows_is_complete_and_the_same_each_time(run):
@@ -132,5 +181,6 @@ def test_a_collapsed_layer_is_said():
     masks = lab.Masks.full(lab.prunable(lab.build("lenet300", data)))
     masks["fc2.weight"][:] = False
     run = lab.fit(lab.build("lenet300", data), data, masks=masks, epochs=0, progress=False)
+    assert run.result.row()["collapsed_layers"] == 1
     assert "nothing is left of fc2.weight" in repr(run)
     assert "nothing is left of fc2.weight" in run._repr_html_()

@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -222,6 +223,114 @@ def test_a_reactivated_weight_comes_back_with_the_value_it_had(blobs):
     assert method(run, 1).revived == 224
 
 
+def test_a_hook_that_replaces_the_data_of_a_weight_does_not_lose_the_mask(blobs):
+    @dataclass
+    class Replace(lab.Method):
+        def on_step(self, run):
+            for w in run.weights.values():
+                w.data = w.data * 0.99
+
+    run = lab.fit(mlp(), blobs, OneShot(0.5), Replace(), epochs=2, **QUIET)
+    assert all(not run.model.get_parameter(n)[~m].any() for n, m in run.masks.items())
+    assert run.history[-1]["val_accuracy"] == run.result.accuracy["val"]["accuracy"]
+
+
+def test_reactivation_never_revives_what_was_pruned_before_the_run(blobs):
+    model, masks = lab.prune(mlp(), 0.8)
+    run = lab.fit(model, blobs, Gradual(lab.Cubic(0.9), reactivate=True), masks=masks, epochs=4, **QUIET)
+    assert all(h["sparsity"] >= masks.sparsity for h in run.history)
+    assert all((run.masks[n] <= masks[n]).all() for n in masks)
+
+
+def test_a_layer_made_in_on_start_is_trained(blobs):
+    @dataclass
+    class Renew(lab.Method):
+        before: torch.Tensor = field(init=False)
+
+        def on_start(self, run):
+            run.model[0] = nn.Linear(10, 32)
+            self.before = run.model[0].weight.detach().clone()
+
+    run = lab.fit(mlp(), blobs, Renew(), epochs=2, **QUIET)
+    assert not torch.equal(method(run).before, run.model.get_parameter("0.weight"))
+
+
+def test_frozen_layers_stay_as_their_owner_set_them(blobs):
+    model = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    model.get_submodule("1").eval()
+    run = lab.fit(model, blobs, epochs=2, **QUIET)
+    assert torch.equal(run.model.get_buffer("1.running_mean"), model.get_buffer("1.running_mean"))
+    again = lab.fit(run.model, blobs, epochs=1, **QUIET)  # a whole model in eval mode means: train it
+    assert not torch.equal(again.model.get_buffer("1.running_mean"), model.get_buffer("1.running_mean"))
+
+
+def test_batches_have_the_size_asked_for_and_none_comes_alone(blobs):
+    @dataclass
+    class Sizes(lab.Method):
+        seen: list[int] = field(init=False)
+
+        def on_start(self, run):
+            self.seen = []
+
+        def on_step(self, run):
+            self.seen.append(len(run.y))
+
+    assert method(lab.fit(mlp(), blobs, Sizes(), epochs=1, batch_size=100, **QUIET)).seen == [100, 100, 40]
+    assert method(lab.fit(mlp(), blobs, Sizes(), epochs=1, batch_size=239, **QUIET)).seen == [240]
+    assert method(lab.fit(mlp(), blobs, Sizes(), epochs=1, batch_size=1000, **QUIET)).seen == [240]
+
+
+def test_recurrent_dropout_is_the_runs_own(blobs):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(1, 8, 2, dropout=0.5, batch_first=True)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(self.lstm(x[..., None])[0][:, -1])
+
+    model = Recurrent()
+    before = torch.get_rng_state()
+    one, two = (lab.fit(model, blobs, epochs=1, **QUIET) for _ in range(2))
+    assert equal(one.model, two.model)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_spatial_dropout_drops_whole_channels(blobs):
+    from pruninglab.seeds import own_randomness
+
+    with own_randomness(0):
+        batch, alone = F.dropout2d(torch.ones(8, 16, 4, 4)), F.dropout1d(torch.ones(16, 9))
+    assert ((batch.flatten(2) == 0).all(-1) == (batch.flatten(2) == 0).any(-1)).all()
+    assert ((alone == 0).all(-1) == (alone == 0).any(-1)).all()
+    assert 0 < int((alone[:, 0] == 0).sum()) < 16
+
+
+def test_convolutions_of_different_dimensions_train_together():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.plane, self.line = nn.Conv2d(1, 2, 3), nn.Conv1d(2, 3, 3)
+            self.volume, self.fc = nn.Conv3d(1, 1, 1), nn.Linear(12, 10)
+
+        def forward(self, x):
+            x = self.line(self.plane(x).flatten(2))[:, :, :4]
+            return self.fc(self.volume(x[:, None, None]).flatten(1))
+
+    data = lab.load("digits", train=100, test=30, size=8)
+    run = lab.fit(Mixed(), data, OneShot(0.5), epochs=1, **QUIET)
+    assert run.status == "done"
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_a_parametrized_model_trains_and_is_recorded(blobs, wrap):
+    model = mlp()
+    wrap(model[3])
+    run = lab.fit(model, blobs, OneShot(0.5), epochs=1, **QUIET)
+    assert run.result.flops["dense"] == 2 * 448
+
+
 # -- choices on validation ------------------------------------------------------------------------------------------
 
 
@@ -313,7 +422,7 @@ def test_own_criterion_method_loss_and_metric(blobs):
     assert norm(run.model) < norm(plain.model) / 2
     assert run.sparsity == 0.5
     assert -1 <= run.result.accuracy["test"]["accuracy"] <= 0
-    assert run.result.config["methods"][1]["criterion"] == "small_first"
+    assert run.result.config["methods"][1]["criterion"].startswith("small_first ")
 
 
 def test_distillation_learns_from_the_dense_net(blobs):
@@ -367,6 +476,45 @@ def test_ctrl_c_ends_with_what_was_reached(blobs):
     assert (run.status, run.step) == ("interrupted", 7)
     assert run.result.accuracy["test"]["accuracy"] > 0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("at", [4, 7, 8, 12])
+def test_interrupted_anywhere_and_resumed_is_the_same_run(blobs, tmp_path, at):
+    """At the end of an epoch, in the middle of one, and at the last step."""
+
+    @dataclass
+    class Press(lab.Method):
+        def on_step(self, run):
+            if run.step == at:
+                run.interrupt()
+
+    def go(checkpoint):
+        return lab.fit(mlp(0.3), blobs, Press(), epochs=3, batch_size=60, keep="best", checkpoint=checkpoint, **QUIET)
+
+    first = go(tmp_path / "c")
+    assert first.status == ("done" if at == 12 else "interrupted")
+    assert first.step == at
+    plain = lab.fit(mlp(0.3), blobs, epochs=3, batch_size=60, keep="best", **QUIET)
+    resumed = go(tmp_path / "c")
+    assert (resumed.status, resumed.step) == ("done", 12)
+    assert equal(resumed.model, plain.model)
+    assert resumed.history == plain.history
+
+
+def test_ctrl_c_in_a_fit_inside_a_fit_ends_both(blobs):
+    @dataclass
+    class Press(lab.Method):
+        def on_step(self, run):
+            if run.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    @dataclass
+    class Nested(lab.Method):
+        def on_epoch(self, run):
+            lab.fit(mlp(), run.data, Press(), epochs=9, **QUIET)
+
+    run = lab.fit(mlp(), blobs, Nested(), epochs=9, batch_size=60, **QUIET)
+    assert (run.status, run.epoch) == ("interrupted", 1)
 
 
 def test_stop_ends_after_the_step_and_is_in_the_record(blobs):
@@ -426,6 +574,24 @@ def test_rewinding_restores_everything(blobs):
     assert [h["lr"] for h in rewound.history] == [h["lr"] for h in whole.history][-len(rewound.history) :]
 
 
+def test_steps_are_counted_once_when_a_run_is_rewound(blobs):
+    dense = lab.fit(mlp(), blobs, epochs=3, batch_size=60, **QUIET)
+    early = lab.fit(mlp(), blobs, epochs=3, batch_size=60, **QUIET).snapshot()
+    ticket = lab.fit(dense, blobs, epochs=5, batch_size=60, start=early, **QUIET)
+    assert (ticket.result.budget["steps_before"], ticket.result.budget["steps"]) == (12, 8)
+    assert lab.fit(ticket, blobs, epochs=1, batch_size=60, **QUIET).result.budget["steps_before"] == 20
+    with pytest.raises(lab.ConfigError, match="step 12, but epochs=2 is over after 8"):
+        lab.fit(dense, blobs, epochs=2, batch_size=60, start=early, **QUIET)
+
+
+def test_a_run_does_not_go_on_with_another_split_of_the_same_data(blobs):
+    one, two = (lab.load("digits", train=200, test=60, size=8, seed=s) for s in (0, 1))
+    run = lab.fit(lab.build("lenet300", one), one, epochs=1, **QUIET)
+    with pytest.raises(lab.ConfigError, match="may be in this validation split"):
+        lab.fit(run, two, epochs=1, **QUIET)
+    assert lab.fit(run.model, two, epochs=1, **QUIET).status == "done"
+
+
 def test_a_snapshot_survives_the_disk(blobs, tmp_path):
     run = lab.fit(mlp(), blobs, OneShot(0.5), epochs=1, **QUIET)
     snapshot = run.snapshot()
@@ -440,6 +606,24 @@ def test_a_snapshot_survives_the_disk(blobs, tmp_path):
 
 
 # -- wrong input ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Asks(lab.Method):
+    def on_start(self, run):
+        run.evaluate("tets")
+
+
+@dataclass
+class CutsNothing(lab.Method):
+    def on_start(self, run):
+        run.cut("magnitude", {"fc9*": 0.5})
+
+
+def test_numbers_of_numpy_are_numbers(blobs):
+    run = lab.fit(mlp(), blobs, OneShot(np.float32(0.5)), epochs=np.int64(1), lr=np.float32(1e-3), progress=False)
+    assert run.result.config["epochs"] == 1
+    assert run.masks.sparsity == 0.5
 
 
 def test_wrong_input_stops_before_training_and_says_what_was_expected(blobs, tmp_path):
@@ -470,6 +654,13 @@ def test_wrong_input_stops_before_training_and_says_what_was_expected(blobs, tmp
     )
     refuses(lab.ConfigError, "does not take what blobs gives", model=nn.Sequential(nn.Linear(11, 4)))
     refuses(lab.DataError, "labels .* from 0 to 3, but the model has 3 outputs", model=nn.Sequential(nn.Linear(10, 3)))
+    refuses(lab.ConfigError, "expected their mean", loss=lambda logits, y: F.cross_entropy(logits, y, reduction="none"))
+    refuses(lab.ConfigError, "it is a sum", loss=lambda logits, y: F.cross_entropy(logits, y, reduction="sum"))
+    refuses(lab.ConfigError, "one value for each", metric=lambda logits, y: (logits.argmax(1) == y).float().mean())
+    refuses(lab.ConfigError, "no parameter to train", model=nn.Sequential(nn.Flatten()))
+    refuses(lab.ConfigError, "data is a list", data=[1])
+    refuses(lab.ConfigError, "'val' or 'test'", Asks())
+    refuses(lab.ConfigError, "matches no prunable layer", CutsNothing())
     refuses(lab.ConfigError, "is a folder", checkpoint=tmp_path)
     refuses(lab.ConfigError, "cannot be written", record="/proc/nowhere/x.json")
     with pytest.raises(TypeError, match="criterium"):

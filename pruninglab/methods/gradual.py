@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..criteria import Criterion
 from ..errors import ConfigError
-from ..masks import Sparsity, keep_top
+from ..masks import Masks, Sparsity, keep_top
 from ..method import Method
 from ..schedules import Schedule
 
@@ -36,6 +36,7 @@ class Gradual(Method):
     settled: bool = field(init=False)
     revived: int = field(init=False)
     remembered: dict[str, Tensor] = field(init=False)
+    allowed: Masks = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):
@@ -51,6 +52,7 @@ class Gradual(Method):
             raise ConfigError("Gradual cuts during training, and epochs=0 has no step; use OneShot or more epochs.")
         self.settled = False
         self.revived = 0
+        self.allowed = run.masks.clone() if self.reactivate else Masks()
         self.remembered = {name: torch.zeros_like(w) for name, w in run.weights.items()} if self.reactivate else {}
 
     def on_step(self, run: "Run") -> None:
@@ -78,7 +80,8 @@ class Gradual(Method):
         for name, weight in run.weights.items():
             dense[name] = torch.where(old[name], weight, self.remembered[name])
             weight.copy_(dense[name])
-        chosen = keep_top(run.score(self.criterion), sparsity, scope=self.scope, unit=self.unit)
+        choice = {"scope": self.scope, "unit": self.unit, "within": self.allowed, "clamp": True}
+        chosen = keep_top(run.score(self.criterion), sparsity, **choice)
         self.revived += run.grow(chosen)
         run.masks = chosen
         for name, weight in run.weights.items():

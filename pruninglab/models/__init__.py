@@ -93,8 +93,8 @@ def build(
         model = make()
     if weights is not None:
         load_weights(model, weights, new_head=new_head)
-    called = name if isinstance(name, str) else label(name)
-    vars(model)["built"] = {"name": called, "seed": seed, "options": describe(options), "weights": str(weights or "")}
+    made_of = {"name": name if isinstance(name, str) else label(name), "seed": seed, "options": describe(options)}
+    vars(model)["_pruninglab"] = made_of | ({"weights": str(weights)} if weights is not None else {})
     return model
 
 

@@ -1,7 +1,8 @@
 """Train, cut, retrain, repeat: Han et al., "Learning both weights and connections", 2015."""
 
-import copy
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from ..criteria import Criterion
 from ..data import Data
 from ..errors import ConfigError
+from ..method import Method
 from ..methods import OneShot
 from ..run import Run
 from ..schedules import Exponential, Schedule
@@ -43,6 +45,9 @@ def iterative(
     """
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}: at least one round is needed to prune.")
+    own = {"start", "masks", "checkpoint", "record", "inplace"} & options.keys()
+    if own:
+        raise ConfigError(f"iterative sets {', '.join(sorted(own))} by itself; for files give folder=.")
     schedule = sparsity if isinstance(sparsity, Schedule) else Exponential(sparsity)
     folder = Path(folder) if folder else None
 
@@ -52,30 +57,44 @@ def iterative(
 
     dense = model if isinstance(model, Run) else fit(model, data, epochs=epochs, lr=lr, **files(0), **options)
     runs = [dense]
+    less_dropout = _LessDropout.of(dense)
     for number in range(1, rounds + 1):
-        before = runs[-1]
-        if before.status in ("interrupted", "diverged"):
+        if runs[-1].status in ("interrupted", "diverged"):
             break
-        cut = OneShot(schedule(number / rounds), criterion, scope, unit)
-        rate = lr / 10 if retrain_lr is None else retrain_lr
-        start = _with_less_dropout(before, dense)
-        runs.append(fit(start, data, cut, epochs=retrain or epochs, lr=rate, **files(number), **options))
+        target = schedule(number / rounds)
+        if not isinstance(target, Mapping):
+            target = max(target, runs[-1].sparsity)
+        runs.append(
+            fit(
+                runs[-1],
+                data,
+                OneShot(target, criterion, scope, unit),
+                *less_dropout,
+                epochs=epochs if retrain is None else retrain,
+                lr=lr / 10 if retrain_lr is None else retrain_lr,
+                **files(number),
+                **options,
+            )
+        )
     return runs
 
 
-def _with_less_dropout(run: Run, dense: Run) -> Run:
-    """The same run, each dropout of the dense net scaled by what is pruned of the layer that it feeds."""
-    rates = {
-        name: m.p for name, m in dense.model.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p
-    }
-    if not rates:
-        return run
-    run = copy.copy(run)
-    run.model = copy.deepcopy(run.model)
-    fed = None
-    for name, module in reversed(list(run.model.named_modules())):
-        fed = f"{name}.weight" if f"{name}.weight" in run.masks else fed
-        if name in rates and fed:
-            kept, before = run.masks.kept_by_layer[fed], dense.masks.kept_by_layer[fed]
-            module.p = rates[name] * math.sqrt(kept / max(before, 1))  # pyright: ignore[reportArgumentType]
-    return run
+@dataclass
+class _LessDropout(Method):
+    """Scale each dropout of the dense net by what is pruned of the layer that it feeds."""
+
+    rates: dict[str, float]
+    kept: dict[str, int]
+
+    @classmethod
+    def of(cls, dense: Run) -> "list[_LessDropout]":
+        dropout = nn.modules.dropout._DropoutNd
+        rates = {name: m.p for name, m in dense.model.named_modules() if isinstance(m, dropout) and m.p}
+        return [cls(rates, dense.masks.kept_by_layer)] if rates else []
+
+    def on_start(self, run: Run) -> None:
+        kept, fed = run.masks.kept_by_layer, None
+        for name, module in reversed(list(run.model.named_modules())):
+            fed = f"{name}.weight" if f"{name}.weight" in kept else fed
+            if isinstance(module, nn.modules.dropout._DropoutNd) and name in self.rates and fed:
+                module.p = self.rates[name] * math.sqrt(kept[fed] / max(self.kept[fed], 1))

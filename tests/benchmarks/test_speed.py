@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import pruninglab as lab
+from pruninglab import train
 from pruninglab._torchvision import torchvision
 from pruninglab.data import Split
 
@@ -100,17 +101,11 @@ def test_masks_cost_at_most_five_percent_of_a_step(data):
 
 def epoch(run: lab.Run) -> None:
     """One more epoch of a run, through the trainer's own loop, without the evaluation at its end."""
-    from pruninglab import train
-
     run.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     run.find_weights()
-    run.optimizer = train._OPTIMIZERS["adam"](run)
-    for group in run.optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    run.epoch, run.step, run.epochs, run.status = 0, 0, 1, "running"
-    evaluate = train._end_of_epoch
-    train._end_of_epoch = lambda run, loss_sum, bar: setattr(run, "epoch", run.epoch + 1)
-    try:
-        train._train(run, 0.0, None, 10**9, False)
-    finally:
-        train._end_of_epoch = evaluate
+    train._make_optimizer(run)
+    run.epoch = run.step = 0
+    run.epochs, run.status = 1, "running"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_end_of_epoch", lambda run, loss, bar: setattr(run, "epoch", 1))
+        train._train(run, 0.0, 0, None, 10**9, False)
