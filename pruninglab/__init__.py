@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-from . import criteria, losses, masks, methods, models, recipes, results, schedules, storage
+from . import criteria, levels, losses, masks, methods, models, projections, recipes, results, schedules, storage
 from .data import Data, load, wrap
 from .errors import ConfigError, DataError, RunError
 from .masks import Masks, grow, keep_top, prunable
@@ -51,12 +51,14 @@ __all__ = [
     "fit",
     "grow",
     "keep_top",
+    "levels",
     "load",
     "losses",
     "masks",
     "methods",
     "models",
     "plots",
+    "projections",
     "prunable",
     "prune",
     "recipes",

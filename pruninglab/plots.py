@@ -76,7 +76,7 @@ def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> 
         axes.plot(np.where(shares > 0, shares, np.nan), at, "o", color=colour, label=label)
         axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour)
     axes.set(xscale="log", xlim=(least, 1.2), xlabel="share of weights left", yticks=range(len(names)))
-    axes.set_yticklabels([n.removesuffix(".weight") for n in names], fontsize=8)
+    axes.set_yticklabels([_short(n) for n in names], fontsize=8)
     axes.invert_yaxis()
     if len(tables) > 1:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
@@ -118,6 +118,36 @@ def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     )
 
 
+def residuals(run: Run) -> Figure:
+    """How far W and Z of an ADMM run are apart, and how far Z moved, by layer and step."""
+    rows = [row for method in run.methods for row in getattr(method, "residuals", [])]
+    if not rows:
+        raise ConfigError("this run has no residuals; draw a run that was trained with lab.methods.ADMM.")
+    table = pd.DataFrame(rows)
+    figure, panels = _figure(2)
+    for axes, which, said in zip(panels, ("primal", "dual"), ("distance of W to Z", "movement of Z"), strict=True):
+        for colour, (layer, of_layer) in zip(COLOURS, table.groupby("layer", sort=False), strict=False):
+            axes.plot(of_layer["step"], of_layer[which], marker="o", ms=3, color=colour, label=_short(str(layer)))
+        axes.set(xlabel="step", ylabel=said, ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    ends = table.groupby("layer", sort=False)["primal"].agg(["first", "last"])
+    words = "; ".join(f"{n} {first:.3g} to {last:.3g}" for n, first, last in ends.itertuples())
+    return _with_alt(figure, f"Distance of W to Z by layer, at the first and the last update: {words}.")
+
+
+def weights(model: Any, layer: str, masks: Masks | None = None) -> Figure:
+    """The distribution of a layer's weights, those kept and those cut, with counts on a logarithmic scale."""
+    values = model.get_submodule(layer).weight.detach().cpu().flatten()
+    kept = masks[f"{layer}.weight"].cpu().flatten() if masks else values != 0
+    edges = np.linspace(float(values.min()), float(values.max()), 81)
+    figure, (axes,) = _figure(1, width=6.0)
+    for chosen, colour, label in ((~kept, COLOURS[7], "cut"), (kept, COLOURS[0], "kept")):
+        axes.hist(values[chosen].numpy(), bins=edges.tolist(), color=colour, alpha=0.7, label=label)
+    axes.set(yscale="log", xlabel=f"weight of {layer}", ylabel="number of weights")
+    axes.legend(frameon=False, fontsize=8)
+    return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} kept, {int((~kept).sum()):,} cut.")
+
+
 def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Figure:
     """The first 24 filters of a convolution, or a linear layer as one matrix; what is cut is left blank."""
     weight = model.get_submodule(layer).weight.detach().cpu()
@@ -135,6 +165,10 @@ def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Fig
     for axes, image in zip(grid.flat, images, strict=False):
         axes.imshow(image.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="equal" if weight.ndim == 4 else "auto")
     return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} of {kept.numel():,} left, the others blank.")
+
+
+def _short(layer: str) -> str:
+    return layer.removesuffix(".weight")
 
 
 def _figure(panels: int, width: float = 0.0, height: float = 3.0) -> tuple[Figure, list[Axes]]:

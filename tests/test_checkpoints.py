@@ -120,7 +120,7 @@ def test_a_methods_own_parameters_resume_with_their_optimizer_state(data, tmp_pa
             run.param_groups.append({"params": list(self.gates.values()), "lr": 0.01, "weight_decay": 0.0})
 
         def on_loss(self, run):
-            return sum((g - 2).square() for g in self.gates.values())
+            return torch.stack([(g - 2).square() for g in self.gates.values()]).sum()
 
         def on_step(self, run):
             if run.step == self.at:

@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -248,8 +248,8 @@ def test_a_layer_made_in_on_start_is_trained(blobs):
         before: torch.Tensor = field(init=False)
 
         def on_start(self, run):
-            run.model[0] = nn.Linear(10, 32)
-            self.before = run.model[0].weight.detach().clone()
+            run.model.set_submodule("0", nn.Linear(10, 32))
+            self.before = run.model.get_parameter("0.weight").detach().clone()
 
     run = lab.fit(mlp(), blobs, Renew(), epochs=2, **QUIET)
     assert not torch.equal(method(run).before, run.model.get_parameter("0.weight"))
@@ -621,7 +621,8 @@ class CutsNothing(lab.Method):
 
 
 def test_numbers_of_numpy_are_numbers(blobs):
-    run = lab.fit(mlp(), blobs, OneShot(np.float32(0.5)), epochs=np.int64(1), lr=np.float32(1e-3), progress=False)
+    half, one, rate = (cast(Any, n) for n in (np.float32(0.5), np.int64(1), np.float32(1e-3)))
+    run = lab.fit(mlp(), blobs, OneShot(half), epochs=one, lr=rate, progress=False)
     assert run.result.config["epochs"] == 1
     assert run.masks.sparsity == 0.5
 

@@ -1,0 +1,220 @@
+"""Progressive pruning: Ye et al., "Progressive weight pruning of deep neural networks using ADMM", 2018."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from .. import _html
+from ..data import Data
+from ..errors import ConfigError
+from ..masks import keep_top, spread
+from ..methods.admm import Penalty
+from ..projections import keeping, largest, project
+from ..run import Run
+from ..schedules import Rate
+from .admm import admm, dense_start, ended
+
+POOL = 3
+
+
+@dataclass
+class Progression:
+    """What `progressive` returns: the chosen runs, and a row of each that was tried. Showing it is their table."""
+
+    runs: list[Run]
+    """The dense run, then the retrained one that was chosen at each rate."""
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    def table(self) -> pd.DataFrame:
+        """One row for each child: its rate, the rate that it started from, what it kept, reached and cost."""
+        return pd.DataFrame(self.tried)
+
+    def costs(self) -> pd.DataFrame:
+        """Steps and seconds of each round, of all children together."""
+        return self.table().groupby("round").agg({"steps": "sum", "seconds": "sum"})
+
+    def __repr__(self) -> str:
+        return self.table().to_string(index=False, float_format="{:.4g}".format)
+
+    def _repr_html_(self) -> str:
+        head = ("rate", "from", "kept", "val", "test", "steps", "seconds", "")
+        rows = [
+            (
+                f"{child['rate']:.4g}x", f"{child['from']:.4g}x", f"{child['kept']:,}", f"{child['val']:.2%}",
+                f"{child['test']:.2%}", f"{child['steps']:,}", f"{child['seconds']:.0f}",
+                "chosen" if child["chosen"] else "",
+            )
+            for child in self.tried
+        ]  # fmt: skip
+        return _html.table(head, rows)
+
+
+def progressive(
+    model: nn.Module | Run,
+    data: Data,
+    rates: Sequence[float | Mapping[str, float]],
+    *,
+    epochs: int,
+    retrain: int | None = None,
+    select: str = "child",
+    direct: int = POOL,
+    budgets: str = "magnitude",
+    rho: Penalty | Mapping[str, Penalty] = 1.5e-3,
+    updates: int = 10,
+    lr: float = 1e-3,
+    retrain_lr: float | None = None,
+    admm_rate: str | Rate = "constant",
+    folder: str | Path | None = None,
+    **options: Any,
+) -> Progression:
+    """Prune to one rate after the other, each by `admm` (pull, cut, retrain) from an earlier result.
+
+    A rate is how many times fewer weights are kept (at 167, 1 of 167), or a dict from layer patterns to sparsities.
+    The first `direct` rates start from the dense net. Then a pool of three partial results is kept, and the result of
+    each round replaces the one that it started from (Fig. 2): `select="child"` starts from all three and keeps the best
+    child by validation accuracy, as the paper does; `"parent"` starts from the best of the three alone; `"chain"`
+    starts each round from the one before, the first from the dense net.
+
+    The paper does not say how many weights it keeps of each layer. For a rate that is a number, `budgets` finds it in
+    the weights that a round starts from: by one global cut with a criterion (`"magnitude"`, `"layer_magnitude"`, …), or
+    by `"sensitivity"`, where cutting each layer alone costs the same on the validation split. No layer becomes empty.
+
+    `folder` holds a folder for each child, and the same call goes on from there. The rest is as in `admm`.
+    """
+    pool_size = POOL if select != "chain" else 1
+    _check(rates, select, direct)
+    folder = Path(folder) if folder else None
+    dense = dense_start(model, data, folder, epochs=epochs, lr=lr, **options)
+    _check_nested(rates, dense)
+    made = Progression([dense])
+    pool: list[int] = []  # positions in `made.runs`
+    for number, rate in enumerate(rates, 1):
+        if ended(made.runs[-1]):
+            break
+        parents = [0] if number <= min(direct, pool_size) else pool
+        if select == "parent":
+            parents = [max(parents, key=lambda i: _score(made.runs[i]))]
+        children: dict[int, Run] = {}
+        for parent in parents:
+            start = made.runs[parent]
+            stages = admm(
+                start,
+                data,
+                rate if isinstance(rate, Mapping) else budget(start, rate, budgets),
+                epochs=epochs,
+                retrain=retrain,
+                rho=rho,
+                updates=updates,
+                lr=lr,
+                retrain_lr=retrain_lr,
+                admm_rate=admm_rate,
+                folder=folder / f"round-{number:02d}-from-{parent:02d}" if folder else None,
+                **options,
+            )
+            children[parent] = stages[-1]
+            made.tried.append(_row(number, start, stages[1:]))
+            if stages[-1].status == "interrupted":
+                made.runs.append(stages[-1])
+                return made
+        best = max(children, key=lambda parent: _score(children[parent]))
+        made.tried[list(children).index(best) - len(children)]["chosen"] = True
+        made.runs.append(children[best])
+        if len(pool) < pool_size:
+            pool.append(number)
+        else:
+            pool[pool.index(best)] = number
+    return made
+
+
+def budget(run: Run, rate: float, by: str = "magnitude") -> dict[str, float]:
+    """The sparsity of each layer with which the run keeps 1 of `rate` weights, among those that it has left."""
+    keep = round(run.masks.total / rate)
+    if by == "sensitivity":
+        shares = _equally_sensitive(run, keep)
+    else:
+        cut = keep_top(run.score(by), 1 - keep / run.masks.total, within=run.masks)
+        shares = [float(kept) for kept in cut.kept_by_layer.values()]
+    counts = spread(keep, shares, list(run.masks.kept_by_layer.values()), least=1)
+    return keeping(run.weights, dict(zip(run.weights, counts, strict=True)))
+
+
+@torch.no_grad()
+def _equally_sensitive(run: Run, keep: int) -> list[float]:
+    """How much each layer keeps where cutting it alone leads to the same validation loss, all together `keep`."""
+    curves = []
+    for name, weight in run.weights.items():
+        before = weight.detach().clone()
+        own, alive = {name: before}, {name: run.masks[name]}
+        counts = [int(alive[name].sum())]
+        while counts[-1] > 1:
+            counts.append(counts[-1] // 2)
+        losses = []
+        for count in counts:
+            weight.copy_(project(own, largest(own, keeping(own, {name: count}), within=alive))[name])
+            losses.append(run.evaluate("val")["loss"])
+        weight.copy_(before)
+        curves.append((np.maximum.accumulate(losses), np.log(counts)))  # a lucky cut does not count
+
+    def kept(loss: float) -> list[float]:
+        return [math.exp(np.interp(loss, losses, logs)) for losses, logs in curves]
+
+    low, high = min(losses[0] for losses, _ in curves), max(losses[-1] for losses, _ in curves)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(kept(middle)) > keep else (low, middle)
+    return kept(high)
+
+
+def _check(rates: Sequence[float | Mapping[str, float]], select: str, direct: int) -> None:
+    if select not in ("child", "parent", "chain"):
+        raise ConfigError(f"select={select!r} is unknown; expected 'child', 'parent' or 'chain'.")
+    if not 1 <= direct <= POOL:
+        raise ConfigError(
+            f"direct={direct}: from 1 to {POOL} rates, as many as the pool holds, start from the dense net."
+        )
+    if select != "chain" and len(rates) <= direct:
+        raise ConfigError(
+            f"{len(rates)} rates, and the first {direct} start from the dense net: nothing would be progressive. "
+            "Give more rates, a smaller `direct`, or select='chain'."
+        )
+
+
+def _check_nested(rates: Sequence[float | Mapping[str, float]], dense: Run) -> None:
+    """Each rate keeps less than the one before, of each layer where this is given."""
+    flat = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in dense.masks.items()}
+    within, before = dense.masks, dense.masks.kept
+    for rate in rates:
+        if isinstance(rate, Mapping):
+            within = keep_top(flat, rate, within=within)
+        elif not 1 < rate < math.inf:
+            raise ConfigError(f"rate {rate!r}: expected a number above 1, or a dict from layer patterns to sparsities.")
+        kept = within.kept if isinstance(rate, Mapping) else round(dense.masks.total / rate)
+        if kept >= before:
+            raise ConfigError(f"rates have to rise: {rate} keeps {kept:,} weights, and {before:,} were left before.")
+        before = kept
+
+
+def _score(run: Run) -> float:
+    return run.result.accuracy["val"]["accuracy"] if not ended(run) else -math.inf
+
+
+def _row(number: int, start: Run, stages: list[Run]) -> dict[str, Any]:
+    last = stages[-1]
+    return {
+        "round": number,
+        "rate": 1 / last.masks.density,
+        "from": 1 / start.masks.density,
+        "kept": last.masks.kept,
+        "val": last.result.accuracy["val"]["accuracy"],
+        "test": last.result.accuracy["test"]["accuracy"],
+        "steps": sum(run.step for run in stages),
+        "seconds": sum(run.seconds for run in stages),
+        "chosen": False,
+    }
