@@ -11,7 +11,9 @@ import seaborn as sns
 from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
+from . import storage
 from .errors import ConfigError
 from .masks import Masks
 from .results import Result
@@ -135,17 +137,34 @@ def residuals(run: Run) -> Figure:
     return _with_alt(figure, f"Distance of W to Z by layer, at the first and the last update: {words}.")
 
 
-def weights(model: Any, layer: str, masks: Masks | None = None) -> Figure:
-    """The distribution of a layer's weights, those kept and those cut, with counts on a logarithmic scale."""
-    values = model.get_submodule(layer).weight.detach().cpu().flatten()
-    kept = masks[f"{layer}.weight"].cpu().flatten() if masks else values != 0
-    edges = np.linspace(float(values.min()), float(values.max()), 81)
+def weights(values: Tensor, kept: Tensor | None = None, name: str = "") -> Figure:
+    """The distribution of weights, those kept and those cut, their numbers on a logarithmic scale."""
+    flat = values.detach().cpu().flatten()
+    stays = flat != 0 if kept is None else kept.cpu().flatten()
+    edges = np.linspace(float(flat.min()), float(flat.max()), 81)
     figure, (axes,) = _figure(1, width=6.0)
-    for chosen, colour, label in ((~kept, COLOURS[7], "cut"), (kept, COLOURS[0], "kept")):
-        axes.hist(values[chosen].numpy(), bins=edges.tolist(), color=colour, alpha=0.7, label=label)
-    axes.set(yscale="log", xlabel=f"weight of {layer}", ylabel="number of weights")
+    for chosen, colour, label in ((~stays, COLOURS[7], "cut"), (stays, COLOURS[0], "kept")):
+        axes.hist(flat[chosen].numpy(), bins=edges.tolist(), color=colour, alpha=0.7, label=label)
+    axes.set(yscale="log", xlabel=f"weight of {name}" if name else "weight", ylabel="number of weights")
     axes.legend(frameon=False, fontsize=8)
-    return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} kept, {int((~kept).sum()):,} cut.")
+    cut = flat[~stays].abs()
+    spread = f", the cut ones up to {float(cut.max()):.3g} in size" if len(cut) else ""
+    return _with_alt(figure, f"Weights of {name or 'a layer'}: {int(stays.sum()):,} kept, {len(cut):,} cut{spread}.")
+
+
+def bytes_by_layer(model: Any) -> Figure:
+    """What the sparse file spends on values and on positions, by layer."""
+    table = storage.layer_sizes(model).query("layer not in ('header', 'all')")
+    figure, (axes,) = _figure(1, width=6.5, height=0.35 * len(table) + 1.2)
+    at = np.arange(len(table))
+    axes.barh(at, table["data_bytes"], color=COLOURS[0], label="values")
+    axes.barh(at, table["index_bytes"], left=table["data_bytes"], color=COLOURS[1], label="positions")
+    axes.set(xlabel="bytes", yticks=at)
+    axes.set_yticklabels([_short(str(n)) for n in table["layer"]], fontsize=8)
+    axes.invert_yaxis()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    words = f"{table['data_bytes'].sum():,.0f} bytes of values and {table['index_bytes'].sum():,.0f} of positions"
+    return _with_alt(figure, f"Bytes by layer: {words} in all.")
 
 
 def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Figure:

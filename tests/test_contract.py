@@ -22,6 +22,17 @@ METHODS: dict[str, list[lab.Method]] = {
     "Gradual-layer": [methods.Gradual(lab.Linear(0.9), "gradient", scope="layer", end=1.0)],
     "Gradual-reactivate": [methods.Gradual(lab.Exponential(0.9), reactivate=True)],
     "Gradual-patterns": [methods.Gradual(lab.Narang({"*conv*": 0.5, "fc*": 0.9}))],
+    "ADMM": [methods.ADMM(0.9)],
+    "ADMM-global-schedule": [methods.ADMM(0.9, lab.Linear(3e-2, 1e-2), scope="global", updates=4)],
+    "ADMM-channel": [methods.ADMM(0.5, unit="channel")],
+    "PGD": [methods.PGD(0.9, end=0.5)],
+    "PGD-global-every": [methods.PGD(0.9, scope="global", every=3)],
+    "Quantize": [methods.OneShot(0.5), methods.Quantize(2, snap=0.3, parts=3)],
+    "Quantize-while-pruning": [
+        methods.Gradual(lab.Cubic(0.5)),
+        methods.Quantize({"conv": 2, "dense": 1}, "clustered", updates=4),
+    ],
+    "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
     "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
 }
 NETS = {"lenet5": {}, "resnet20": {"width": 0.25}}
@@ -68,7 +79,8 @@ def test_contract(model, data, made, tmp_path, monkeypatch):
     assert list(run.model.state_dict()) == list(model.state_dict())
     assert [type(m) for m in run.model.modules()] == [type(m) for m in model.modules()]
     pickled = pickle.loads(pickle.dumps(copy.deepcopy(run.model)))  # noqa: S301
-    fresh = lab.build(model.built["name"], data, seed=9, **model.built["options"])
+    made_of = vars(model)["_pruninglab"]
+    fresh = lab.build(made_of["name"], data, seed=9, **made_of["options"])
     fresh.load_state_dict(run.model.state_dict())
     x, _ = next(iter(data.test))
     with torch.inference_mode():
@@ -104,4 +116,4 @@ class Breaks(lab.Method):
 
     def on_step(self, run):
         if run.step == self.at:
-            run.status = "interrupted"
+            run.interrupt()

@@ -33,7 +33,8 @@ class ADMM(Method):
     `rho` is a number (1.5e-3 in the progressive paper, 3e-3 for high rates), a function of progress such as
     `lab.Linear(3e-3, 1.5e-3)`, or a dict from layer patterns to these. Layers that lose no weight have ρ = 0. Weights
     that are pruned already stay pruned ("masked" ADMM: Ye et al., "Progressive weight pruning using ADMM", 2018).
-    `residuals` has the distances ‖W - Z‖ (primal) and ‖Z - previous Z‖ (dual) of each layer at each update.
+    `residuals` has the distances ‖W - Z‖ (primal) and ‖Z - previous Z‖ (dual) of each layer at each update, and
+    `uncut` the weights just before the cut.
 
     Deviations: Z has exactly as many weights as were asked for, where the authors' percentile also keeps ties. When ρ
     changes, U is rescaled so that the multiplier ρ·U stays (Boyd et al. 2011, section 3.4.1); their ρ is constant.
@@ -49,6 +50,7 @@ class ADMM(Method):
     z: dict[str, Tensor] = field(init=False)
     u: dict[str, Tensor] = field(init=False)
     residuals: list[dict[str, Any]] = field(init=False)
+    uncut: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.updates < 1:
@@ -67,6 +69,7 @@ class ADMM(Method):
         self.u = {name: torch.zeros_like(run.weights[name]) for name in losing}
         self.rhos = self._rhos(run)
         self.residuals = []
+        self.uncut = {}
 
     @torch.no_grad()
     def on_grad(self, run: "Run") -> None:
@@ -101,6 +104,7 @@ class ADMM(Method):
     def on_end(self, run: "Run") -> None:
         if run.status == "diverged":
             return
+        self.uncut = {name: weight.detach().clone() for name, weight in run.weights.items()}
         run.masks = self._nearest(run, run.weights)
         self.settled = True
 

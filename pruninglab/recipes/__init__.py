@@ -1,5 +1,9 @@
 """Recipes: what trains more than once. Each is a function around `fit`."""
 
+from .admm import admm
+from .deep_compression import deep_compression
 from .iterative import iterative
+from .progressive import progressive
+from .quantize import quantize
 
-__all__ = ["iterative"]
+__all__ = ["admm", "deep_compression", "iterative", "progressive", "quantize"]

@@ -1,0 +1,46 @@
+"""Quantize by ADMM, then train the code books: Ye et al., "A unified framework of DNN weight pruning and weight
+clustering/quantization using ADMM", 2018.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..data import Data
+from ..levels import Bits
+from ..methods import Quantize, SharedWeights
+from ..run import Run
+from ..train import fit
+from .admm import ended, stage
+
+
+def quantize(
+    model: nn.Module | Run,
+    data: Data,
+    bits: Bits,
+    *,
+    epochs: int,
+    tune: int | None = None,
+    levels: str = "clustered",
+    rho: float = 1.5e-3,
+    updates: int = 10,
+    lr: float = 1e-3,
+    tune_lr: float | None = None,
+    folder: str | Path | None = None,
+    **options: Any,
+) -> list[Run]:
+    """Put the kept weights of `model` on levels in `epochs`, then train the levels for `tune` (by default as many).
+
+    A pruned `Run` stays pruned under its masks. Levels at equal distances would not stay so, and are not trained.
+    Training the levels takes a third of the learning rate. `folder` holds a checkpoint and a record of each stage, and
+    the same call goes on from them. Returns both runs, or the one.
+    """
+    method = Quantize(bits, levels, rho, updates)
+    runs = [fit(model, data, method, epochs=epochs, lr=lr, **stage(folder, "quantized"), **options)]
+    tune = epochs if tune is None else tune
+    if levels == "equal" or tune == 0 or ended(runs[0]):
+        return runs
+    rate = lr / 3 if tune_lr is None else tune_lr
+    tuned = fit(runs[0], data, SharedWeights(bits), epochs=tune, lr=rate, **stage(folder, "tuned"), **options)
+    return [*runs, tuned]
