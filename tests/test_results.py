@@ -184,3 +184,13 @@ def test_a_collapsed_layer_is_said():
     assert run.result.row()["collapsed_layers"] == 1
     assert "nothing is left of fc2.weight" in repr(run)
     assert "nothing is left of fc2.weight" in run._repr_html_()
+
+
+def test_the_committed_records_can_be_read_and_say_which_code_gave_them():
+    frame = results.load(Path(__file__).parent.parent / "notebooks" / "results")
+    assert frame.attrs["skipped"] == {}
+    assert len(frame) >= 5
+    for path in frame["path"]:
+        commit = lab.Result.read(path).environment["commit"]
+        assert commit
+        assert not commit.endswith("+"), f"{path} comes from code that was never committed"
