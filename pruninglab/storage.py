@@ -188,13 +188,18 @@ def sizes(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[s
     only once it is compressed, and `gzip_bytes` and `bzip2_bytes` of it; `state_dict_bytes`, what torch.save makes.
     Of the weights (floating point, two dimensions or more): how many `weights`, `weights_nonzero`, the `data_bits` of
     values and code books, the `index_bits` of positions, and `payload_bytes`, both in whole bytes: what papers quote.
-    `sparse_bytes`: the whole file that `save` writes, with biases, buffers and header.
+    `sparse_bytes`: the whole file that `save` writes, with biases, buffers and header. What concerns that file is left
+    out for a model that it cannot hold.
     """
     if masks is not None:
         model = _masked(model, masks)
     content = state_bytes(model)
     parameters = [p.detach() for p in model.parameters()]
-    packed = sparsefile.pack(_state_dict(model))
+    try:
+        packed = sparsefile.pack(_state_dict(model))
+        in_file = _file_sizes(packed, packed.content())
+    except ConfigError:  # it holds what the sparse file does not take, complex buffers say; the rest can be counted
+        in_file = {}
     with io.BytesIO() as plain:
         torch.save(model.state_dict(), plain)
         state_dict_bytes = plain.tell()
@@ -205,7 +210,7 @@ def sizes(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[s
         "gzip_bytes": len(gzip.compress(content, mtime=0)),
         "bzip2_bytes": len(bz2.compress(content)),
         "state_dict_bytes": state_dict_bytes,
-        **_file_sizes(packed, packed.content()),
+        **in_file,
     }
 
 

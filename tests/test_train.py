@@ -323,6 +323,15 @@ def test_convolutions_of_different_dimensions_train_together():
     assert run.status == "done"
 
 
+def test_a_model_with_complex_buffers_is_trained_and_recorded(blobs):
+    model = mlp()
+    model.register_buffer("phases", torch.polar(torch.ones(3), torch.arange(3.0)))
+    run = lab.fit(model, blobs, OneShot(0.5), epochs=1, **QUIET)
+    assert run.status == "done"
+    assert run.result.size["nonzero"] == 448 // 2 + 36
+    assert "sparse_bytes" not in run.result.size
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
 def test_a_parametrized_model_trains_and_is_recorded(blobs, wrap):
     model = mlp()
