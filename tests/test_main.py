@@ -1,7 +1,9 @@
 """The command line: what it prints, what it leaves, and how it fails."""
 
 import sys
+from typing import Any
 
+import nbformat
 import pytest
 
 import pruninglab as lab
@@ -27,6 +29,22 @@ def test_results_prints_a_table_or_writes_csv(tmp_path, capsys):
     assert "left out" in shown.err
     assert main(["results", str(tmp_path), "--csv", str(tmp_path / "all.csv")]) == 0
     assert "sparsity_all" in (tmp_path / "all.csv").read_text().splitlines()[0]
+
+
+def test_demo_leaves_a_notebook_a_page_records_and_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", "out"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("dense", "random mask", "layer magnitude", "global magnitude", "gradual magnitude"):
+        assert name in shown
+    assert "make lab" in shown
+    executed: Any = nbformat.read(tmp_path / "out" / "00_start.ipynb", as_version=4)
+    assert executed.metadata.papermill.exception is None
+    assert "<img" in (tmp_path / "out" / "00_start.html").read_text()
+    frame = lab.results.load(tmp_path / "out")
+    assert frame["status"].tolist() == ["done"] * 5
+    assert frame["steps"].nunique() == frame["start_hash"].nunique() == 1
+    assert (tmp_path / "out" / "curves.png").exists()
 
 
 def test_errors_are_one_line_and_a_status(tmp_path, capsys):
