@@ -11,7 +11,20 @@ __version__ = "0.1.0"
 # this twice. On an idle machine it makes no difference. It counts where torch has not been imported before.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from . import criteria, levels, losses, masks, methods, models, projections, recipes, results, schedules, storage
+from . import (
+    before_training,
+    criteria,
+    levels,
+    losses,
+    masks,
+    methods,
+    models,
+    projections,
+    recipes,
+    results,
+    schedules,
+    storage,
+)
 from .data import Data, load, wrap
 from .errors import ConfigError, DataError, RunError
 from .masks import Masks, grow, keep_top, prunable
@@ -51,6 +64,7 @@ __all__ = [
     "Schedule",
     "Snapshot",
     "StepRate",
+    "before_training",
     "build",
     "criteria",
     "fit",

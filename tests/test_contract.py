@@ -32,7 +32,25 @@ METHODS: dict[str, list[lab.Method]] = {
         methods.Gradual(lab.Cubic(0.5)),
         methods.Quantize({"conv": 2, "dense": 1}, "clustered", updates=4),
     ],
+    "RelevanceL2": [methods.RelevanceL2(1e-2), methods.GatedPruning(0.0, share=0.3, eval_interval=2)],
+    "RelevanceL2-decoupled": [
+        methods.RelevanceL2(alpha=100.0, decay="exponential", coupled=False, only_prunable=True),
+        methods.GatedPruning(0.0, share=0.5, eval_interval=2, scope="layer", target=0.9),
+    ],
+    "RelevanceL2-exact": [methods.RelevanceL2(second_order="exact"), methods.OneShot(0.5)],
+    "RelevanceL2-code": [methods.RelevanceL2(sign="code", second_order="literal"), methods.OneShot(0.5)],
+    "L2": [methods.L2(), methods.OneShot(0.5)],
+    "L1": [methods.L1(), methods.GatedPruning(0.0, eval_interval=3, counting="epoch", target=0.5)],
+    "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.9, share=0.1, eval_interval=3, patience=1)],
+    "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
+    "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
     "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
+    "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
+    "WeightMom-window": [
+        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1)
+    ],
+    "WeightMom-together": [methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, reading="off")],
+    "SynFlow": [methods.SynFlow(0.9, rounds=10)],
     "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
 }
 NETS = {"lenet5": {}, "resnet20": {"width": 0.25}}

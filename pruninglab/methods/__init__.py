@@ -1,10 +1,32 @@
 """Methods: one paper per file. Each is a dataclass that `lab.fit` takes; several may be combined."""
 
 from .admm import ADMM
+from .gated import GatedPruning
 from .gradual import Gradual
+from .lobster import LOBSTER
 from .oneshot import Dense, OneShot
 from .pgd import PGD
 from .quantize import Quantize
+from .relevance import L1, L2, RelevanceL2
+from .sensitivity import Sensitivity
 from .shared import SharedWeights
+from .synflow import SynFlow
+from .weightmom import WeightMom
 
-__all__ = ["ADMM", "PGD", "Dense", "Gradual", "OneShot", "Quantize", "SharedWeights"]
+__all__ = [
+    "ADMM",
+    "L1",
+    "L2",
+    "LOBSTER",
+    "PGD",
+    "Dense",
+    "GatedPruning",
+    "Gradual",
+    "OneShot",
+    "Quantize",
+    "RelevanceL2",
+    "Sensitivity",
+    "SharedWeights",
+    "SynFlow",
+    "WeightMom",
+]

@@ -2,8 +2,9 @@
 
 from .admm import admm
 from .deep_compression import deep_compression
+from .gated import gated
 from .iterative import iterative
 from .progressive import progressive
 from .quantize import quantize
 
-__all__ = ["admm", "deep_compression", "iterative", "progressive", "quantize"]
+__all__ = ["admm", "deep_compression", "gated", "iterative", "progressive", "quantize"]

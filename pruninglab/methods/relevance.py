@@ -1,0 +1,162 @@
+"""Relevance-weighted L2: Bonetta and Cancelliere, "Lightening CNN architectures by regularization driven weights'
+pruning", 2022; and the plain L2 and L1 terms that it is measured against.
+"""
+# pyright: reportPrivateImportUsage=false
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..method import Method
+from ..run import loss_arguments
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+SIGNS = {"paper": 1.0, "code": -1.0}
+DECAYS = ("linear", "exponential", "none")
+SECOND_ORDERS = ("none", "literal", "exact")
+
+
+@dataclass
+class RelevanceL2(Method):
+    """Adds λ·Σ C·w² to the loss, C = 1/(1 + α·|g|), g the gradient of the loss: what matters less shrinks more.
+
+    With C taken as constant (equation 2) the gradient is g + 2λ·w·C, added in closed form after the one backward pass,
+    where the authors run a second one. It goes through the run's optimizer, any adaptive scaling included; with
+    `coupled=False` it is w ← w - lr·2λ·w·C instead, as in AdamW (the same thing under plain gradient steps). All
+    trainable parameters are pulled, as in the authors' code, or with `only_prunable` those that the run may cut. `g` is
+    the gradient as it stands at this method's turn: put it before methods that add to it. `strength` is λ; λ = 1e-3
+    with C = 1 is a weight decay of 2e-3. `alpha=0` is C = 1, the ablation: plain L2 with the same decay of λ.
+
+    `sign="code"`: the released code has C = 1/(1 - α·|g|), so that relevant weights shrink more; C has a pole at
+    |g| = 1/α and is negative beyond. `decay`: since the last cut of the run, of whichever method, λ falls to 0 in one
+    epoch ("linear", the code), by a factor e each epoch ("exponential"; the paper names no rate), or stays ("none").
+
+    `second_order` says what becomes of the derivative of C. "none": neglected. "literal": the third term of equation 1
+    as printed, λ·α·w²·sgn(|∂²L/∂w²|)/(1 + α·|g|)², with sgn(|∂²L/∂w²|) read as 1 wherever g is not 0. "exact": the true
+    gradient of the whole loss, by a second backward pass through the first (a Hessian-vector product).
+    """
+
+    strength: float = 1e-3
+    alpha: float = 1.0
+    sign: str = "paper"
+    decay: str = "linear"
+    coupled: bool = True
+    only_prunable: bool = False
+    second_order: str = "none"
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if not 0 <= self.alpha < math.inf:
+            raise ConfigError(f"alpha={self.alpha}; expected 0 (plain L2) or more.")
+        for name, known in (("sign", SIGNS), ("decay", DECAYS), ("second_order", SECOND_ORDERS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}.")
+        if not self.coupled and self.second_order != "none":
+            raise ConfigError("the derivative of C belongs to the gradient; second_order needs coupled=True.")
+
+    def on_loss(self, run: "Run") -> Tensor | None:
+        if self.second_order != "exact":
+            return None
+        chosen = run.weights.values() if self.only_prunable else run.model.parameters()
+        weights = [w for w in chosen if w.requires_grad]
+        loss = run.options.loss(*loss_arguments(run.options.loss, run.logits, run.y, run.x))
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        terms = [(self.relevance(g) * w**2).sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
+        return self._now(run) * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def on_grad(self, run: "Run") -> None:
+        strength = self._now(run)
+        weights = with_gradient(run, self.only_prunable)
+        if self.second_order == "exact" or not strength or not weights:
+            return
+        gradients = gradients_of(weights)
+        factor = SIGNS[self.sign] * self.alpha
+        inverse = torch._foreach_abs(gradients)  # 1/C
+        torch._foreach_mul_(inverse, factor)
+        torch._foreach_add_(inverse, 1.0)
+        if self.second_order == "literal":
+            felt = torch._foreach_abs(torch._foreach_sign(gradients))
+            third = torch._foreach_pow(torch._foreach_div(weights, inverse), 2.0)
+            torch._foreach_addcdiv_(gradients, weights, inverse, value=2 * strength)
+            torch._foreach_addcmul_(gradients, third, felt, value=factor * strength)
+        elif self.coupled:
+            torch._foreach_addcdiv_(gradients, weights, inverse, value=2 * strength)
+        else:
+            torch._foreach_reciprocal_(inverse)
+            rates = {p: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+            torch._foreach_mul_(inverse, [2 * strength * rates[w] for w in weights])
+            shrink(weights, inverse)
+
+    def relevance(self, gradient: Tensor) -> Tensor:
+        """C of weights with this gradient."""
+        return 1 / (1 + SIGNS[self.sign] * self.alpha * gradient.abs())
+
+    def strength_after(self, epochs: float) -> float:
+        """λ so long after a cut."""
+        factors = {"linear": max(0.0, 1 - epochs), "exponential": math.exp(-epochs), "none": 1.0}
+        return self.strength * factors[self.decay]
+
+    def _now(self, run: "Run") -> float:
+        since = run.last_cut.step if run.last_cut else run.first_step
+        return self.strength_after((run.step - since) / run.steps_per_epoch)
+
+
+@dataclass
+class L2(Method):
+    """Adds λ·Σ w² to the loss, through the optimizer: a weight decay of 2λ. In `RelevanceL2(alpha=0)` λ decays too."""
+
+    strength: float = 1e-3
+    only_prunable: bool = False
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+
+    @torch.no_grad()
+    def on_grad(self, run: "Run") -> None:
+        if weights := with_gradient(run, self.only_prunable):
+            torch._foreach_add_(gradients_of(weights), weights, alpha=2 * self.strength)
+
+
+@dataclass
+class L1(Method):
+    """Adds λ·Σ |w| to the loss, with the subgradient λ·sgn(w), through the optimizer."""
+
+    strength: float = 1e-5
+    only_prunable: bool = False
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+
+    @torch.no_grad()
+    def on_grad(self, run: "Run") -> None:
+        if weights := with_gradient(run, self.only_prunable):
+            torch._foreach_add_(gradients_of(weights), torch._foreach_sign(weights), alpha=self.strength)
+
+
+def check_strength(strength: float) -> None:
+    if not 0 <= strength < math.inf:
+        raise ConfigError(f"strength={strength} is the factor of a penalty; expected 0 or more.")
+
+
+def with_gradient(run: "Run", only_prunable: bool) -> list[Tensor]:
+    """Those of all parameters, or of those that may be cut, that this step has a gradient for."""
+    chosen = run.weights.values() if only_prunable else run.model.parameters()
+    return [w for w in chosen if w.grad is not None]
+
+
+def gradients_of(weights: list[Tensor]) -> list[Tensor]:
+    return [w.grad for w in weights if w.grad is not None]
+
+
+def shrink(weights: list[Tensor], shares: list[Tensor] | tuple[Tensor, ...]) -> None:
+    """Take these shares off the weights, nothing where a share is no number, so that a broken step harms no weight."""
+    for share in shares:
+        share.nan_to_num_(0.0)
+    torch._foreach_addcmul_(weights, weights, shares, value=-1.0)

@@ -1,0 +1,172 @@
+"""SNIP, GraSP and SynFlow against computations of their own, and that scoring moves nothing."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pruninglab as lab
+from pruninglab import methods
+from pruninglab.before_training import SNIP, GraSP, SynFlow
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+@pytest.fixture
+def batches() -> Batches:
+    source = torch.Generator().manual_seed(1)
+    make = lambda n: (torch.randn(n, 5, generator=source).double(), torch.randint(3, (n,), generator=source))  # noqa: E731
+    return [make(7), make(4)]
+
+
+@pytest.fixture(scope="module")
+def data() -> lab.Data:
+    return lab.load("digits", train=100, test=30, size=14)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_snip_is_the_derivative_by_explicit_masks(net, batches, mode):
+    x, y = batches[0]
+    probe = copy.deepcopy(net).train(mode == "train")
+    masks = {n: torch.ones_like(w, requires_grad=True) for n, w in net.named_parameters()}
+    masked = {n: w.detach() * masks[n] for n, w in net.named_parameters()}
+    loss = F.cross_entropy(torch.func.functional_call(probe, masked, (x,)), y)
+    expected = torch.autograd.grad(loss, list(masks.values()))
+    scores = SNIP(mode=mode)(net, batches)
+    for name, g in zip(masks, expected, strict=True):
+        assert torch.allclose(scores[name], g.abs(), rtol=1e-6, atol=1e-12)
+
+
+def test_snip_takes_the_mean_over_samples(net, batches):
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    together = SNIP()(net, [(x, y)])
+    for name, score in SNIP(batches=2)(net, batches).items():
+        assert torch.allclose(score, together[name], rtol=1e-10, atol=1e-14)
+
+
+def test_snip_at_fresh_weights_spares_biases_nothing(net, batches):
+    torch.manual_seed(3)
+    fresh, own = SNIP(init="fresh")(net, batches), SNIP()(net, batches)
+    assert not torch.allclose(fresh["0.weight"], own["0.weight"])
+    assert not fresh["0.bias"].any()
+    assert own["3.bias"].any()
+    with torch.no_grad():  # what is cut stays cut
+        net[0].weight[0, 0] = 0
+    assert SNIP(init="fresh")(net, batches)["0.weight"][0, 0] == 0
+
+
+def test_grasp_is_the_hessian_times_the_gradient(net, batches):
+    """H·g as the central difference of the gradient along g, over both batches at once."""
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    probe = copy.deepcopy(net).eval()
+    named = dict(probe.named_parameters())
+
+    def gradient(shift: dict[str, Tensor], by: float) -> dict[str, Tensor]:
+        moved = {n: (w + by * shift[n]).detach().requires_grad_() for n, w in named.items()}
+        loss = F.cross_entropy(torch.func.functional_call(probe, moved, (x,)) / 200, y)
+        return dict(zip(moved, torch.autograd.grad(loss, list(moved.values())), strict=True))
+
+    g = gradient({n: torch.zeros_like(w) for n, w in named.items()}, 0)
+    ahead, behind = gradient(g, 1e-2), gradient(g, -1e-2)
+    scores = GraSP(batches=2)(net, batches)
+    for name, w in named.items():
+        expected = w.detach() * (ahead[name] - behind[name]) / 2e-2
+        assert torch.allclose(scores[name], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_grasp_prefers_what_raises_the_flow_of_the_gradient(net, batches):
+    """Its scores' direction: a small step of scale on the best-scored weight raises ‖g‖², on the worst lowers it."""
+    net.eval()
+    x, y = batches[0]
+    scores = GraSP(temperature=1)(net, batches)["0.weight"]
+
+    def flow(index: int, factor: float) -> float:
+        probe = copy.deepcopy(net)
+        with torch.no_grad():
+            probe[0].weight.view(-1)[index] *= factor
+        grads = torch.autograd.grad(F.cross_entropy(probe(x), y), list(probe.parameters()))
+        return float(sum(g.square().sum() for g in grads))
+
+    for index in (int(scores.argmax()), int(scores.argmin())):
+        slope = (flow(index, 1 + 1e-5) - flow(index, 1 - 1e-5)) / 2e-5
+        assert slope == pytest.approx(2 * float(scores.view(-1)[index]), rel=1e-4)
+
+
+def test_synflow_has_a_closed_form_on_a_linear_net():
+    """R = 1ᵀ|W₃||W₂||W₁|1: a weight's score is |w| times what comes in times what goes out."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((5, 4), (4, 6), (6, 3)))).double()
+    first, second, third = (w.detach().abs() for w in net.parameters())
+    scores = SynFlow()(net, [(torch.randn(2, 5), torch.zeros(2))])
+    ones = torch.ones
+    into = [ones(5).double(), first @ ones(5).double(), second @ first @ ones(5).double()]
+    out = [ones(3).double() @ third @ second, ones(3).double() @ third, ones(3).double()]
+    for i, w in enumerate((first, second, third)):
+        assert torch.allclose(scores[f"{i}.weight"], w * out[i][:, None] * into[i], rtol=1e-12)
+        assert scores[f"{i}.weight"].sum() == pytest.approx(float(scores["0.weight"].sum()))  # flow is conserved
+
+
+@pytest.mark.parametrize("criterion", [SNIP(), SNIP(2, "fresh", "train"), GraSP(), GraSP(2, mode="train"), SynFlow()])
+def test_scoring_leaves_no_trace(net, batches, criterion):
+    before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    scores = criterion(net, batches)
+    assert scores.keys() == dict(net.named_parameters()).keys()
+    assert all(not score.requires_grad for score in scores.values())
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [m.training for m in net.modules()] == modes
+    with pytest.raises(lab.ConfigError, match="needs data"):
+        criterion(net, None)
+
+
+@pytest.mark.parametrize("criterion", [SNIP(), SNIP(init="fresh"), SNIP(2, mode="train"), GraSP()], ids=str)
+def test_one_shot_takes_them_biases_in_or_out(data, criterion):
+    model = lab.build("lenet5", data, seed=0)
+    for biases in (False, True):
+        run = lab.fit(model, data, methods.OneShot(0.9, criterion), epochs=0, biases=biases, progress=False)
+        assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, 0.9)
+        assert ("fc1.bias" in run.masks) == biases
+    again = lab.fit(model, data, methods.OneShot(0.9, criterion), epochs=0, biases=True, progress=False)
+    assert again.masks.fingerprint == run.masks.fingerprint
+
+
+@pytest.mark.parametrize(("name", "options"), [("lenet5", {}), ("resnet20", {"width": 0.25})])
+def test_synflow_empties_no_layer(data, name, options):
+    model = lab.build(name, data, seed=0, **options)
+    run = lab.fit(model, data, methods.SynFlow(0.98), epochs=0, progress=False)
+    assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, 0.98)
+    assert not run.masks.collapsed
+
+
+def test_synflow_may_empty_one_of_two_ways_and_says_so(data):
+    """What it conserves is the flow through all ways together: a shortcut's convolution is one beside another."""
+    model = lab.build("resnet20", data, seed=0, width=0.25, shortcut="B")
+    run = lab.fit(model, data, methods.SynFlow(0.98, rounds=20), epochs=0, progress=False)
+    assert all("shortcut" in name for name in run.masks.collapsed)
+    assert run.result.collapsed == run.masks.collapsed
+
+
+def test_synflow_follows_the_exponential_schedule(data):
+    model = lab.build("lenet5", data, seed=0)
+    run = lab.fit(model, data, methods.SynFlow(0.91, rounds=2), epochs=0, progress=False)
+    assert [round(cut.after / run.masks.total, 3) for cut in run.cuts] == [0.3, 0.09]
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for make in (
+        lambda: SNIP(batches=0),
+        lambda: SNIP(init="new"),
+        lambda: GraSP(mode="test"),
+        lambda: GraSP(temperature=0),
+        lambda: methods.SynFlow(0.9, rounds=0),
+    ):
+        with pytest.raises(lab.ConfigError):
+            make()

@@ -1,0 +1,426 @@
+"""Regularizers by hand and against autograd, and the gate: what it cuts, when it ends, what it hands on."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+import pruninglab as lab
+from pruninglab.methods import L1, L2, LOBSTER, GatedPruning, RelevanceL2, Sensitivity
+from pruninglab.recipes import gated
+
+QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
+WEIGHTS = (2.0, -3.0, 1.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def blobs() -> lab.Data:
+    source = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 4
+    x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
+    return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")
+
+
+@pytest.fixture(scope="module")
+def dense(blobs) -> lab.Run:
+    return lab.fit(mlp(), blobs, epochs=5, lr=0.01, **QUIET)
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def four_weights(gradient: list[float], *methods: lab.Method, steps: int = 1, lr: float = 0.1) -> lab.Run:
+    """Weights 2, -3, 1.5, 1 under a loss whose gradient is always `gradient`, by plain gradient steps, one an epoch."""
+    model = nn.Linear(4, 1, bias=False)
+    model.weight.data = torch.tensor([WEIGHTS])
+    x = torch.tensor([gradient]).repeat(4, 1)
+    data = lab.wrap(TensorDataset(x, torch.zeros(4).long()), TensorDataset(x, torch.zeros(4).long()), val=0.5)
+    return lab.fit(model, data, *methods, epochs=steps, lr=lr, loss=lambda logits, y: logits.mean(), **PLAIN)
+
+
+def row(run: lab.Run) -> list[float]:
+    return run.model.get_parameter("weight").flatten().tolist()
+
+
+@dataclass
+class Collect(lab.Method):
+    """Everything that a step's gradient is made of, last in the list of methods."""
+
+    seen: list[dict[str, Any]] = field(init=False)
+
+    def on_start(self, run: Any):
+        self.seen = []
+
+    def on_loss(self, run):
+        values = {name: w.detach().clone() for name, w in run.model.named_parameters()}
+        self.seen.append({"x": run.x, "y": run.y, "w": values})
+
+    def on_grad(self, run: Any):
+        self.seen[-1]["g"] = {name: p.grad.clone() for name, p in run.model.named_parameters()}
+
+
+@dataclass
+class CutAt(lab.Method):
+    """Takes the smallest of four weights after a step."""
+
+    step: int
+
+    def on_step(self, run):
+        if run.step == self.step:
+            run.cut("magnitude", 0.25)
+
+
+def seen_on_images(*methods: lab.Method) -> tuple[nn.Module, dict[str, Any]]:
+    """One step in double precision of a net with convolution and dense layers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 5)).double()
+    x, y = torch.randn(20, 1, 8, 8).double(), torch.arange(20) % 5
+    data = lab.wrap(TensorDataset(x[:12], y[:12]), TensorDataset(x[12:], y[12:]), val=0.2)
+    run = lab.fit(net, data, *methods, Collect(), epochs=1, **PLAIN)
+    collected: Any = run.methods[-1]
+    return net, collected.seen[0]
+
+
+def by_autograd(
+    net: nn.Module, seen: dict[str, Any], strength: float, alpha: float, constant: bool
+) -> dict[str, Tensor]:
+    """The gradient of the whole regularized loss, C a constant or not."""
+    w = {name: value.clone().requires_grad_() for name, value in seen["w"].items()}
+    loss = F.cross_entropy(torch.func.functional_call(net, w, (seen["x"],)), seen["y"])
+    g = torch.autograd.grad(loss, list(w.values()), create_graph=True)
+    c = [1 / (1 + alpha * (each.detach() if constant else each).abs()) for each in g]
+    whole = loss + strength * sum((each * p**2).sum() for each, p in zip(c, w.values(), strict=True))
+    return dict(zip(w, torch.autograd.grad(whole, list(w.values())), strict=True))
+
+
+def relative(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
+
+
+# -- relevance ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 300.0])
+def test_closed_form_is_double_backward(alpha):
+    net, seen = seen_on_images(RelevanceL2(0.1, alpha))
+    assert relative(seen["g"], by_autograd(net, seen, 0.1, alpha, constant=True)) < 1e-6
+
+
+def test_exact_is_the_gradient_of_the_whole_loss_and_the_closed_form_is_not():
+    net, seen = seen_on_images(RelevanceL2(0.1, 30.0, second_order="exact"))
+    whole = by_autograd(net, seen, 0.1, 30.0, constant=False)
+    assert relative(seen["g"], whole) < 1e-6
+    assert relative(by_autograd(net, seen, 0.1, 30.0, constant=True), whole) > 1e-3
+
+
+def test_one_step_by_hand():
+    """Gradients 0, 1, -3, 0: C = 1, 1/2, 1/4, 1."""
+    run = four_weights([0.0, 1.0, -3.0, 0.0], RelevanceL2(0.5))
+    assert row(run) == pytest.approx([2 - 0.2, -3 - 0.1 + 0.15, 1.5 + 0.3 - 0.0375, 1 - 0.1])
+
+
+def test_the_sign_of_the_code_by_hand():
+    """C = 1/(1 - |g|) = 1, 2, -1/2, 4/3: more on relevant weights, and the other way beyond the pole."""
+    run = four_weights([0.0, 0.5, -3.0, 0.25], RelevanceL2(0.5, sign="code"))
+    assert row(run) == pytest.approx([2 - 0.2, -3 - 0.05 + 0.6, 1.5 + 0.3 + 0.075, 1 - 0.025 - 0.4 / 3])
+    assert RelevanceL2(sign="code").relevance(torch.tensor([0.5])).item() == 2
+
+
+def test_the_third_term_of_equation_1_by_hand():
+    """λ·w²/(1 + |g|)²: 0 where there is no gradient, else 0.5·(9/4, 2.25/16)."""
+    plain, literal = (
+        row(four_weights([0.0, 1.0, -3.0, 0.0], RelevanceL2(0.5, second_order=kind))) for kind in ("none", "literal")
+    )
+    assert [p - w for p, w in zip(plain, literal, strict=True)] == pytest.approx(
+        [0, 0.1 * 0.5 * 9 / 4, 0.1 * 0.5 * 2.25 / 16, 0], abs=1e-6
+    )
+
+
+def test_alpha_0_is_plain_l2_and_weight_decay(blobs):
+    models = [
+        lab.fit(mlp(), blobs, *made, epochs=2, weight_decay=decay, **QUIET).model
+        for made, decay in (([RelevanceL2(0.01, 0.0, decay="none")], 0.0), ([L2(0.01)], 0.0), ([], 0.02))
+    ]
+    for name, weight in models[0].named_parameters():
+        assert torch.allclose(weight, models[1].get_parameter(name), atol=1e-6)
+        assert torch.allclose(weight, models[2].get_parameter(name), atol=1e-6)
+
+
+def test_l1_by_hand():
+    assert row(four_weights([0.0, 1.0, 0.0, 0.0], L1(0.5))) == pytest.approx([1.95, -3 - 0.1 + 0.05, 1.45, 0.95])
+
+
+def test_decoupled_by_hand():
+    """Under plain gradient steps it is the same as coupled."""
+    gradient = [0.0, 1.0, -3.0, 0.0]
+    one, two = (row(four_weights(gradient, RelevanceL2(0.5, coupled=c), steps=3)) for c in (True, False))
+    assert one == pytest.approx(two)
+
+
+def test_decoupled_goes_past_adam(blobs):
+    """With all gradients scaled away, coupled L2 moves each weight by the learning rate, decoupled by lr·2λ·w."""
+    free, pulled = (
+        lab.fit(mlp(), blobs, *made, epochs=1, batch_size=200, lr=0.01, rate="constant", **QUIET).model
+        for made in ([], [RelevanceL2(2.0, alpha=0.0, coupled=False)])
+    )
+    for name, start in mlp().named_parameters():
+        taken = free.get_parameter(name) - pulled.get_parameter(name)
+        assert torch.allclose(taken, 0.01 * 2 * 2.0 * start, atol=1e-6)
+
+
+def factors(method: lab.Method, cut: int, steps: int = 6) -> list[float]:
+    """By what share the largest weight shrinks each step, in units of 2·λ·lr; two steps are an epoch."""
+    model = nn.Linear(4, 1, bias=False)
+    model.weight.data = torch.tensor([WEIGHTS])
+    x = torch.zeros(8, 4)
+    data = lab.wrap(TensorDataset(x, torch.zeros(8).long()), TensorDataset(x, torch.zeros(8).long()), val=0.5)
+    options: dict[str, Any] = {"batch_size": 2, "loss": lambda logits, y: logits.mean(), **PLAIN}
+    run = lab.fit(model, data, method, CutAt(cut), Collect(), epochs=steps // 2, lr=0.1, **options)
+    collected: Any = run.methods[-1]
+    assert run.steps_per_epoch == 2
+    return [float(s["g"]["weight"][0, 1] / s["w"]["weight"][0, 1]) for s in collected.seen]
+
+
+def test_decay_by_hand_and_again_after_a_cut():
+    assert factors(RelevanceL2(0.5, decay="linear"), cut=3) == pytest.approx([1, 0.5, 0, 1, 0.5, 0])
+    e = math.exp(-0.5)
+    assert factors(RelevanceL2(0.5, decay="exponential"), cut=3) == pytest.approx([1, e, e**2, 1, e, e**2])
+    assert factors(RelevanceL2(0.5, decay="none"), cut=3) == pytest.approx([1] * 6)
+    assert RelevanceL2(0.5).strength_after(0.5) == 0.25
+
+
+@pytest.mark.parametrize("method", [RelevanceL2, L2, L1, LOBSTER, Sensitivity])
+def test_biases_in_or_out(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.zeros(8, 3), torch.arange(8) % 2
+    data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=0.5)
+    moved = {}
+    for only in (False, True):
+        options: dict[str, Any] = {"epochs": 1, "lr": 1e-3, **PLAIN}
+        run = lab.fit(net, data, method(0.5, only_prunable=only), **options)
+        plain = lab.fit(net, data, **options)
+        moved[only] = {n for n, p in run.model.named_parameters() if not torch.equal(p, plain.model.get_parameter(n))}
+    assert moved[True] == {"0.weight", "2.weight"}
+    assert moved[False] == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def test_lobster_by_hand():
+    """1 - |g| = 1, 1/2, below 0, 3/4; the learning rate has no say in it."""
+    run = four_weights([0.0, 0.5, -3.0, 0.25], LOBSTER(0.1), lr=0.0)
+    assert row(run) == pytest.approx([2 * 0.9, -3 * 0.95, 1.5, 1 - 0.075])
+
+
+@pytest.mark.parametrize("kind", ["specified", "unspecified"])
+def test_sensitivity_by_hand(kind):
+    """Two outputs of x = (1, 0.5), all true classes 0: the outputs feel x of their own row."""
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data = torch.tensor([[2.0, -3.0], [1.5, 1.0]])
+    x = torch.tensor([[1.0, 0.5]]).repeat(4, 1)
+    data = lab.wrap(TensorDataset(x, torch.zeros(4).long()), TensorDataset(x, torch.zeros(4).long()), val=0.5)
+    run = lab.fit(model, data, Sensitivity(0.1, kind), epochs=1, lr=0.0, **PLAIN)
+    by_kind = {
+        "specified": [2.0, -3 * 0.95, 1.5 * 0.9, 1 * 0.9],  # S = 1, 1/2, 0, 0
+        "unspecified": [2 * 0.95, -3 * 0.925, 1.5 * 0.95, 1 * 0.925],  # S = 1/2, 1/4, 1/2, 1/4
+    }
+    assert run.model.get_parameter("weight").flatten().tolist() == pytest.approx(by_kind[kind])
+
+
+def test_a_broken_step_shrinks_nothing(blobs):
+    def loss(logits, y):
+        return F.cross_entropy(logits, y) * (float("nan") if torch.is_grad_enabled() else 1.0)
+
+    for made in (LOBSTER(0.1), RelevanceL2(0.1, coupled=False), Sensitivity(0.1)):
+        run = lab.fit(mlp(), blobs, made, epochs=1, loss=loss, **QUIET)
+        assert run.status == "diverged"
+        assert all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
+
+
+# -- the gate -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Say(lab.Method):
+    """Puts these accuracies, one a step, in place of the measured ones."""
+
+    accuracies: tuple[float, ...]
+
+    def on_start(self, run: Any):
+        measure = run.evaluate
+        run.evaluate = lambda split="val": measure(split) | {"accuracy": self.accuracies[max(run.step - 1, 0)]}
+
+
+def said(gate: GatedPruning, *accuracies: float, biases: bool = False) -> tuple[lab.Run, Any]:
+    """Weights 1 to 100 under a gate; each step is an epoch."""
+    model = nn.Linear(100, 1)
+    model.weight.data = torch.arange(1.0, 101.0)[None]
+    model.bias.data.zero_()
+    x = torch.zeros(4, 100)
+    data = lab.wrap(TensorDataset(x, torch.zeros(4).long()), TensorDataset(x, torch.zeros(4).long()), val=0.5)
+    options: dict[str, Any] = {"loss": lambda logits, y: logits.mean(), "biases": biases, **PLAIN}
+    run = lab.fit(model, data, Say(accuracies), gate, epochs=len(accuracies), lr=0.0, **options)
+    return run, run.methods[1]
+
+
+def test_the_share_of_the_survivors_is_cut_above_the_bound_and_not_otherwise():
+    run, gate = said(GatedPruning(0.9, share=0.2, eval_interval=1), 0.95, 0.9, 0.91, 0.5, 0.99)
+    assert [e["kept"] for e in gate.evaluations] == [80, 80, 64, 64, 51]  # 64 - 13
+    assert [e["accepted"] for e in gate.evaluations] == [True, False, True, False, True]
+    assert [(c.step, c.after) for c in run.cuts] == [(1, 80), (3, 64), (5, 51)]
+    assert run.masks["weight"].flatten().tolist() == [False] * 49 + [True] * 51
+    assert (run.status, gate.accepted) == ("done", 3)
+
+
+def test_shares_are_chained(blobs, dense):
+    run = lab.fit(dense, blobs, GatedPruning(0.0, share=0.1, eval_interval=1), epochs=5, **QUIET)
+    cuts = run.steps
+    assert cuts == 10
+    assert run.masks.kept == pytest.approx(448 * 0.9**cuts, abs=cuts / 2)
+
+
+def test_the_last_weights_go_one_by_one_and_one_stays():
+    run, gate = said(GatedPruning(0.0, share=0.45, eval_interval=1), *[0.5] * 12)
+    assert [e["kept"] for e in gate.evaluations] == [55, 30, 16, 9, 5, 3, 2, 1]
+    assert gate.settled
+    assert run.status == "done"
+
+
+def test_biases_are_in_scope_when_the_run_says_so():
+    run, _ = said(GatedPruning(0.0, share=0.01, eval_interval=1), 0.5, biases=True)
+    assert run.masks.kept_by_layer == {"weight": 100, "bias": 0}
+
+
+def test_target_is_met_exactly_and_ends_the_cutting():
+    run, gate = said(GatedPruning(0.0, share=0.2, eval_interval=1, target=0.3), *[0.5] * 4)
+    assert [e["kept"] for e in gate.evaluations] == [80, 70]
+    assert (run.status, run.masks.kept) == ("done", 70)
+
+
+def test_a_bound_never_reached_is_said():
+    for target, asked in ((None, ""), (0.5, "sparsity 0.0000 was reached, 0.5 was asked for; ")):
+        run, _ = said(GatedPruning(0.9, eval_interval=1, target=target), 0.7, 0.8, 0.75)
+        assert run.status == run.result.status == "target_missed"
+        assert run.reason == asked + "0 of 3 evaluations were above 0.9000; the best was 0.8000"
+
+
+def test_a_target_missed_on_the_way_is_said():
+    run, _ = said(GatedPruning(0.9, share=0.2, eval_interval=1, target=0.5), 0.95, 0.8, 0.75)
+    assert run.status == "target_missed"
+    assert "0.2000 was reached, 0.5 was asked for; 1 of 3 evaluations were above 0.9000; the best since was 0.8" in (
+        run.reason
+    )
+
+
+def test_plateau():
+    """Two evaluations after the best since the cut, whatever came before the cut."""
+    accuracies = (0.95, 0.5, 0.6, 0.55, 0.58, 0.99, 0.99)
+    _, gate = said(GatedPruning(0.9, share=0.2, eval_interval=1, patience=2), *accuracies)
+    assert [e["step"] for e in gate.evaluations] == [1, 2, 3, 4, 5]
+    _, gate = said(GatedPruning(0.9, share=0.2, eval_interval=1, patience=None), *accuracies)
+    assert gate.accepted == 3
+
+
+def test_the_bound_below_the_dense_accuracy(blobs, dense):
+    run = lab.fit(dense, blobs, GatedPruning(below_dense=0.05, eval_interval=1), epochs=1, **QUIET)
+    gate: Any = run.methods[0]
+    assert gate.bound == pytest.approx(dense.result.accuracy["val"]["accuracy"] - 0.05)
+
+
+@pytest.mark.parametrize(("counting", "steps"), [("global", [3, 6, 9, 12]), ("epoch", [3, 7, 11])])
+def test_when_it_evaluates(blobs, counting, steps):
+    gate = GatedPruning(0.99999, eval_interval=3, counting=counting)
+    run = lab.fit(mlp(), blobs, gate, epochs=3, batch_size=40, **QUIET)
+    made: Any = run.methods[0]
+    assert run.steps_per_epoch == 4
+    assert [e["step"] for e in made.evaluations] == steps
+
+
+def test_only_the_pruned_net_is_evaluated(blobs, dense):
+    """The momentum of Adam moves what is pruned; the gate measures without it."""
+
+    @dataclass
+    class Watch(lab.Method):
+        nonzero: list[int] = field(init=False)
+
+        def on_start(self, run: Any):
+            self.nonzero, measure = [], run.evaluate
+
+            def evaluate(split="val"):
+                self.nonzero.append(sum(int(w[~run.masks[name]].count_nonzero()) for name, w in run.weights.items()))
+                return measure(split)
+
+            run.evaluate = evaluate
+
+    gate = GatedPruning(0.0, share=0.5, eval_interval=1)
+    run = lab.fit(dense, blobs, Watch(), gate, epochs=2, batch_size=80, lr=0.05, **QUIET)
+    watch: Any = run.methods[0]
+    assert len(watch.nonzero) >= 4
+    assert not any(watch.nonzero)
+
+
+def test_wrong_settings_are_refused(blobs):
+    def refuses(match: str, made: type[lab.Method], **settings: Any) -> None:
+        with pytest.raises(lab.ConfigError, match=match):
+            lab.fit(mlp(), blobs, made(**settings), epochs=1, **QUIET)
+
+    refuses("one bound", GatedPruning)
+    refuses("one bound", GatedPruning, lower_bound=0.9, below_dense=0.1)
+    refuses("never cut", GatedPruning, lower_bound=0.9, share=0.0)
+    refuses("Did you mean 0.04", GatedPruning, lower_bound=0.9, share=4.0)
+    refuses("'global' or 'epoch'", GatedPruning, lower_bound=0.9, counting="steps")
+    refuses("Did you mean 0.987", GatedPruning, lower_bound=98.7, eval_interval=1)
+    refuses("has only 2 steps", GatedPruning, lower_bound=0.9)
+    refuses("'paper', 'code'", RelevanceL2, sign="both")
+    refuses("strength=-1.0", RelevanceL2, strength=-1.0)
+    refuses("needs coupled=True", RelevanceL2, coupled=False, second_order="exact")
+    refuses("'specified' or", Sensitivity, kind="both")
+    with pytest.raises(lab.ConfigError, match="gated sets keep"):
+        gated(mlp(), blobs, L2(), GatedPruning(0.5), epochs=1, final=1, keep="last")
+
+
+# -- the recipe -----------------------------------------------------------------------------------------------------
+
+
+def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_path):
+    def go():
+        gate = GatedPruning(0.8, share=0.2, eval_interval=2, target=0.8)
+        options: dict[str, Any] = {"batch_size": 40, "lr": 0.02, "biases": True, "folder": tmp_path, **QUIET}
+        return gated(mlp(), blobs, RelevanceL2(1e-3), gate, epochs=12, final=2, **options)
+
+    pruned, final = go()
+    gate: Any = pruned.methods[1]
+    at_mask = [e["accuracy"] for e in gate.evaluations[1:] if e["step"] > pruned.cuts[-1].step]
+    at_mask += [h["val_accuracy"] for h in pruned.history if h["step"] > pruned.cuts[-1].step]
+    assert pruned.status == "done"
+    assert pruned.result.accuracy["val"]["accuracy"] == max(at_mask)
+    assert pruned.result.accuracy["state"] == "best"
+    assert final.start["weights"] == lab.results.tensor_hash(pruned.model.state_dict())
+    assert final.masks.fingerprint == pruned.masks.fingerprint
+    assert not final.methods
+    assert final.result.budget["steps_before"] == pruned.step
+    again = go()
+    assert lab.results.tensor_hash(again[1].model.state_dict()) == lab.results.tensor_hash(final.model.state_dict())
+
+
+def test_the_best_state_counts_though_cutting_never_ended(blobs):
+    """No target and no plateau: which cut was the last is known only at the end."""
+    gate = GatedPruning(0.9, share=0.6, eval_interval=2, patience=None)
+    pruned, _ = gated(mlp(), blobs, [L1(1e-4)], gate, epochs=10, final=0, batch_size=40, lr=0.02, **QUIET)
+    made: Any = pruned.methods[1]
+    last = pruned.cuts[-1].step
+    assert not made.settled
+    assert pruned.best is not None
+    assert last <= pruned.best.step
+    assert pruned.best.masks.fingerprint == pruned.masks.fingerprint
+    scores = [e["accuracy"] for e in made.evaluations if e["step"] > last]
+    scores += [h["val_accuracy"] for h in pruned.history if h["step"] >= last]
+    assert pruned.best.score is not None
+    assert pruned.best.score >= max(scores[:-1], default=0.0)

@@ -1,0 +1,270 @@
+"""WeightMom on trajectories and layers worked out by hand, and its exact targets in every reading and mode."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pruninglab as lab
+from pruninglab.masks import Masks
+from pruninglab.methods import WeightMom
+from pruninglab.methods.weightmom import importance, lowest_cut, positions
+
+READINGS = ("text", "formula", "formula_prune", "literal", "off")
+MODES = ("ema", "window_mean", "window_max", "consecutive_below")
+NETS: dict[str, dict[str, Any]] = {"lenet5": {}, "resnet20": {"width": 0.25}}
+
+
+@pytest.fixture(scope="module")
+def data() -> lab.Data:
+    return lab.load("digits", train=60, test=20, size=12)
+
+
+def train(name: str, data: lab.Data, method: WeightMom, **options: Any) -> tuple[lab.Run, WeightMom]:
+    model = lab.build(name, data, seed=0, **NETS[name])
+    run = lab.fit(model, data, method, **{"epochs": 3, "progress": False} | options)
+    made = run.methods[0]
+    assert isinstance(made, WeightMom)
+    return run, made
+
+
+# Four weights of one layer over five epochs; the signs are there to be ignored.
+TRAJECTORY = [[4.0, 1, -8, 2], [2, -1, 8, 2], [-1, 1, 8, 6], [1, 1, -8, -6], [1, 5, 8, 0]]
+
+
+def watch(method: WeightMom, trajectory: list[list[float]] = TRAJECTORY) -> tuple[Tensor, Tensor, SimpleNamespace]:
+    """Momentum and eligibility after these epochs, without a cut."""
+    run: Any = SimpleNamespace(
+        weights={"fc.weight": torch.zeros(1, 4)}, steps=9, epochs=999, epoch=0, aim=lambda _: None
+    )
+    run.masks = Masks.full(run.weights)
+    method.on_start(run)
+    for values in trajectory:
+        run.epoch += 1
+        run.weights["fc.weight"].copy_(torch.tensor([values]))
+        method.on_epoch(run)
+    return method.momentum(run.weights)["fc.weight"][0], method.eligible()["fc.weight"][0], run
+
+
+def made(mode: str, window: int = 3, needed: int = 2, **options: Any) -> WeightMom:
+    settings: dict[str, Any] = {"start": 0.5, "end": 1.0, "threshold": 2.5} | options
+    return WeightMom(lab.Cubic(0.5), mode, window=window, min_epochs_below=needed, **settings)
+
+
+def test_moving_average_is_bias_corrected():
+    # m = (m + |w|)/2 from 0: with 4 2 1 1 1 it goes 2, 2, 1.5, 1.25, 1.125; all over 1 - 1/32
+    momentum, _, _ = watch(made("ema", beta=0.5))
+    assert torch.allclose(momentum * 31 / 32, torch.tensor([1.125, 2.96875, 7.75, 2.4375]), rtol=1e-6)
+    constant, _, _ = watch(made("ema"), [[3.0, 3, 3, 3]] * 2)  # β = 1 - 1/window
+    assert torch.allclose(constant, torch.full((4,), 3.0))
+    one_after_the_other, _, _ = watch(made("ema"), [[3.0, 0, 0, 0], [0.0, 3, 0, 0]])
+    assert torch.allclose(one_after_the_other[:2], torch.tensor([3 * 2 / 9, 3 * 1 / 3]) / (1 - 4 / 9))
+
+
+def test_windows_hold_the_last_epochs_alone():
+    assert torch.allclose(watch(made("window_mean"))[0], torch.tensor([1, 7 / 3, 8, 4]))
+    assert watch(made("window_max"))[0].tolist() == [1, 5, 8, 6]
+    # two epochs so far: what has been seen, not zeros
+    assert watch(made("window_mean"), TRAJECTORY[:2])[0].tolist() == [3, 1, 8, 2]
+    assert watch(made("consecutive_below"))[0].tolist() == [1, 5, 8, 0]
+
+
+def test_eligible_is_low_in_enough_epochs_of_the_window_or_in_a_row():
+    # below 2.5 in the last three epochs: 3, 2, 0, 1; in a row at the end: 4, 0, 0, 1
+    assert watch(made("ema"))[1].tolist() == [True, True, False, False]
+    assert watch(made("consecutive_below"))[1].tolist() == [True, False, False, False]
+    # one epoch of three: two thirds of it, rounded up, is this one
+    assert watch(made("ema"), TRAJECTORY[:1])[1].tolist() == [False, True, False, True]
+    # an epoch that has left the window counts no more; the widest and the wide integer too
+    for window in (15, 16, 62):
+        low_first = [[1.0, 9, 9, 9]] * window + [[9.0, 9, 9, 1]] * window
+        assert watch(made("window_max", window, window), low_first)[1].tolist() == [False, False, False, True]
+        assert watch(made("window_max", window, window), low_first[:-1])[1].tolist() == [False] * 4
+
+
+def test_quantile_is_the_share_that_the_layer_loses_by_the_end():
+    # two of four go: the two lowest of each epoch are low
+    momentum, eligible, _ = watch(made("window_mean", threshold="quantile"))
+    lowest_two = [[1, 3], [1, 0], [0, 1], [0, 1], [3, 0]]
+    counts = torch.zeros(4)
+    for pair in lowest_two[-3:]:
+        counts[pair] += 1
+    assert eligible.tolist() == (counts >= 2).tolist()
+    assert momentum.tolist() == pytest.approx([1, 7 / 3, 8, 4])
+
+
+def test_eligible_weights_go_first_and_others_are_counted():
+    momentum = torch.tensor([5.0, 1, 3, 2, 4])
+    alive = torch.tensor([True, True, True, True, False])
+    eligible = torch.tensor([True, False, True, False, True])
+    for cut, left, missed in (
+        (0, [1, 1, 1, 1, 0], 0),
+        (1, [1, 1, 0, 1, 0], 0),
+        (2, [0, 1, 0, 1, 0], 0),
+        (3, [0, 0, 0, 1, 0], 1),
+        (4, [0, 0, 0, 0, 0], 2),
+    ):
+        kept, count = lowest_cut(momentum, alive, eligible, cut)
+        assert kept.int().tolist() == left
+        assert count == missed
+
+
+def test_importance_of_vgg16_by_hand():
+    model = lab.models.vgg16((3, 32, 32), 10)
+    sizes = {name.rpartition(".")[0]: w.numel() for name, w in lab.prunable(model).items()}
+    places = positions(sizes)
+    total = 14_977_728  # 14,710,464 in thirteen convolutions, 262,144 and 5,120 in two linear layers
+    assert sum(sizes.values()) == total
+    by_hand = {"conv1_1": (1_728, 1), "conv1_2": (36_864, 2), "conv2_1": (73_728, 3), "fc2": (5_120, 15)}
+    for layer, (size, place) in by_hand.items():
+        assert places[layer] == place
+        relative = size * 15 / total
+        assert importance(sizes, places, "text")[layer] == pytest.approx(relative * place, rel=1e-12)
+        for reading in ("formula", "formula_prune"):
+            assert importance(sizes, places, reading)[layer] == pytest.approx(relative / place, rel=1e-12)
+        assert importance(sizes, places, "literal")[layer] == pytest.approx(total / place, rel=1e-12)
+        assert importance(sizes, places, "off")[layer] == 1
+    assert importance(sizes, places)["conv1_1"] == pytest.approx(0.00173057, rel=1e-5)
+    assert importance(sizes, places)["fc2"] == pytest.approx(0.0769142, rel=1e-5)
+
+
+def test_shortcuts_share_the_place_of_their_blocks_first_layer():
+    model = lab.models.resnet20((3, 8, 8), 10, shortcut="B", width=0.25)
+    layers = [name.rpartition(".")[0] for name in lab.prunable(model)]
+    places = positions(layers)
+    assert places["conv1"] == 1
+    assert places["block2_1.shortcut.conv"] == places["block2_1.conv1"] == 8
+    assert places["block2_2.conv1"] == 10
+    assert places["fc"] == 20
+    assert positions(layers, "sequential")["fc"] == 22
+    torchvision_names = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.0.downsample.0", "fc"]
+    assert list(positions(torchvision_names).values()) == [1, 2, 3, 2, 4]
+
+
+def test_shares_are_in_proportion_and_what_a_layer_cannot_give_the_others_do():
+    masks = Masks({f"{n}.weight": torch.ones(size, dtype=torch.bool) for n, size in (("a", 100), ("b", 200))})
+    # π = W/mean·l: a 2/3, b 8/3; at 30 % b loses 2·4 parts of 9, a 1
+    keeps = WeightMom(lab.Cubic(0.3))._keeps(masks, 0.3)
+    assert keeps == {"a.weight": 90, "b.weight": 120}
+    # at 80 % b would lose 240·8/9 = 213 of 200: it keeps a quarter of the density, 5 %
+    keeps = WeightMom(lab.Cubic(0.8), floor=0.25)._keeps(masks, 0.8)
+    assert keeps == {"a.weight": 50, "b.weight": 10}
+    # I = W/(l·mean): 2/3 and 2/3: an importance, so both keep 20 %
+    assert WeightMom(lab.Cubic(0.8), reading="formula")._keeps(masks, 0.8) == {"a.weight": 20, "b.weight": 40}
+    # I = sum/l: a keeps twice the share of b, 2·100 parts of 400
+    assert WeightMom(lab.Cubic(0.8), reading="literal")._keeps(masks, 0.8) == {"a.weight": 30, "b.weight": 30}
+    # density as the basis: equal ones leave the place alone, so b loses twice the share of a
+    dense = WeightMom(lab.Cubic(0.5), basis="density")
+    assert dense._keeps(masks, 0.5) == {"a.weight": 70, "b.weight": 80}
+    # nothing comes back: b, pruned to 60 before, stays there, and a gives the rest
+    masks["b.weight"][60:] = False
+    assert WeightMom(lab.Cubic(0.5))._keeps(masks, 0.5) == {"a.weight": 90, "b.weight": 60}
+
+
+def test_a_bias_belongs_to_its_layer():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    masks = Masks.full(lab.prunable(model, biases=True))
+    assert WeightMom(lab.Cubic(0.5))._importance(masks) == pytest.approx({"0": 15 / 11.5, "1": 2 * 8 / 11.5})
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 1 - 1 / 15, 0.95, 0.98])
+@pytest.mark.parametrize("name", NETS)
+def test_targets_are_exact_and_no_layer_is_emptied(name, data, sparsity):
+    """Every reading with every mode is too many to train; each of both is there at every target."""
+    for i, reading in enumerate(READINGS):
+        mode = MODES[(i + round(sparsity * 100)) % len(MODES)]
+        method = WeightMom(lab.Cubic(sparsity), mode, reading=reading, basis=("size", "density")[i % 2])
+        run, state = train(name, data, method, epochs=2, batch_size=50, lr=1e-2)
+        assert run.status == "done"
+        assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, sparsity)
+        assert not run.masks.collapsed
+        assert state.settled
+
+
+def test_fewer_weights_than_layers_are_refused_before_training(data):
+    with pytest.raises(lab.ConfigError, match="cannot be spread over 20 layers"):
+        train("resnet20", data, WeightMom(lab.Cubic(0.9994)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("reading", READINGS)
+def test_every_reading_and_mode_cuts_exactly_without_training(mode, reading, data):
+    model = lab.build("resnet20", data, seed=0, width=0.25, shortcut="B")
+    run: Any = SimpleNamespace(weights=lab.prunable(model), steps=9, epochs=10, epoch=0, aim=lambda _: None)
+    run.masks = Masks.full(run.weights)
+    method = WeightMom(lab.Cubic(0.98), mode, reading=reading, window=4, min_epochs_below=3)
+    method.on_start(run)
+    before = run.masks
+    with torch.no_grad():
+        for run.epoch in range(1, 11):
+            for name, weight in run.weights.items():
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(run.epoch)) * 0.01)
+                weight.mul_(run.masks[name])
+            method.on_epoch(run)
+            assert all(bool((before[n] | ~mask).all()) for n, mask in run.masks.items())
+            before = run.masks
+    assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, 0.98)
+    assert not run.masks.collapsed
+
+
+def test_the_record_says_what_was_cut_too_early(data):
+    run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e-9, reading="off"))
+    assert state.not_eligible == run.masks.total - run.masks.kept
+    assert run.result.methods[0]["not_eligible"] == state.not_eligible
+    assert run.result.methods[0]["short_windows"] == 2  # after epochs 1 and 2
+    run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e9))
+    assert state.not_eligible == 0
+    settings: dict[str, Any] = {"window": 2, "min_epochs_below": 1, "start": 0.5, "end": 1.0}
+    _, state = train("lenet5", data, WeightMom(lab.Linear(0.9), **settings), epochs=4)
+    assert state.short_windows == 0
+
+
+def test_cuts_fall_on_the_scheduled_epochs(data):
+    run, _ = train("lenet5", data, WeightMom(lab.Linear(0.8), start=0.25, end=0.75, interval=2), epochs=8)
+    # epochs 2, 4, 6 at progress 0, 1/2, 1; the first cuts nothing
+    assert [(cut.step // run.steps_per_epoch, round(1 - cut.after / run.masks.total, 4)) for cut in run.cuts] == [
+        (4, 0.4),
+        (6, 0.8),
+    ]
+    assert run.best is not None
+    assert run.best.step > 6 * run.steps_per_epoch
+
+
+def test_shares_by_layer_may_be_given(data):
+    run, _ = train("lenet5", data, WeightMom(lab.Cubic({"conv*": 0.5, "fc1.*": 0.95})))
+    kept = run.masks.table().set_index("layer")["sparsity"].round(4)
+    assert kept[["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]].tolist() == [0.5, 0.5, 0.95, 0]
+
+
+@pytest.mark.parametrize(("mode", "tensors"), [("ema", 2), ("consecutive_below", 1), ("window_mean", 16)])
+def test_memory(mode, tensors):
+    _, _, run = watch(method := WeightMom(lab.Cubic(0.5), mode))
+    size = run.weights["fc.weight"].numel()
+    state = [*method.average.values(), *method.past.values(), *method.lows.values()]
+    assert sum(tensor.numel() for tensor in state) == tensors * size
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "mean"},
+        {"reading": "size"},
+        {"basis": "place"},
+        {"layer_index": "backward"},
+        {"window": 63},
+        {"min_epochs_below": 16},
+        {"beta": 1.0},
+        {"threshold": "absolute"},
+        {"threshold": 0.0},
+        {"start": 0.8},
+        {"floor": 1.0},
+        {"interval": 0},
+        {"schedule": 0.9},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(lab.ConfigError):
+        WeightMom(**{"schedule": lab.Cubic(0.9)} | wrong)
