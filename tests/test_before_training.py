@@ -127,7 +127,11 @@ def test_scoring_leaves_no_trace(net, batches, criterion):
         criterion(net, None)
 
 
-@pytest.mark.parametrize("criterion", [SNIP(), SNIP(init="fresh"), SNIP(2, mode="train"), GraSP()], ids=str)
+@pytest.mark.parametrize(
+    "criterion",
+    [SNIP(), SNIP(init="fresh"), SNIP(2, mode="train"), GraSP()],
+    ids=lambda c: f"{type(c).__name__}-{c.batches}-{c.mode}",
+)
 def test_one_shot_takes_them_biases_in_or_out(data, criterion):
     model = lab.build("lenet5", data, seed=0)
     for biases in (False, True):
