@@ -200,8 +200,9 @@ def _train(run: Run, loss_sum: float, seen: int, checkpoint: Path | None, every:
                             m.on_grad(run)
                         broken.logical_or_(~torch.isfinite(loss))
                         run.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
-                        run.optimizer.step()
-                        run.optimizer.zero_grad(set_to_none=True)
+                        with torch._C.DisableTorchFunction():  # it draws nothing, and its many calls need no look
+                            run.optimizer.step()
+                            run.optimizer.zero_grad(set_to_none=True)
                         run.step += 1
                         for m in methods:
                             m.on_step(run)
