@@ -9,9 +9,6 @@ PIP := pip==26.3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-# See pruninglab/__init__.py; here for kernels whose notebook imports torch first.
-export GOMP_SPINCOUNT ?= 1000
-
 # One thread in each worker: two jobs of two threads on two cores are many times slower than one.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS := -n logical --maxprocesses 4

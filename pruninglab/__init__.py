@@ -1,15 +1,10 @@
 """pruninglab: an interactive research workbench for neural-network pruning. `import pruninglab as lab`."""
 
-import os
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-# Threads that wait spin for long by default: with another job on the machine a training becomes ten times slower, with
-# this twice. On an idle machine it makes no difference. It counts where torch has not been imported before.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from . import (
     before_training,
