@@ -284,10 +284,10 @@ class Run:
         self.best = None  # counts only among states at the final mask
 
     def _prepare_masks(self) -> None:
-        """The masks that cut anything, in their weights' memory format: the fast path of the foreach multiply."""
+        """The masks that cut anything, as their weights are laid out and typed: the fast path of the multiply."""
         some = [name for name, mask in self._masks.items() if not bool(mask.all())]
         self._masked = [self.weights[name] for name in some]
-        self._factors = [torch.empty_like(self.weights[n], dtype=torch.bool).copy_(self._masks[n]) for n in some]
+        self._factors = [torch.empty_like(self.weights[n].detach()).copy_(self._masks[n]) for n in some]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ machine that slows down in between slows both.
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -36,22 +35,14 @@ def plain_lenet() -> nn.Module:
     )
 
 
-class PerSample(Dataset):
-    """Images transformed one by one, as torchvision's data sets do."""
-
-    def __init__(self, data: lab.Data):
-        to_pil = torchvision.transforms.ToPILImage()
-        assert isinstance(data.train, Split)
-        self.images = [to_pil(image) for image in data.train.x]
-        self.labels = data.train.y.tolist()
-        steps = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize((0.1,), (0.3,))]
-        self.transform = torchvision.transforms.Compose(steps)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        return self.transform(self.images[i]), self.labels[i]
+def per_sample(data: lab.Data) -> Dataset:
+    """torchvision's own MNIST class over these images: one PIL image and its transforms at a time."""
+    assert isinstance(data.train, Split)
+    transforms, datasets = torchvision.transforms, torchvision.datasets
+    dataset = object.__new__(datasets.MNIST)  # its constructor would look for files
+    dataset.data, dataset.targets, dataset.target_transform = data.train.x[:, 0], data.train.y, None
+    dataset.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1,), (0.3,))])
+    return dataset
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -68,7 +59,7 @@ def ratio(slow: Callable[[], object], fast: Callable[[], object], rounds: int = 
 
 
 def test_training_with_masks_is_twice_as_fast_as_the_plain_idiom(data):
-    dataset = PerSample(data)
+    dataset = per_sample(data)
     net = plain_lenet()
     optimizer = torch.optim.Adam(net.parameters())
 
