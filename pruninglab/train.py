@@ -24,7 +24,18 @@ from .masks import Masks, Sparsity, canonical, keep_top, prunable, units
 from .method import Method, fresh, state_of
 from .progress import Bar
 from .results import Result, describe, environment, module_flops, percent, sparse_flops, tensor_hash
-from .run import Options, Run, Shuffled, Snapshot, accuracy, evaluating, load_optimizer, loss_arguments, scored
+from .run import (
+    Options,
+    Run,
+    Shuffled,
+    Snapshot,
+    accuracy,
+    evaluating,
+    load_optimizer,
+    loss_arguments,
+    optimizer_state,
+    scored,
+)
 from .schedules import Rate
 from .schedules import rate as resolve_rate
 from .seeds import generator, key, own_randomness
@@ -127,6 +138,8 @@ def fit(
         _make_optimizer(run)
         if start and start.optimizer:
             load_optimizer(run, start.optimizer)
+        if start:
+            run.start |= _proof(run)
         run.config = _config(run)
         loss_sum, seen = checkpoints.resume(run, checkpoint) if checkpoint and checkpoint.exists() else (0.0, 0)
         with _interruptible(run):
@@ -403,11 +416,10 @@ def _config(run: Run) -> dict[str, Any]:
 
 def _start(parent: Run | None, source: nn.Module, start: Snapshot | None, data: Data) -> dict[str, Any]:
     """Where a run begins: which weights, and how many steps went into them before."""
-    of_source = tensor_hash(dict(source.named_parameters()) | dict(source.named_buffers()))
-    begun = {"weights": tensor_hash(start.weights | start.buffers), "from_step": start.step} if start else {}
+    of_source = _hash_of(source)
     if not parent:
         kind, spent = ("snapshot", start.spent) if start else ("model", 0)
-        return {"kind": kind, "weights": of_source, "steps": spent, "dense": None, **begun}
+        return {"kind": kind, "weights": of_source, "steps": spent, "dense": None}
     if parent.data.name == data.name and parent.data.fingerprint != data.fingerprint:
         raise ConfigError(
             f"the run was trained on another split or subset of {data.name}: its training images may be in this "
@@ -415,7 +427,7 @@ def _start(parent: Run | None, source: nn.Module, start: Snapshot | None, data: 
             "masks=run.masks to go on all the same."
         )
     dense = parent.start["dense"] or (of_source if parent.sparsity == 0 else None)
-    return {"kind": "run", "weights": of_source, "steps": parent.spent, "dense": dense, **begun}
+    return {"kind": "run", "weights": of_source, "steps": parent.spent, "dense": dense}
 
 
 def _go_on_from(run: Run, start: Snapshot) -> None:
@@ -427,6 +439,18 @@ def _go_on_from(run: Run, start: Snapshot) -> None:
     start.load_into(run.model)
     run.step = run.first_step = start.step
     run.epoch = start.step // run.steps_per_epoch
+    run.start |= {"weights": _hash_of(run.model), "from_step": start.step}
+
+
+def _proof(run: Run) -> dict[str, Any]:
+    """What else was rewound, as it is now and not as it was asked for: the optimizer's memory and the rate."""
+    remembered = {f"{name}/{k}": v for name, state in optimizer_state(run).items() for k, v in state.items()}
+    rate = run.options.lr * run.options.rate(run.progress)
+    return {"optimizer": tensor_hash(remembered) if remembered else None, "lr": rate}
+
+
+def _hash_of(model: nn.Module) -> str:
+    return tensor_hash(dict(model.named_parameters()) | dict(model.named_buffers()))
 
 
 def _make_optimizer(run: Run) -> None:

@@ -6,5 +6,6 @@ from .gated import gated
 from .iterative import iterative
 from .progressive import progressive
 from .quantize import quantize
+from .tickets import tickets
 
-__all__ = ["admm", "deep_compression", "gated", "iterative", "progressive", "quantize"]
+__all__ = ["admm", "deep_compression", "gated", "iterative", "progressive", "quantize", "tickets"]
