@@ -95,6 +95,7 @@ class Result:
             "nonzero": self.size["nonzero"],
             "flops_dense": self.flops["dense"],
             "flops_sparse": self.flops["sparse"],
+            "flops_training": self.flops["training"],
             "bytes": self.size["bytes"],
             "bzip2_bytes": self.size["bzip2_bytes"],
             "steps": self.budget["steps"],
@@ -209,6 +210,8 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     for column, heading in kilobytes.items():
         shown[heading] = (frame[column] / 1000).map("{:,.1f}".format)
     shown["steps"] = frame["steps_before"] + frame["steps"]
+    shown["GFLOPs of this run"] = (frame["flops_training"] / 1e9).map("{:,.0f}".format)
+    shown["seconds of it"] = frame["seconds"].astype(float).map("{:,.0f}".format)
     return shown
 
 

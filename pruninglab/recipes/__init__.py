@@ -2,10 +2,24 @@
 
 from .admm import admm
 from .deep_compression import deep_compression
+from .enhanced import enhanced
 from .gated import gated
 from .iterative import iterative
 from .progressive import progressive
 from .quantize import quantize
+from .scratch import scratch
 from .tickets import tickets
+from .trials import Trials
 
-__all__ = ["admm", "deep_compression", "gated", "iterative", "progressive", "quantize", "tickets"]
+__all__ = [
+    "Trials",
+    "admm",
+    "deep_compression",
+    "enhanced",
+    "gated",
+    "iterative",
+    "progressive",
+    "quantize",
+    "scratch",
+    "tickets",
+]

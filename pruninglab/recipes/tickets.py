@@ -21,7 +21,7 @@ from ..schedules import Cubic, Exponential
 from ..seeds import generator
 from ..train import fit
 from .admm import ended, stage
-from .trials import Trial, Trials
+from .trials import Trials
 
 CONTROLS = ("reinitialised", "random mask", "one-shot")
 OPTIONAL = ("gradual",)
@@ -73,15 +73,14 @@ def tickets(
     if step:
         early = train("early", 0, origin, _Until(step))
         if early.status != "stopped":
-            made.made.append(Trial("early", early))
+            made.add("early", early)
             return made
         origin, first = early.snapshot(), (early,)
 
     def rewound(run: Run) -> Snapshot:
         return origin if rewind == "weights" else replace(run.snapshot(), step=step)
 
-    dense = train("dense", 0, origin)
-    made.made.append(Trial("dense", dense, first))
+    dense = made.add("dense", train("dense", 0, origin), *first)
     chain, plan = [dense], _plan(dense, sparsity, rounds)
     for number in range(1, rounds + 1):
         if ended(chain[-1]):
@@ -91,7 +90,7 @@ def tickets(
         masks = keep_top(score, target, within=chain[-1].masks)
         found = (*first, *chain)
         chain.append(train("ticket", number, rewound(chain[-1]), masks=masks))
-        made.made.append(Trial("ticket", chain[-1], found))
+        made.add("ticket", chain[-1], *found)
         for way in controls if compare == "each" or number == rounds else ():
             if ended(made.made[-1].run):
                 return made
@@ -107,7 +106,7 @@ def tickets(
             else:
                 shares = keeping(dense.weights, masks.kept_by_layer)
                 run, before = train(way, number, None, Gradual(Cubic(shares))), ()
-            made.made.append(Trial(way, run, before))
+            made.add(way, run, *before)
     return made
 
 
@@ -133,6 +132,19 @@ def scattered(masks: Mapping[str, Tensor], seed: int, unit: str = "weight") -> M
         order = torch.randperm(len(units), generator=generator(seed, f"scattered {name}"))
         moved[name] = units[order.to(mask.device)].view_as(mask)
     return moved
+
+
+def untrained(model: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what is no model to begin from."""
+    if own := {"start", "masks", "checkpoint", "record", "inplace"} & options.keys():
+        raise ConfigError(f"a recipe sets {', '.join(sorted(own))} by itself; for files give folder=.")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; expected the untrained model, for example lab.build(…): this recipe "
+            "trains it, and goes back to it."
+        )
+    if not prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")}):
+        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
 
 
 def _plan(dense: Run, sparsity: float, rounds: int) -> list[dict[str, float]]:
@@ -181,15 +193,7 @@ def _check(
     compare: str,
     options: Mapping[str, Any],
 ) -> None:
-    if own := {"start", "masks", "checkpoint", "record", "inplace"} & options.keys():
-        raise ConfigError(f"tickets sets {', '.join(sorted(own))} by itself; for files give folder=.")
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"model is a {type(model).__name__}; a ticket is a subnet of untrained weights: give the untrained model, "
-            "for example lab.build(…)."
-        )
-    if not prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")}):
-        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+    untrained(model, options)
     if rounds < 1 or step < 0:
         raise ConfigError(f"rounds={rounds}, step={step}: at least one round, and a step of 0 or later.")
     known = {"rewind": ("weights", "rate"), "scope": ("layer", "global"), "compare": ("last", "each")}

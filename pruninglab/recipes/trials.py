@@ -46,6 +46,11 @@ class Trials:
 
     made: list[Trial] = field(default_factory=list)
 
+    def add(self, way: str, run: Run, *before: Run) -> Run:
+        """Enter a run, and those that it could not have been made without."""
+        self.made.append(Trial(way, run, before))
+        return run
+
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.made)
 

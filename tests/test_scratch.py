@@ -1,0 +1,135 @@
+"""Training from scratch, and the enhanced setting: masks, weights, budgets and what they cost."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pruninglab as lab
+from pruninglab.recipes import enhanced, scratch
+from pruninglab.recipes.enhanced import shares
+
+
+@pytest.fixture(scope="module")
+def data() -> lab.Data:
+    return lab.load("digits", train=300, test=60, size=16)
+
+
+@pytest.fixture(scope="module")
+def model(data) -> nn.Module:
+    return lab.build("lenet5", data, seed=3)
+
+
+def go(model, data, sparsity: lab.masks.Sparsity = 0.8, **options):
+    given = {"epochs": 2, "tune": 1, "batch_size": 50, "progress": False} | options
+    return scratch(model, data, sparsity, **given)
+
+
+def test_a_found_architecture_is_trained_anew(model, data):
+    made = go(model, data)
+    tuned, anew = made["fine-tuned"], made["Scratch-E"]
+    assert tuned.masks.fingerprint == anew.masks.fingerprint == made["Scratch-B"].masks.fingerprint
+    assert tuned.start["kind"] == "run"
+    assert tuned.result.config["lr"] == pytest.approx(1e-4)
+    # new weights, of the distribution of the untrained ones, and not theirs
+    starts = {trial.way: trial.run.result.start["weights"] for trial in made}
+    assert starts["Scratch-E"] == starts["Scratch-B"] != starts["dense"]
+    assert anew.step == made["dense"].step
+    table = made.table().set_index("way")
+    assert table.loc["Scratch-E", "steps_in_all"] == 2 * made["dense"].step  # an architecture has to be found
+
+
+def test_a_predefined_architecture_is_only_counts(model, data):
+    made = go(model, data, {"fc1*": 0.9}, architecture="predefined")
+    tuned, anew = made["fine-tuned"].masks, made["Scratch-E"].masks
+    assert tuned.kept_by_layer == anew.kept_by_layer
+    assert tuned.kept_by_layer["fc1.weight"] == tuned["fc1.weight"].numel() // 10
+    assert not torch.equal(tuned["fc1.weight"], anew["fc1.weight"])
+    assert made.table().set_index("way").loc["Scratch-E", "steps_in_all"] == made["dense"].step
+
+
+@pytest.mark.parametrize("architecture", ["found", "predefined"])
+def test_channels_are_whole(model, data, architecture):
+    made = go(model, data, 0.5, unit="channel", scope="layer", architecture=architecture, budget=1.0)
+    for way in ("fine-tuned", "Scratch-B"):
+        for mask in made[way].masks.values():
+            rows = mask.flatten(1).float().mean(1)
+            assert set(rows.tolist()) == {0.0, 1.0}
+            assert rows.sum() == len(rows) // 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "epochs"), [("epochs", 0), ("flops", None), ("flops+tuning", None), (3, 6), (1.5, 3)]
+)
+def test_the_disputed_budget(model, data, budget, epochs):
+    made = go(model, data, {"fc1*": 0.9, "conv*": 0.5}, budget=budget)
+    if epochs == 0:
+        assert [trial.way for trial in made] == ["dense", "fine-tuned", "Scratch-E"]
+        return
+    run, dense = made["Scratch-B"], made["dense"]
+    ratio = dense.result.flops["dense"] / run.result.flops["sparse"]
+    assert ratio > 2
+    assert run.epoch == (epochs or round(2 * ratio) + (budget == "flops+tuning"))
+    if budget == "flops":  # computes on kept weights what the dense training did, to half an epoch
+        table = made.table().set_index("way")["gflops_kept"].to_dict()
+        assert table["Scratch-B"] == pytest.approx(table["dense"], abs=0.51 * table["Scratch-E"] / 2)
+
+
+def test_a_folder_is_gone_on_from(model, data, tmp_path):
+    go(model, data, folder=tmp_path, budget=1)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+    assert sorted(p.stem for p in times) == ["dense", "fine-tuned", "scratch-b", "scratch-e"]
+    go(model, data, folder=tmp_path, budget=1)
+    assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"budget": "seconds"}, "a factor of the epochs"),
+        ({"budget": 0.5}, "from 1 on"),
+        ({"budget": True}, "a factor of the epochs"),
+        ({"architecture": "given"}, "'found' or 'predefined'"),
+        ({"architecture": "predefined", "scope": "global"}, "a global cut finds"),
+        ({"inplace": True}, "sets inplace by itself"),
+        ({"skip": "*"}, "nothing to prune"),
+    ],
+)
+def test_what_cannot_be_is_said(model, data, options, said):
+    with pytest.raises(lab.ConfigError, match=said):
+        go(model, data, **options)
+
+
+def weights(**sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    return {name: torch.zeros(size) for name, size in sizes.items()}
+
+
+def test_enhanced_shares_by_hand():
+    """1000 weights, 100 to stay: 40 of the first convolution, 20 of the last layer (a fifth), 40 of 860 between."""
+    four = weights(first=(10, 1, 2, 2), a=(43, 10), b=(10, 43), last=(10, 10))
+    assert shares(four, 0.9) == pytest.approx({"first": 0.0, "a": 1 - 20 / 430, "b": 1 - 20 / 430, "last": 0.8})
+    # where 80 % is not reached, the last layer is one of many: 240 of 960
+    assert shares(four, 0.72) == pytest.approx({"first": 0.0, "a": 0.75, "b": 0.75, "last": 0.75}, abs=2e-3)
+    linear = weights(a=(80, 10), last=(20, 10))
+    assert shares(linear, 0.9) == pytest.approx({"a": 1 - 60 / 800, "last": 0.8})
+    with pytest.raises(lab.ConfigError, match="leaves nothing of a, b"):
+        shares(four, 0.95)
+    with pytest.raises(lab.ConfigError, match="a layer between"):
+        shares(weights(first=(10, 1, 2, 2), last=(10, 10)), 0.5)
+
+
+def test_enhanced_trains_longer_to_the_exact_share(model, data):
+    run = enhanced(model, data, 0.9, epochs=2, batch_size=50, progress=False)
+    assert run.epoch == 3
+    assert run.masks.kept == run.masks.total - int(run.masks.total * 0.9 + 0.5)
+    kept = run.masks.kept_by_layer
+    assert kept["conv1.weight"] == run.masks["conv1.weight"].numel()
+    assert kept["fc2.weight"] == run.masks["fc2.weight"].numel() // 5
+    with pytest.raises(lab.ConfigError, match="expected 1 or more"):
+        enhanced(model, data, 0.9, epochs=2, longer=0.5)
+
+
+def test_tables_tell_the_cost(model, data):
+    run = lab.fit(model, data, epochs=1, progress=False)
+    row = lab.results.table({"dense": run}).loc["dense"]
+    assert row["GFLOPs of this run"] == f"{3 * run.result.flops['dense'] * 270 / 1e9:,.0f}"
+    assert row["seconds of it"] == f"{run.seconds:,.0f}"
