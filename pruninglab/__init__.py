@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 from . import (
     before_training,
     criteria,
+    impact,
     levels,
     losses,
     masks,
@@ -64,6 +65,7 @@ __all__ = [
     "criteria",
     "fit",
     "grow",
+    "impact",
     "keep_top",
     "levels",
     "load",
