@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from . import (
     before_training,
+    budgets,
     criteria,
     impact,
     levels,
@@ -61,6 +62,7 @@ __all__ = [
     "Snapshot",
     "StepRate",
     "before_training",
+    "budgets",
     "build",
     "criteria",
     "fit",

@@ -6,17 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from .. import _html
+from ..budgets import budget
 from ..data import Data
 from ..errors import ConfigError
-from ..masks import keep_top, spread
+from ..masks import keep_top
 from ..methods.admm import Penalty
-from ..projections import keeping, largest, project
 from ..run import Run
 from ..schedules import Rate
 from .admm import admm, dense_start, ended
@@ -131,45 +130,6 @@ def progressive(
         else:
             pool[pool.index(best)] = number
     return made
-
-
-def budget(run: Run, rate: float, by: str = "magnitude") -> dict[str, float]:
-    """The sparsity of each layer with which the run keeps 1 of `rate` weights, among those that it has left."""
-    keep = round(run.masks.total / rate)
-    if by == "sensitivity":
-        shares = _equally_sensitive(run, keep)
-    else:
-        cut = keep_top(run.score(by), 1 - keep / run.masks.total, within=run.masks)
-        shares = [float(kept) for kept in cut.kept_by_layer.values()]
-    counts = spread(keep, shares, list(run.masks.kept_by_layer.values()), least=1)
-    return keeping(run.weights, dict(zip(run.weights, counts, strict=True)))
-
-
-@torch.no_grad()
-def _equally_sensitive(run: Run, keep: int) -> list[float]:
-    """How much each layer keeps where cutting it alone leads to the same validation loss, all together `keep`."""
-    curves = []
-    for name, weight in run.weights.items():
-        before = weight.detach().clone()
-        own, alive = {name: before}, {name: run.masks[name]}
-        counts = [int(alive[name].sum())]
-        while counts[-1] > 1:
-            counts.append(counts[-1] // 2)
-        losses = []
-        for count in counts:
-            weight.copy_(project(own, largest(own, keeping(own, {name: count}), within=alive))[name])
-            losses.append(run.evaluate("val")["loss"])
-        weight.copy_(before)
-        curves.append((np.maximum.accumulate(losses), np.log(counts)))  # a lucky cut does not count
-
-    def kept(loss: float) -> list[float]:
-        return [math.exp(np.interp(loss, losses, logs)) for losses, logs in curves]
-
-    low, high = min(losses[0] for losses, _ in curves), max(losses[-1] for losses, _ in curves)
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(kept(middle)) > keep else (low, middle)
-    return kept(high)
 
 
 def _check(rates: Sequence[float | Mapping[str, float]], select: str, direct: int) -> None:

@@ -1,0 +1,87 @@
+"""How much each layer keeps: what cutting it alone costs, and budgets that hold after training too."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pruninglab as lab
+from pruninglab import budgets
+
+
+@pytest.fixture(scope="module")
+def dense() -> lab.Run:
+    data = lab.load("digits", train=400, test=60, size=16)
+    return lab.fit(lab.build("lenet5", data), data, epochs=4, progress=False)
+
+
+def test_one_layer_alone_is_cut(dense):
+    before = lab.results.tensor_hash(dense.model.state_dict())
+    curves = budgets.sensitivity(dense, (0.9, 0.5))
+    assert lab.results.tensor_hash(dense.model.state_dict()) == before
+    assert curves["layer"].unique().tolist() == list(dense.masks)
+    assert curves.groupby("layer")["sparsity"].apply(list).loc["fc1.weight"] == pytest.approx([0.0, 0.5, 0.9])
+    # an independent way to one of the points
+    pruned, _ = lab.prune(dense, {"conv2.weight": 0.9})
+    by_hand = lab.fit(pruned, dense.data, epochs=0, progress=False).result.accuracy["val"]
+    row = curves[(curves["layer"] == "conv2.weight") & (curves["sparsity"] > 0.8)].iloc[0]
+    assert [row["loss"], row["accuracy"]] == pytest.approx([by_hand["loss"], by_hand["accuracy"]])
+    assert len({r["accuracy"] for r in curves.to_dict("records") if r["sparsity"] == 0}) == 1
+
+
+def test_targets_stop_at_the_first_drop():
+    accuracies = {"a": [0.9, 0.9, 0.85, 0.9], "b": [0.9, 0.895, 0.89, 0.2]}
+    rows = [
+        {"layer": layer, "sparsity": s, "accuracy": a}
+        for layer, values in accuracies.items()
+        for s, a in zip((0.0, 0.5, 0.7, 0.9), values, strict=True)
+    ]
+    assert budgets.tolerated(pd.DataFrame(rows), 0.01) == {"a": 0.5, "b": 0.7}
+    with pytest.raises(lab.ConfigError, match="from 0 to below 1"):
+        budgets.tolerated(pd.DataFrame(rows), 1.0)
+
+
+def test_a_layer_that_can_spare_more_keeps_less():
+    """The first output of the first layer is all that counts; the second layer is small and needed."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 1, 2, 10, generator=source)
+    y = (x[:, 0, 0, 0] > 0).long()
+    data = lab.wrap(TensorDataset(x[:300], y[:300]), TensorDataset(x[300:], y[300:]), val=0.3)
+
+    def net(shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(20, 20, bias=False), nn.Linear(20, classes, bias=False))
+
+    run = lab.fit(lab.build(net, data), data, epochs=20, lr=1e-2, progress=False)
+    shares = budgets.budget(run, 4, "sensitivity")
+    kept = [round(w.numel() * (1 - shares[n])) for n, w in run.weights.items()]
+    assert sum(kept) == 110
+    assert kept[0] / 400 < kept[1] / 40
+
+
+@pytest.mark.parametrize("by", ["magnitude", "sensitivity"])
+def test_a_file_fits_also_after_training(dense, by, tmp_path):
+    shares = budgets.fitting(dense, bytes=20_000, by=by)
+    run = lab.fit(dense, dense.data, lab.methods.OneShot(shares), epochs=2, progress=False)
+    written = lab.storage.save(run, tmp_path / "net", values="fp32")["sparse_bytes"]
+    assert written <= 20_000
+    assert lab.storage.sizes(run.model)["sparse_bytes"] <= 20_000
+    assert written > 19_900  # as many weights as fit
+
+
+def test_flops_fit(dense):
+    wanted = dense.result.flops["dense"] / 5
+    shares = budgets.fitting(dense, flops=wanted)
+    run = lab.fit(dense, dense.data, lab.methods.OneShot(shares), epochs=0, progress=False)
+    assert 0.98 * wanted < run.result.flops["sparse"] <= wanted
+    # what fits anyway is left as it is
+    assert set(budgets.fitting(dense, flops=1e12).values()) == {0.0}
+
+
+def test_what_cannot_be_is_said(dense):
+    with pytest.raises(lab.ConfigError, match="either bytes= or flops="):
+        budgets.fitting(dense)
+    with pytest.raises(lab.ConfigError, match="2,000 bytes are not enough"):
+        budgets.fitting(dense, bytes=2_000)
+    with pytest.raises(lab.ConfigError, match="fraction of weights"):
+        budgets.sensitivity(dense, (1.0,))
