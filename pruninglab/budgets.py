@@ -5,6 +5,7 @@ Each gives a dict from layers to sparsities, which every method takes in place o
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -107,11 +108,9 @@ def _shares(run: Run, by: str) -> Callable[[int], dict[str, float]]:
     """From how many weights stay to the sparsity of each layer."""
     counts = run.masks.kept_by_layer
     if by == "sensitivity":
-        curves = _curves(run)
-        quotas = lambda keep: _equally_sensitive(curves, keep)  # noqa: E731 (one of two ways to the same thing)
+        quotas = partial(_equally_sensitive, _curves(run))
     else:
-        scores = run.score(by)
-        quotas = lambda keep: _together(run, scores, keep)  # noqa: E731
+        quotas = partial(_together, run, run.score(by))
 
     def shares(keep: int) -> dict[str, float]:
         kept = spread(keep, quotas(keep), list(counts.values()), least=1)

@@ -11,11 +11,14 @@ import seaborn as sns
 from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 from torch import Tensor
 
 from . import storage
 from .errors import ConfigError
+from .impact import Impact
 from .masks import Masks
+from .recipes import Trials
 from .results import Result
 from .run import Run
 from .schedules import Schedule
@@ -184,6 +187,124 @@ def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Fig
     for axes, image in zip(grid.flat, images, strict=False):
         axes.imshow(image.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="equal" if weight.ndim == 4 else "auto")
     return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} of {kept.numel():,} left, the others blank.")
+
+
+def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
+    """Accuracy against the share of weights left, a line for each way: its mean, a dot for each run, hollow if alone.
+
+    `trials` is what a recipe returned, or its table; tables of several seeds can be joined. Bars are 95 % intervals of
+    the mean where several runs have one sparsity; the dense net is the dashed line.
+    """
+    table = trials.table() if isinstance(trials, Trials) else trials
+    if table.empty:
+        raise ConfigError("there is nothing to draw; give trials that hold a run.")
+    table = table.assign(left=(1 - table["sparsity"]).round(6))
+    figure, (axes,) = _figure(1, width=7.5, height=3.6)
+    said, colours = [], iter(COLOURS * len(table))
+    for way, of_way in table.groupby("way", sort=False):
+        runs = {float(str(left)): of[score].to_numpy(float) for left, of in of_way.groupby("left")}
+        mean, n = [float(scores.mean()) for scores in runs.values()], min(map(len, runs.values()))
+        said.append(f"{way} " + ", ".join(f"{m:.3f} at {left:.1%}" for left, m in zip(runs, mean, strict=True)))
+        if set(runs) == {1.0}:
+            axes.axhline(mean[0], color="black", ls="--", lw=1, label=f"{way} (n = {n})")
+            continue
+        colour = next(colours)
+        half = [_half_interval(scores) for scores in runs.values()]
+        axes.errorbar(list(runs), mean, yerr=half, color=colour, capsize=3, lw=1.5, label=f"{way} (n = {n})")
+        face = colour if n > 1 else "white"
+        axes.plot(of_way["left"], of_way[score], "o", ms=5, color=colour, mfc=face, zorder=3)
+    shown = sorted({*table["left"]} - {1.0}, reverse=True)
+    axes.set(xscale="log", xlabel="share of weights left", ylabel=score.replace("_", " "))
+    axes.set_xticks(shown, [f"{share:.3g}" for share in shown])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"{score.replace('_', ' ').capitalize()} by share of weights left: {'; '.join(said)}.")
+
+
+def sensitivity(curves: pd.DataFrame, score: str = "accuracy") -> Figure:
+    """What is left of the accuracy when one layer alone is cut: the table of `budgets.sensitivity`."""
+    figure, (axes,) = _figure(1, width=7.5, height=3.6)
+    said = []
+    for colour, (layer, curve) in zip(COLOURS * len(curves), curves.groupby("layer", sort=False), strict=False):
+        axes.plot(curve["sparsity"], curve[score], marker="o", ms=3, color=colour, label=_short(str(layer)))
+        said.append(f"{_short(str(layer))} {curve[score].iloc[-1]:.3f} at {curve['sparsity'].iloc[-1]:.0%}")
+    axes.set(xlabel="sparsity of this layer alone", ylabel=f"validation {score}")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"Validation {score} when one layer alone is cut: {', '.join(said)}.")
+
+
+def classes(found: Impact, level: float = 0.05) -> Figure:
+    """How far each class changes beyond the whole, with its interval; in colour where the corrected test says so."""
+    table = found.per_class(level).sort_values("change", ignore_index=True)
+    figure, (axes,) = _figure(1, width=7.0, height=0.3 * len(table) + 1.2)
+    colours = {"harmed": COLOURS[3], "spared": COLOURS[2], "": "0.5"}
+    for at, row in enumerate(table.to_dict("records")):
+        ends, change = [100 * row["low"], 100 * row["high"]], 100 * row["change"]
+        axes.plot(ends, [at, at], color=colours[row["verdict"]], lw=2)
+        axes.plot(change, at, "o", color=colours[row["verdict"]])
+    axes.axvline(0, color="black", lw=1)
+    axes.set(xlabel="change of recall beyond that of accuracy, points", yticks=range(len(table)), ylim=(len(table), -1))
+    axes.set_yticklabels([f"{name} ({count})" for name, count in zip(table["class"], table["images"], strict=True)])
+    harmed = [name for name, verdict in zip(table["class"], table["verdict"], strict=True) if verdict == "harmed"]
+    said = ", ".join(f"{name} {100 * c:+.1f}" for name, c in zip(table["class"], table["change"], strict=True))
+    return _with_alt(figure, f"Change by class in points: {said}. Harmed: {', '.join(harmed) or 'none'}.")
+
+
+def exemplars(found: Impact, number: int = 12) -> Figure:
+    """The first pruning-identified exemplars as images, with the label and the votes of both populations."""
+    if found.split is None:
+        raise ConfigError("the images are not at hand; exemplars are drawn of a split that lies in memory.")
+    if not len(found.exemplars):
+        raise ConfigError("there are no exemplars to draw: both populations vote alike on every image.")
+    chosen = found.exemplars[:number]
+    votes = {which: v.count(found.classes) for which, v in (("dense", found.dense), ("pruned", found.pruned))}
+    columns = min(len(chosen), 6)
+    rows = -(-len(chosen) // columns)
+    with sns.axes_style("white"):
+        figure = Figure(figsize=(1.6 * columns + 0.2, 2.2 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    said = []
+    for axes, i in zip(grid.flat, chosen, strict=False):
+        image = found.split.x[i].float()
+        image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-9)
+        axes.imshow(image.movedim(0, -1).squeeze(-1).numpy(), cmap="gray_r")
+        lines = [f"{which}: {_votes(counts[i], found.class_names)}" for which, counts in votes.items()]
+        label = found.class_names[found.y[i]]
+        axes.set_title("\n".join([f"label {label}", *lines]), fontsize=7, loc="left")
+        said.append(f"image {i}, label {label}, {', '.join(lines)}")
+    return _with_alt(figure, f"{len(found.exemplars)} exemplars. {'; '.join(said)}.")
+
+
+def calibration(found: Impact) -> Figure:
+    """Accuracy by confidence of both populations, the diagonal where they agree, and how many answers there are."""
+    errors = found.calibration()["ece"].to_dict()
+    figure, (left, right) = _figure(2)
+    left.plot([0, 1], [0, 1], color="black", ls="--", lw=1)
+    for colour, (which, curve) in zip(COLOURS, found.reliability().groupby("population", sort=False), strict=False):
+        left.plot(
+            curve["confidence"], curve["accuracy"], "o-", ms=3, color=colour, label=f"{which}, ECE {errors[which]:.3f}"
+        )
+        right.plot(curve["confidence"], curve["count"], "o-", ms=3, color=colour)
+    left.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.03))
+    right.set(xlabel="confidence", ylabel="number of answers", yscale="log", xlim=(0, 1.03))
+    left.legend(frameon=False, fontsize=8)
+    said = ", ".join(f"{which} {error:.3f}" for which, error in errors.items())
+    return _with_alt(figure, f"Accuracy by confidence. Expected calibration error: {said}.")
+
+
+def _half_interval(scores: np.ndarray) -> float:
+    """Half the 95 % interval of the mean; nothing for a single run."""
+    n = len(scores)
+    return float(stats.t.ppf(0.975, n - 1) * scores.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+
+
+def _votes(counts: np.ndarray, names: Sequence[str]) -> str:
+    """`3 ×4, 8` for four votes and one."""
+    order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
+    return ", ".join(f"{names[c]} ×{counts[c]}" if counts[c] > 1 else names[c] for c in order)
 
 
 def _short(layer: str) -> str:

@@ -1,8 +1,11 @@
 """Figures draw what they are given, show themselves, say themselves in words, and never call for a window."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib import pyplot as plt
 
 import pruninglab as lab
@@ -71,3 +74,69 @@ def test_what_cannot_be_drawn_is_said(runs):
         lab.plots.comparison(pd.DataFrame({"data": ["a", "b"], "settings": "s", "test_accuracy": 0.5}))
     with pytest.raises(lab.ConfigError, match="no results"):
         lab.plots.comparison(pd.DataFrame())
+
+
+def test_ways_draw_a_line_each_and_the_dense_net_dashed():
+    rows = [("dense", 0.0, 0.9), ("ticket", 0.5, 0.8), ("ticket", 0.5, 0.9), ("ticket", 0.9, 0.7), ("ticket", 0.9, 0.8)]
+    rows += [("random mask", 0.9, 0.3)]
+    figure = lab.plots.ways(pd.DataFrame(rows, columns=pd.Index(["way", "sparsity", "test_accuracy"])))
+    axes = figure.axes[0]
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert np.asarray(dashed[0].get_ydata()).tolist() == [0.9, 0.9]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True]  # one run is drawn hollow
+    bars: Any = axes.containers[0]
+    half = np.diff(bars.lines[2][0].get_segments()[0][:, 1])[0] / 2
+    assert half == pytest.approx(12.706 * 0.1 / 2, rel=1e-3)  # t of one degree of freedom, deviation 0.1 / sqrt 2
+    assert "ticket 0.750 at 10.0%, 0.850 at 50.0%" in figure.alt
+    with pytest.raises(lab.ConfigError, match="nothing to draw"):
+        lab.plots.ways(pd.DataFrame())
+
+
+def test_sensitivity_draws_a_line_a_layer(runs):
+    curves = lab.budgets.sensitivity(runs[2], (0.5, 0.95))
+    lines = lab.plots.sensitivity(curves).axes[0].lines
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in lines]
+    assert drawn == [c["accuracy"].tolist() for _, c in curves.groupby("layer", sort=False)]
+
+
+@pytest.fixture(scope="module")
+def found() -> lab.impact.Impact:
+    """Of 40 images in two classes, five pruned networks turn the first and one turns the second."""
+    split = lab.load("digits", train=200, test=60, size=14).test.take(torch.arange(40))
+    y = np.repeat([0, 1], 20)
+    dense, pruned = np.tile(y, (5, 1)), np.tile(y, (5, 1))
+    pruned[:, 0], pruned[0, 1] = 1, 1
+    pruned[:, 2:9] = 1
+    votes = [lab.impact.Votes(labels, np.full(labels.shape, 0.7)) for labels in (dense, pruned)]
+    return lab.impact.Impact(y, votes[0], votes[1], ("cat", "dog"), split)
+
+
+def test_classes_are_coloured_by_the_test(found):
+    figure = lab.plots.classes(found)
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["cat (20)", "dog (20)"]
+    assert "Harmed: cat." in figure.alt
+    table = found.per_class()
+    ends = np.asarray(figure.axes[0].lines[0].get_xdata())
+    assert ends.tolist() == pytest.approx([100 * table["low"][0], 100 * table["high"][0]])
+
+
+def test_exemplars_show_both_votes(found):
+    figure = lab.plots.exemplars(found, number=3)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["label cat\ndense: cat ×5\npruned: dog ×5"] * 3
+    assert "8 exemplars" in figure.alt
+    same = lab.impact.Impact(found.y, found.dense, found.dense, found.class_names, found.split)
+    with pytest.raises(lab.ConfigError, match="no exemplars"):
+        lab.plots.exemplars(same)
+    assert lab.plots._votes(np.array([1, 4]), ["a", "b"]) == "b ×4, a"
+
+
+def test_calibration_draws_what_it_measures(found):
+    figure = lab.plots.calibration(found)
+    curve = figure.axes[0].lines[2]
+    assert (np.asarray(curve.get_xdata()).tolist(), np.asarray(curve.get_ydata()).tolist()) == (
+        pytest.approx([0.7]),
+        pytest.approx([1 - 41 / 200]),
+    )
+    assert "dense 0.300, pruned 0.095" in figure.alt
