@@ -198,6 +198,8 @@ def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     table = trials.table() if isinstance(trials, Trials) else trials
     if table.empty:
         raise ConfigError("there is nothing to draw; give trials that hold a run.")
+    if "start" in table:  # a dense run that stands in several tables is one run
+        table = table.drop_duplicates([c for c in table if c != "seconds_in_all"])
     table = table.assign(left=(1 - table["sparsity"]).round(6))
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
     said, colours = [], iter(COLOURS * len(table))

@@ -79,7 +79,11 @@ def test_what_cannot_be_drawn_is_said(runs):
 def test_ways_draw_a_line_each_and_the_dense_net_dashed():
     rows = [("dense", 0.0, 0.9), ("ticket", 0.5, 0.8), ("ticket", 0.5, 0.9), ("ticket", 0.9, 0.7), ("ticket", 0.9, 0.8)]
     rows += [("random mask", 0.9, 0.3)]
-    figure = lab.plots.ways(pd.DataFrame(rows, columns=pd.Index(["way", "sparsity", "test_accuracy"])))
+    table = pd.DataFrame(rows, columns=pd.Index(["way", "sparsity", "test_accuracy"])).assign(
+        start="a", seconds_in_all=1.0
+    )
+    figure = lab.plots.ways(pd.concat([table, table[:1].assign(seconds_in_all=2.0)]))  # the dense run in two tables
+    assert figure.legends[0].get_texts()[0].get_text() == "dense (n = 1)"
     axes = figure.axes[0]
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert np.asarray(dashed[0].get_ydata()).tolist() == [0.9, 0.9]
