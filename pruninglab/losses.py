@@ -1,4 +1,7 @@
-"""Losses beyond torch's own. Any `loss(logits, y)` serves; with `takes_input = True` it is called with x as well."""
+"""Losses beyond torch's own, and a metric.
+
+Any `loss(logits, y)` serves; with `takes_input = True` it is called with x as well.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -9,6 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .run import Run
+
+
+def whole(logits: Tensor, y: Tensor) -> Tensor:
+    """A metric for sequences: 1 where every place is right. The default counts the share of places."""
+    return (logits.argmax(1) == y).flatten(1).all(1).float()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import _html, storage
@@ -221,9 +222,9 @@ def module_flops(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
     "weights" are products with a weight, "other" those of two activations, as in attention.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot look into it
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot look into it,
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # nor into the fused kernels
             model(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -320,8 +320,9 @@ def scored(
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """1 for each right answer, 0 for each wrong one."""
-    return (logits.argmax(1) == y).float()
+    """1 for each right answer, 0 for each wrong one; of a sequence the share of places that are right."""
+    right = (logits.argmax(1) == y).float()
+    return right if right.ndim == 1 else right.flatten(1).mean(1)
 
 
 def evaluate(

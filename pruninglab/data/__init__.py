@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from .._html import table
 from ..errors import ConfigError, DataError
 from ..seeds import key
-from .generated import DIGITS, TEXTURES, strokes, textures
+from .generated import DIGITS, NUMBERS, TEXTURES, sorting, strokes, textures
 from .splits import Augmentation, Crop, Cutout, Flip, Shift, Split, augmentations
 from .stored import PUBLISHED, Pairs, cached, data_folder, read_digits, read_published, read_tree
 from .streams import DatasetItems, ImageFiles, StreamSplit, as_tensor, stacked
@@ -90,6 +90,7 @@ class Generated:
 GENERATED = {
     "strokes": Generated("drawn digits, 28x28 grey, as many as wanted", strokes, 8000, 2000, DIGITS),
     "textures": Generated("drawn patterns in colour, 32x32, as many as wanted", textures, 5000, 2000, TEXTURES),
+    "sorting": Generated("sequences of numbers, to be put in order", sorting, 8000, 2000, NUMBERS),
 }
 TRAIN_SEED, TEST_SEED = 1, 2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -159,7 +160,10 @@ def _resident(
             cached(kind.draw, train or kind.train, TRAIN_SEED),
             cached(kind.draw, test or kind.test, TEST_SEED),
         )
-        class_names, (mean, std) = kind.class_names, statistics(pool[0])
+        class_names = kind.class_names
+        if pool[0].dim() != 4:  # tokens, not images
+            return Split(*pool), Split(*tested), class_names
+        mean, std = statistics(pool[0])
     elif name in PUBLISHED:
         pool, tested, class_names = read_published(name, root, download)
         mean, std = PUBLISHED[name].mean, PUBLISHED[name].std
@@ -234,7 +238,11 @@ def statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def stratified(y: Tensor, n: int, seed: int) -> Tensor:
-    """Positions of `n` items, ascending, with every class in its share as nearly as whole numbers allow."""
+    """Positions of `n` items, ascending, with every class in its share as nearly as whole numbers allow.
+
+    Items with a label at each place are of one kind.
+    """
+    y = y if y.dim() == 1 else torch.zeros(len(y))
     _, counts = y.unique(return_counts=True)
     exact = counts.double() * n / len(y)
     quota = exact.floor().long()

@@ -1,7 +1,8 @@
-"""Two data sets that are drawn instead of downloaded: `strokes` (28x28 grey digits) and `textures` (32x32 colour).
+"""Data sets that are drawn instead of downloaded: `strokes` (28x28 grey digits), `textures` (32x32 colour), `sorting`.
 
-Both are functions of (n, seed) alone, balanced over ten classes, and drawn in blocks of whole-tensor operations. The
-constants that decide how hard they are were set by the validation accuracy of a small net, so that pruning is seen.
+All are functions of (n, seed) alone. The images are balanced over ten classes, and drawn in blocks of whole-tensor
+operations. The constants that decide how hard they are were set by the validation accuracy of a small net, so that
+pruning is seen.
 """
 
 import math
@@ -33,6 +34,18 @@ def textures(n: int, seed: int) -> tuple[Tensor, Tensor]:
     Without colour the two relations look alike, and the colours alone say nothing of the pattern: a net needs both.
     """
     return _in_blocks(n, generator(seed, "textures"), _draw_textures)
+
+
+NUMBERS, LENGTH = tuple(map(str, range(16))), 12
+
+
+def sorting(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Sequences of numbers, and as labels the same numbers in order: (n, LENGTH) each.
+
+    No place can be answered from its own number alone: a net has to attend to all the others.
+    """
+    x = torch.randint(len(NUMBERS), (n, LENGTH), generator=generator(seed, "sorting"))
+    return x, x.sort(1).values
 
 
 def _in_blocks(n: int, g: torch.Generator, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The models by name. Each is plain PyTorch; the order of its modules is the order of its computation.
 
+`transformer` is for sequences, and is passed as the function: `build(lab.models.transformer, data)`.
 To add one, write a function `(shape, classes, *, options) -> nn.Module` and enter it in `MODELS`;
 `build` also takes the function itself.
 """
@@ -22,6 +23,7 @@ from .alexnet import alexnet
 from .lenet import lenet5, lenet300
 from .resnet import resnet20, resnet50
 from .shapes import Shape, checked
+from .transformer import transformer
 from .vgg import vgg16
 from .weights import first_line, load_weights, read_weights
 
@@ -36,6 +38,7 @@ __all__ = [
     "read_weights",
     "resnet20",
     "resnet50",
+    "transformer",
     "vgg16",
 ]
 
@@ -82,7 +85,8 @@ def build(
     that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with `new_head=True` its last
     linear layer is left out, so that it may come from data with other classes.
     """
-    shape, classes = checked(data.shape, data.classes), data.classes
+    classes = data.classes
+    shape: Any = tuple(data.shape) if len(data.shape) == 1 else checked(data.shape, classes)  # tokens, or images
     if not isinstance(name, str):
         make = partial(_own, name, shape, classes, options)
     elif name.startswith(_TORCHVISION):
@@ -127,7 +131,7 @@ def _own(make: Callable[..., nn.Module], shape: Shape, classes: int, options: di
 def _from_torchvision(name: str, shape: Shape, classes: int, options: dict[str, Any]) -> nn.Module:
     zoo = _torchvision.torchvision.models
     label = _TORCHVISION + _known(name, zoo.list_models(module=zoo), _TORCHVISION)
-    channels, height, width = shape
+    channels, height, width = checked(shape, classes)
     if channels != 3:
         raise ConfigError(
             f"{label} wants images of 3 channels and the data have {channels}; "

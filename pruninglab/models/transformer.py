@@ -1,0 +1,54 @@
+"""A small transformer encoder that answers at every place of a sequence.
+
+Vaswani et al., "Attention is all you need", 2017, with the norms before each part, as has become usual since.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each beside a shortcut."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1, self.relu, self.fc2 = nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.attention(normed, normed, normed, need_weights=False)[0]
+        return x + self.fc2(self.relu(self.fc1(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self, length: int, classes: int, width: int, layers: int, heads: int):
+        super().__init__()
+        self.token = nn.Embedding(classes, width)
+        self.place = nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (n, length) to logits (n, classes, length), as cross-entropy takes them."""
+        place = self.place(torch.arange(x.shape[1], device=x.device))
+        return self.fc(self.norm(self.blocks(self.token(x) + place))).transpose(1, 2)
+
+
+def transformer(
+    shape: tuple[int, ...], classes: int, *, width: int = 32, layers: int = 2, heads: int = 4
+) -> Transformer:
+    """For sequences of tokens, `shape` = (length,); 26,000 weights in linear and attention layers for 16 numbers."""
+    if len(shape) != 1:
+        raise ConfigError(
+            f"the data have shape {shape}; this transformer reads sequences of tokens, shape (length,): "
+            'for example lab.load("sorting")'
+        )
+    if min(width, layers, heads) < 1 or width % heads:
+        raise ConfigError(f"width={width}, layers={layers}, heads={heads}: expected 1 or more, heads dividing width.")
+    return Transformer(shape[0], classes, width, layers, heads)
