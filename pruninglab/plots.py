@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from . import storage
@@ -101,11 +102,7 @@ def schedule(*schedules: Schedule) -> Figure:
 
 def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     """Test accuracy of each row group: one dot a run, hollow where there is only one; a bar at the mean of several."""
-    if results.empty:
-        raise ConfigError("there are no results to compare; is the folder right?")
-    unlike = [c for c in ("data", "model") if c in results and len(set(results[c])) > 1]
-    if unlike:
-        raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
+    _check_comparable(results)
     groups = list(results.groupby(by, sort=False)["test_accuracy"])
     figure, (axes,) = _figure(1, height=0.45 * len(groups) + 1.2)
     for i, (_, values) in enumerate(groups):
@@ -118,6 +115,38 @@ def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     return _with_alt(
         figure, "Test accuracy: " + ", ".join(f"{n} {v.mean():.3f} (n = {len(v)})" for n, v in groups) + "."
     )
+
+
+def by_rate(results: pd.DataFrame, by: str = "method") -> Figure:
+    """Test accuracy by how many times fewer weights are left: a dot a run, a line through the means of each group.
+
+    From three runs on a bar is the 95 % interval of the mean (Student's t). Runs that cut nothing are the dashed line.
+    """
+    _check_comparable(results)
+    results = results.assign(rate=1 / (1 - results["sparsity_weights"]))
+    dense, pruned = results.query("rate == 1"), results.query("rate > 1")
+    figure, (axes,) = _figure(1, width=6.5, height=3.4)
+    words = []
+    for colour, (name, group) in zip(COLOURS, pruned.groupby(by, sort=False), strict=False):
+        table = group.groupby("rate")["test_accuracy"].agg(["mean", "sem", "count"])
+        axes.plot(table.index, table["mean"], color=colour, label=str(name))
+        axes.plot(group["rate"], group["test_accuracy"], "o", ms=4, alpha=0.5, color=colour)
+        several = table[table["count"] >= 3]
+        reach = several["sem"] * student_t.ppf(0.975, several["count"] - 1)
+        axes.errorbar(several.index, several["mean"], yerr=reach, fmt="none", capsize=3, color=colour)
+        rows = table[["mean", "count"]].itertuples()
+        means = ", ".join(f"{rate:.4g} times {mean:.4f} (n = {n})" for rate, mean, n in rows)
+        words.append(f"{name}: {means}")
+    if len(dense):
+        level = np.mean(dense["test_accuracy"].to_numpy())
+        axes.axhline(float(level), color="black", ls="--", lw=1, label="dense")
+        words.append(f"dense: {level:.4f} (n = {len(dense)})")
+    rates = sorted(pruned["rate"].round(1).unique())
+    axes.set(xscale="log", xlabel="times fewer weights", ylabel="test accuracy")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, "Test accuracy by rate. " + "; ".join(words) + ".")
 
 
 def residuals(run: Run) -> Figure:
@@ -199,6 +228,14 @@ def _figure(panels: int, width: float = 0.0, height: float = 3.0) -> tuple[Figur
 def _with_alt(figure: Figure, alt: str) -> Figure:
     figure.alt = alt
     return figure
+
+
+def _check_comparable(results: pd.DataFrame) -> None:
+    if results.empty:
+        raise ConfigError("there are no results to compare; is the folder right?")
+    unlike = [c for c in ("data", "model") if c in results and len(set(results[c])) > 1]
+    if unlike:
+        raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
 
 
 def _accuracies(result: Result) -> list[float]:

@@ -97,6 +97,8 @@ class Result:
             "flops_sparse": self.flops["sparse"],
             "bytes": self.size["bytes"],
             "bzip2_bytes": self.size["bzip2_bytes"],
+            "payload_bytes": self.size.get("payload_bytes"),
+            "sparse_bytes": self.size.get("sparse_bytes"),
             "steps": self.budget["steps"],
             "steps_before": self.budget["steps_before"],
             "start": self.start["kind"],

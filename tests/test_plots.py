@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from matplotlib import pyplot as plt
 
 import pruninglab as lab
@@ -40,6 +41,21 @@ def test_comparison_draws_a_single_run_hollow():
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "none" for line in dots] == [False, True]
     assert "a 0.600 (n = 2)" in figure.alt
+
+
+def test_accuracy_by_rate_has_a_line_a_way_a_dot_a_run_and_an_interval_from_three_runs_on():
+    rows = [("a", 0.5, 0.9), ("a", 0.75, 0.7), ("a", 0.75, 0.8), ("a", 0.75, 0.9), ("b", 0.5, 0.6), ("no", 0.0, 0.95)]
+    frame = pd.DataFrame(rows, columns=pd.Index(["way", "sparsity_weights", "test_accuracy"]))
+    figure = lab.plots.by_rate(frame, by="way")
+    (axes,) = figure.axes
+    drawn = {line.get_label(): np.round(np.asarray(line.get_xydata(), float), 6).tolist() for line in axes.lines}
+    assert drawn["a"] == [[2, 0.9], [4, 0.8]]
+    assert drawn["b"] == [[2, 0.6]]
+    assert drawn["dense"][0][1] == 0.95
+    (low, high), *others = [s[:, 1] for bar in axes.collections for s in bar.get_segments()]  # pyright: ignore[reportAttributeAccessIssue]
+    assert not others
+    assert (low, high) == pytest.approx(scipy.stats.t.interval(0.95, 2, 0.8, 0.1 / 3**0.5))
+    assert "a: 2 times 0.9000 (n = 1), 4 times 0.8000 (n = 3)" in figure.alt
 
 
 def test_schedules_and_filters_draw(runs):
