@@ -142,6 +142,21 @@ def test_one_shot_takes_them_biases_in_or_out(data, criterion):
     assert again.masks.fingerprint == run.masks.fingerprint
 
 
+@pytest.mark.parametrize(("name", "criterion"), [("snip", SNIP()), ("grasp", GraSP()), ("synflow", SynFlow())])
+def test_a_name_is_the_criterion_with_its_defaults(data, name, criterion):
+    assert lab.criteria.resolve(name) == criterion
+    model = lab.build("lenet5", data, seed=0)
+    by_name, masks = lab.prune(model, 0.9, name, data=data)
+    assert masks.fingerprint == lab.prune(model, 0.9, criterion, data=data)[1].fingerprint
+    assert masks.kept == masks.total - lab.masks.count(masks.total, 0.9)
+    methods_ = (methods.OneShot(0.9, name), methods.Gradual(lab.Cubic(0.9), name, cuts=2))
+    for run in (lab.fit(by_name, data, m, epochs=1, progress=False) for m in methods_):
+        assert run.masks.kept == masks.kept
+        assert run.config["methods"][0]["criterion"] == name
+    with pytest.raises(lab.ConfigError, match="needs data"):
+        lab.prune(model, 0.9, name)
+
+
 @pytest.mark.parametrize(("name", "options"), [("lenet5", {}), ("resnet20", {"width": 0.25})])
 def test_synflow_empties_no_layer(data, name, options):
     model = lab.build(name, data, seed=0, **options)
