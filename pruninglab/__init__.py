@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from . import (
     before_training,
+    connectivity,
     criteria,
     levels,
     losses,
@@ -61,6 +62,7 @@ __all__ = [
     "StepRate",
     "before_training",
     "build",
+    "connectivity",
     "criteria",
     "fit",
     "grow",

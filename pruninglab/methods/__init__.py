@@ -4,6 +4,7 @@ from .admm import ADMM
 from .gated import GatedPruning
 from .gradual import Gradual
 from .lobster import LOBSTER
+from .n2nskip import N2NSkip
 from .oneshot import Dense, OneShot
 from .pgd import PGD
 from .quantize import Quantize
@@ -22,6 +23,7 @@ __all__ = [
     "Dense",
     "GatedPruning",
     "Gradual",
+    "N2NSkip",
     "OneShot",
     "Quantize",
     "RelevanceL2",
