@@ -77,15 +77,19 @@ def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> 
         at = np.arange(len(names)) + (i - (len(tables) - 1) / 2) * 0.6 / len(tables)
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(np.where(shares > 0, shares, np.nan), at, "o", color=colour, label=label)
-        axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour)
+        axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour, clip_on=False)
     axes.set(xscale="log", xlim=(least, 1.2), xlabel="share of weights left", yticks=range(len(names)))
     axes.set_yticklabels([_short(n) for n in names], fontsize=8)
     axes.invert_yaxis()
     if len(tables) > 1:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    if any(0 in kept.values() for kept in tables.values()):
+        axes.annotate("x: nothing left", (0, 1.01), xycoords="axes fraction", fontsize=8)
     said = {label: ", ".join(f"{n} {s:.2%}" for n, s in kept.items()) for label, kept in tables.items()}
     words = "; ".join(f"{label}: {shares}" for label, shares in said.items())
-    return _with_alt(figure, f"Share of weights left by layer. {words}.")
+    empty = {label: [_short(n) for n, share in kept.items() if not share] for label, kept in tables.items()}
+    emptied = "".join(f" Nothing is left of {', '.join(e)} ({label})." for label, e in empty.items() if e)
+    return _with_alt(figure, f"Share of weights left by layer. {words}.{emptied}")
 
 
 def schedule(*schedules: Schedule) -> Figure:

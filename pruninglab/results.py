@@ -201,7 +201,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     kilobytes = {"bytes": "dense file, KB", "bzip2_bytes": "after bzip2, KB"}
     shown = pd.DataFrame(
         {
-            "status": frame["status"],
+            "status": frame["status"] + frame["collapsed_layers"].map(_emptied),
             "test accuracy": [percent({"accuracy": a}) for a in frame["test_accuracy"]],
             "zero, of weights": frame["sparsity_weights"].map("{:.2%}".format),
             "zero, of all parameters": frame["sparsity_all"].map("{:.2%}".format),
@@ -212,6 +212,10 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
         shown[heading] = (frame[column] / 1000).map("{:,.1f}".format)
     shown["steps"] = frame["steps_before"] + frame["steps"]
     return shown
+
+
+def _emptied(layers: int) -> str:
+    return f", {layers} layer{'s' if layers > 1 else ''} emptied" if layers else ""
 
 
 def module_flops(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:

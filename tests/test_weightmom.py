@@ -1,5 +1,6 @@
 """WeightMom on trajectories and layers worked out by hand, and its exact targets in every reading and mode."""
 
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ from pruninglab.methods.weightmom import importance, lowest_cut, positions
 
 READINGS = ("text", "formula", "formula_prune", "literal", "off")
 MODES = ("ema", "window_mean", "window_max", "consecutive_below")
-NETS: dict[str, dict[str, Any]] = {"lenet5": {}, "resnet20": {"width": 0.25}}
+BASES = ("size", "density")
+NETS: dict[str, dict[str, Any]] = {"lenet5": {}, "resnet20": {"width": 0.25}, "vgg16": {"width": 0.1}}
+SMALL: dict[str, dict[str, Any]] = {key: {"width": 0.1} for key in lab.models.MODELS} | {"lenet300": {}} | NETS
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_targets_are_exact_and_no_layer_is_emptied(name, data, sparsity):
     """Every reading with every mode is too many to train; each of both is there at every target."""
     for i, reading in enumerate(READINGS):
         mode = MODES[(i + round(sparsity * 100)) % len(MODES)]
-        method = WeightMom(lab.Cubic(sparsity), mode, reading=reading, basis=("size", "density")[i % 2])
+        method = WeightMom(lab.Cubic(sparsity), mode, reading=reading, basis=BASES[i % 2])
         run, state = train(name, data, method, epochs=2, batch_size=50, lr=1e-2)
         assert run.status == "done"
         assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, sparsity)
@@ -186,6 +189,22 @@ def test_targets_are_exact_and_no_layer_is_emptied(name, data, sparsity):
 def test_fewer_weights_than_layers_are_refused_before_training(data):
     with pytest.raises(lab.ConfigError, match="cannot be spread over 20 layers"):
         train("resnet20", data, WeightMom(lab.Cubic(0.9994)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_counts_are_exact_on_every_model_with_every_option(name, data):
+    """Every reading on both bases, the modes and the two kinds of places taking turns, down three cuts."""
+    model = lab.build(name, data, seed=0, **SMALL[name])
+    for sparsity, (i, (reading, basis)) in product((0.9, 1 - 1 / 15, 0.95, 0.98), enumerate(product(READINGS, BASES))):
+        run: Any = SimpleNamespace(weights=lab.prunable(model), steps=9, epochs=3, aim=lambda _: None)
+        run.masks = Masks.full(run.weights)
+        index = ("forward", "sequential")[i // 4 % 2]
+        method = WeightMom(lab.Cubic(sparsity), MODES[i % 4], reading=reading, basis=basis, layer_index=index, end=1.0)
+        method.on_start(run)
+        for run.epoch in (1, 2, 3):
+            method.on_epoch(run)
+        assert abs(run.masks.kept - (1 - sparsity) * run.masks.total) <= 0.5 + 1e-6
+        assert not run.masks.collapsed
 
 
 @pytest.mark.parametrize("mode", MODES)
