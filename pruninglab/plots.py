@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from scipy.stats import t as student_t
 from torch import Tensor
 
 from . import storage
 from .errors import ConfigError
 from .masks import Masks
+from .methods import weightmom
 from .results import Result
 from .run import Run
 from .schedules import Schedule
@@ -170,6 +174,126 @@ def residuals(run: Run) -> Figure:
     return _with_alt(figure, f"Distance of W to Z by layer, at the first and the last update: {words}.")
 
 
+def trajectories(run: Run, layer: str = "") -> Figure:
+    """Magnitude and momentum of the weights that WeightMom followed in a layer (the largest, if none is named).
+
+    A line ends with an x where its weight is cut. The chosen weights are drawn in full, the random ones dotted.
+    """
+    method: Any = next((m for m in run.methods if getattr(m, "trajectories", None)), None)
+    if method is None:
+        raise ConfigError("this run followed no weights; train with lab.methods.WeightMom(..., watch=12).")
+    layer = layer or max(method.watched, key=lambda name: run.masks[name].numel())
+    if layer not in method.watched:
+        raise ConfigError(f"layer={layer!r} was not followed; expected one of {', '.join(method.watched)}.")
+    kept = run.masks[layer].cpu().flatten()[method.watched[layer].cpu()].tolist()
+    magnitude, momentum, threshold = method.trajectories[layer].cpu().unbind(1)
+    lasts = (magnitude > 0).sum(0).tolist()  # what is cut after an epoch is 0 from the next one on
+    chosen = method.watch - method.watch // 2
+    figure, panels = _figure(2)
+    for axes, values, said in zip(panels, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
+        for i, (last, stays) in enumerate(zip(lasts, kept, strict=True)):
+            line = {"color": COLOURS[0] if stays else COLOURS[1], "ls": "-" if i < chosen else ":", "lw": 1.2}
+            axes.plot(range(1, last + 1), values[:last, i], **line)
+            if not stays and last:
+                axes.plot(last, values[last - 1, i], "x", color=COLOURS[1], ms=5)
+        axes.plot(range(1, len(threshold) + 1), threshold[:, 0], color="black", lw=2)
+        epochs = (0.5, len(threshold) + 0.5)
+        axes.set(xlabel="epoch", ylabel=f"{said} in {_short(layer)}", ylim=(0, None), xlim=epochs)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    styles = {"kept": (COLOURS[0], "-"), "cut at x": (COLOURS[1], "-"), "threshold": ("black", "-")}
+    styles |= {"chosen": ("grey", "-"), "random": ("grey", ":")}
+    handles = [Line2D([], [], color=colour, ls=ls, label=label) for label, (colour, ls) in styles.items()]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    stay = (
+        f"{sum(kept[:chosen])} of {len(kept[:chosen])} chosen and {sum(kept[chosen:])} of {len(kept[chosen:])} random"
+    )
+    cuts = sorted(last for last, stays in zip(lasts, kept, strict=True) if not stays)
+    when = f"; the others are cut after epochs {cuts[0]} to {cuts[-1]}" if cuts else ""
+    levels = threshold[~threshold[:, 0].isnan(), 0]
+    span = f"The threshold goes from {float(levels[0]):.3g} to {float(levels[-1]):.3g}"
+    return _with_alt(figure, f"Weights of {_short(layer)} over {len(magnitude)} epochs: {stay} stay{when}. {span}.")
+
+
+def importance(source: Run | Masks, readings: Sequence[str] = ("text", "formula")) -> Figure:
+    """WeightMom's importance ratio of each layer in several readings side by side, on logarithmic axes."""
+    masks = source.masks if isinstance(source, Run) else source
+    sizes: dict[str, float] = {}
+    for name, mask in masks.items():
+        sizes[name.rpartition(".")[0]] = sizes.get(name.rpartition(".")[0], 0) + mask.numel()
+    ratios = {reading: weightmom.importance(sizes, weightmom.positions(sizes), reading) for reading in readings}
+    figure, panels = _figure(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)
+    for axes, (reading, of_layer), colour in zip(panels, ratios.items(), COLOURS, strict=False):
+        axes.plot(list(of_layer.values()), range(len(of_layer)), "o", color=colour)
+        grows = "kept" if reading in weightmom.KEPT_SHARES else "cut"
+        axes.set(xscale="log", xlabel=f'"{reading}": the {grows} share grows with it', yticks=range(len(sizes)))
+        axes.set_yticklabels(list(sizes) if axes is panels[0] else [], fontsize=8)
+        axes.set(ylim=(len(sizes) - 0.5, -0.5))
+        axes.margins(x=0.1)
+    said = "; ".join(f"{r}: {', '.join(f'{n} {x:.3g}' for n, x in of.items())}" for r, of in ratios.items())
+    return _with_alt(figure, f"Importance ratio by layer. {said}.")
+
+
+def survival(run: Run | Result) -> Figure:
+    """The share of weights left in each layer when an epoch was validated; an x where nothing is left.
+
+    A last column is the end, where something was cut after the last validation.
+    """
+    (result,) = _results([run])
+    if not result.history:
+        raise ConfigError("this run has no epochs, so there is nothing to follow; plots.layers shows its end.")
+    totals = {layer["layer"]: layer["total"] for layer in result.layers}
+    end = {layer["layer"]: layer["kept"] for layer in result.layers}
+    kept = [h["kept"] for h in result.history]
+    kept += [end] if kept[-1] != end else []
+    shares = np.array([[counts[name] / total for counts in kept] for name, total in totals.items()])
+    figure, (axes,) = _figure(1, width=7.0, height=0.27 * len(totals) + 1.2)
+    least = shares[shares > 0].min(initial=0.5)
+    image = axes.imshow(
+        np.where(shares > 0, shares, np.nan),
+        norm=LogNorm(least, 1),
+        cmap="viridis",
+        aspect="auto",
+        extent=(0.5, len(kept) + 0.5, len(totals) - 0.5, -0.5),
+    )
+    rows, columns = np.nonzero(shares == 0)
+    axes.plot(columns + 1, rows, "x", color="black", ms=5)
+    axes.set(xlabel="epoch", yticks=range(len(totals)))
+    axes.set_yticklabels([_short(name) for name in totals], fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(False)
+    bar = figure.colorbar(image, label="share of weights left", format=lambda share, _: f"{100 * share:g} %")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    words = "; ".join(f"{_short(n)} {row[0]:.2%} to {row[-1]:.2%}" for n, row in zip(totals, shares, strict=True))
+    return _with_alt(figure, f"Share of weights left by layer, at the first epoch and at the end: {words}.")
+
+
+def agreement(*runs: Run | Masks, labels: Sequence[str] | None = None) -> Figure:
+    """Jaccard index of the masks of each two runs by layer: kept in both of those kept in either.
+
+    A bar beside each dot is what two random masks of these densities would agree in.
+    """
+    if len(runs) < 2:
+        raise ConfigError(f"{len(runs)} masks cannot agree or differ; give at least two runs or masks.")
+    named = dict(zip(_labels(runs, labels), [r.masks if isinstance(r, Run) else r for r in runs], strict=True))
+    names = list(next(iter(named.values())))
+    if any(masks.keys() != set(names) for masks in named.values()):
+        raise ConfigError("these runs have different layers; compare masks of one architecture.")
+    pairs = list(combinations(named, 2))
+    figure, (axes,) = _figure(1, width=7.5, height=(0.2 + 0.1 * len(pairs)) * len(names) + 1.2)
+    said = {}
+    for i, (a, b) in enumerate(pairs):
+        found, chance = zip(*(_jaccard(named[a][name], named[b][name]) for name in names), strict=True)
+        at = np.arange(len(names)) + (i - (len(pairs) - 1) / 2) * 0.7 / len(pairs)
+        axes.plot(found, at, "o", ms=5, color=COLOURS[i % len(COLOURS)], label=f"{a}, {b}")
+        axes.plot(chance, at, "|", ms=8, mew=2, color="grey", label="by chance" if i == len(pairs) - 1 else None)
+        said[f"{a} and {b}"] = ", ".join(f"{_short(n)} {x:.2f}" for n, x in zip(names, found, strict=True))
+    axes.set(xlim=(-0.02, 1.02), xlabel="kept in both, of those kept in either", yticks=range(len(names)))
+    axes.set_yticklabels([_short(n) for n in names], fontsize=8)
+    axes.set(ylim=(len(names) - 0.5, -0.5))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, "Agreement of masks by layer. " + "; ".join(f"{k}: {v}" for k, v in said.items()) + ".")
+
+
 def weights(values: Tensor, kept: Tensor | None = None, name: str = "") -> Figure:
     """The distribution of weights, those kept and those cut, their numbers on a logarithmic scale."""
     flat = values.detach().cpu().flatten()
@@ -245,6 +369,14 @@ def _check_comparable(results: pd.DataFrame) -> None:
 def _accuracies(result: Result) -> list[float]:
     """By epoch; NaN where a record has none."""
     return [float("nan") if h["val_accuracy"] is None else h["val_accuracy"] for h in result.history]
+
+
+def _jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Of two masks, and of two random ones of the same densities; NaN where neither keeps anything."""
+    either, p, q = int((a | b).sum()), float(a.float().mean()), float(b.float().mean())
+    if not either:
+        return float("nan"), float("nan")
+    return int((a & b).sum()) / either, p * q / (p + q - p * q)
 
 
 def _results(runs: Sequence[Run | Result]) -> list[Result]:

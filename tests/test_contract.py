@@ -47,7 +47,7 @@ METHODS: dict[str, list[lab.Method]] = {
     "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
     "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
     "WeightMom-window": [
-        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1)
+        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1, watch=4)
     ],
     "WeightMom-together": [methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, reading="off")],
     "N2NSkip": [methods.N2NSkip(0.9)],

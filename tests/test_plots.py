@@ -1,13 +1,16 @@
 """Figures draw what they are given, show themselves, say themselves in words, and never call for a window."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 from matplotlib import pyplot as plt
 
 import pruninglab as lab
-from pruninglab.methods import Gradual, OneShot
+from pruninglab.methods import Gradual, OneShot, WeightMom
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,103 @@ def test_accuracy_by_rate_has_a_line_a_way_a_dot_a_run_and_an_interval_from_thre
     assert "a: 2 times 0.9000 (n = 1), 4 times 0.8000 (n = 3)" in figure.alt
 
 
+@pytest.fixture(scope="module")
+def watched() -> lab.Run:
+    data = lab.load("digits", train=200, test=60, size=14)
+    method = WeightMom(lab.Cubic(0.8), watch=9, start=0.25, end=0.75)
+    return lab.fit(lab.build("lenet5", data), data, method, epochs=4, progress=False)
+
+
+def drawn(axes: Any, marker: str = "o") -> list[list[float]]:
+    return [np.asarray(line.get_xdata()).tolist() for line in axes.lines if line.get_marker() == marker]
+
+
+def test_trajectories_end_where_a_weight_is_cut(watched):
+    layer = "conv2.weight"
+    figure: Any = lab.plots.trajectories(watched, layer)
+    method: Any = watched.methods[0]
+    magnitude, momentum, threshold = method.trajectories[layer].unbind(1)
+    kept = watched.masks[layer].flatten()[method.watched[layer]]
+    assert 0 < kept.sum() < 9
+    for axes, values in zip(figure.axes, (magnitude, momentum), strict=True):
+        curves = [line for line in axes.lines if line.get_marker() != "x"]
+        assert np.array_equal(curves[-1].get_ydata(), threshold[:, 0], equal_nan=True)
+        assert [line.get_linestyle() for line in curves[:-1]] == ["-"] * 5 + [":"] * 4
+        crosses = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "x"]
+        ends = []
+        for i, curve in enumerate(curves[:-1]):
+            last = 4 if kept[i] else int((magnitude[:, i] > 0).sum())
+            assert np.array_equal(curve.get_ydata(), values[:last, i], equal_nan=True)
+            ends += [] if kept[i] else [[last, float(values[last - 1, i])]]
+        assert crosses == ends
+        assert {cut.step // watched.steps_per_epoch for cut in watched.cuts} >= {end[0] for end in ends}
+    assert f"{int(kept[:5].sum())} of 5 chosen and {int(kept[5:].sum())} of 4 random stay" in figure.alt
+    assert figure.axes[0].get_ylabel() == "|w| in conv2"
+    assert "fc1" in lab.plots.trajectories(watched).alt  # the largest layer
+    with pytest.raises(lab.ConfigError, match=r"layer='conv9' was not followed; expected one of conv1"):
+        lab.plots.trajectories(watched, "conv9")
+
+
+def test_importance_shows_the_readings_side_by_side(watched):
+    figure = lab.plots.importance(watched.masks, ("text", "formula", "literal"))
+    sizes, mean = [500, 25_000, 225_000, 5_000], 255_500 / 4
+    expected = [
+        [size / mean * place for place, size in enumerate(sizes, 1)],
+        [size / mean / place for place, size in enumerate(sizes, 1)],
+        [255_500 / place for place in (1, 2, 3, 4)],
+    ]
+    for axes, ratios in zip(figure.axes, expected, strict=True):
+        assert drawn(axes) == [pytest.approx(ratios)]
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        '"text": the cut share grows with it',
+        '"formula": the kept share grows with it',
+        '"literal": the kept share grows with it',
+    ]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["conv1", "conv2", "fc1", "fc2"]
+    assert "text: conv1 0.00783" in lab.plots.importance(watched).alt
+
+
+def test_survival_has_a_row_a_layer_and_a_column_an_epoch(watched):
+    figure: Any = lab.plots.survival(watched)
+    shares = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    expected = [[h["kept"][n] / m.numel() for h in watched.history] for n, m in watched.masks.items()]
+    assert np.allclose(shares, expected)
+    assert len(shares[0]) == 4
+    assert f"fc1 100.00% to {expected[2][-1]:.2%}" in figure.alt
+    data = watched.data
+    late = lab.fit(lab.build("lenet5", data), data, WeightMom(lab.Cubic(0.8), end=1.0), epochs=2, progress=False)
+    figure = lab.plots.survival(late)
+    assert figure.axes[0].images[0].get_array().shape == (4, 3)  # cut after the last validation
+    emptied = lab.fit(watched, data, masks=watched.masks & lab.Masks(hollow(watched)), epochs=1, progress=False)
+    figure = lab.plots.survival(emptied.result)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[0]]
+    with pytest.raises(lab.ConfigError, match="no epochs"):
+        lab.plots.survival(lab.fit(watched, data, epochs=0, progress=False))
+
+
+def hollow(run: lab.Run) -> dict[str, torch.Tensor]:
+    return {n: torch.full_like(m, n != "conv1.weight") for n, m in run.masks.items()}
+
+
+def test_agreement_is_the_jaccard_index_of_each_pair(runs):
+    a = lab.Masks(x=torch.tensor([1, 1, 0, 0]).bool(), y=torch.tensor([1, 0, 0, 0]).bool())
+    b = lab.Masks(x=torch.tensor([0, 1, 1, 0]).bool(), y=torch.tensor([1, 1, 0, 0]).bool())
+    c = lab.Masks(x=torch.tensor([0, 0, 0, 0]).bool(), y=torch.tensor([1, 0, 0, 0]).bool())
+    figure = lab.plots.agreement(a, b, c, labels=["a", "b", "c"])
+    assert drawn(figure.axes[0]) == [[1 / 3, 1 / 2], [0, 1], [0, 1 / 2]]
+    # of random masks with 2 and 2 of 4: 1/4 in both of 3/4 in either; with 1 and 2 of 4: 1/8 of 5/8
+    assert drawn(figure.axes[0], "|")[0] == pytest.approx([1 / 3, 1 / 5])
+    assert "a and b: x 0.33, y 0.50; a and c: x 0.00, y 1.00" in figure.alt
+    nothing = lab.Masks(x=c["x"], y=c["y"])
+    assert np.isnan(drawn(lab.plots.agreement(c, nothing, labels=["c", "d"]).axes[0])[0][0])
+    same = lab.plots.agreement(runs[0], runs[0], labels=["one", "again"])
+    assert drawn(same.axes[0]) == [[1, 1, 1, 1]]
+    with pytest.raises(lab.ConfigError, match="1 masks cannot agree"):
+        lab.plots.agreement(a)
+    with pytest.raises(lab.ConfigError, match="different layers"):
+        lab.plots.agreement(a, runs[0])
+
+
 def test_schedules_and_filters_draw(runs):
     assert "Cubic(final=0.9" in lab.plots.schedule(lab.Cubic(0.9), lab.Narang({"a": 0.5})).alt
     assert "conv1" in lab.plots.filters(runs[0].model, "conv1").alt
@@ -85,5 +185,7 @@ def test_what_cannot_be_drawn_is_said(runs):
         lab.plots.layers(runs[0], lab.Masks(a=runs[0].masks["fc1.weight"]))
     with pytest.raises(lab.ConfigError, match="differ in data"):
         lab.plots.comparison(pd.DataFrame({"data": ["a", "b"], "settings": "s", "test_accuracy": 0.5}))
+    with pytest.raises(lab.ConfigError, match="followed no weights"):
+        lab.plots.trajectories(runs[0])
     with pytest.raises(lab.ConfigError, match="no results"):
         lab.plots.comparison(pd.DataFrame())

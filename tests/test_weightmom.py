@@ -280,6 +280,7 @@ def test_memory(mode, tensors):
         {"start": 0.8},
         {"floor": 1.0},
         {"interval": 0},
+        {"watch": -1},
         {"schedule": 0.9},
     ],
     ids=str,
@@ -287,3 +288,25 @@ def test_memory(mode, tensors):
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(lab.ConfigError):
         WeightMom(**{"schedule": lab.Cubic(0.9)} | wrong)
+
+
+def test_watched_weights_are_half_chosen_half_random_and_followed_to_the_end(data):
+    watching = WeightMom(lab.Cubic(0.9), start=0.25, end=0.75, watch=8)
+    run, state = train("lenet5", data, watching, epochs=4, seed=3)
+    plain, _ = train("lenet5", data, WeightMom(lab.Cubic(0.9), start=0.25, end=0.75), epochs=4, seed=3)
+    assert plain.masks.fingerprint == run.masks.fingerprint  # to look changes nothing
+    first = lab.build("lenet5", data, seed=0)
+    for name, places in state.watched.items():
+        assert len(places.unique()) == 8
+        size = first.get_parameter(name).detach().abs().flatten()
+        ranks = size.argsort(descending=True, stable=True).argsort()[places]
+        most = min(2 * run.masks.kept_by_layer[name], len(size)) - 1
+        assert ranks[:4].tolist() == torch.linspace(0, most, 4).round().long().tolist()
+        magnitude, momentum, level = state.trajectories[name].unbind(1)
+        kept = run.masks[name].flatten()[places]
+        assert torch.equal(magnitude[-1], run.weights[name].detach().flatten()[places].abs())
+        assert (magnitude[-1] > 0).tolist() == kept.tolist()
+        assert not magnitude.isnan().any()
+        assert [bool(x) for x in momentum.isnan().all(1)] == [bool(x) for x in level.isnan().all(1)] == [0, 0, 0, 1]
+        assert torch.allclose(momentum[0], magnitude[0])  # bias-corrected: the first epoch is itself
+    assert not train("lenet5", data, WeightMom(lab.Cubic(0.9)))[1].trajectories
