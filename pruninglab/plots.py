@@ -284,7 +284,7 @@ def agreement(*runs: Run | Masks, labels: Sequence[str] | None = None) -> Figure
     for i, (a, b) in enumerate(pairs):
         found, chance = zip(*(_jaccard(named[a][name], named[b][name]) for name in names), strict=True)
         at = np.arange(len(names)) + (i - (len(pairs) - 1) / 2) * 0.7 / len(pairs)
-        axes.plot(found, at, "o", ms=5, color=COLOURS[i % len(COLOURS)], label=f"{a}, {b}")
+        axes.plot(found, at, "o", ms=5, color=COLOURS[i % len(COLOURS)], label=f"{a} and {b}")
         axes.plot(chance, at, "|", ms=8, mew=2, color="grey", label="by chance" if i == len(pairs) - 1 else None)
         said[f"{a} and {b}"] = ", ".join(f"{_short(n)} {x:.2f}" for n, x in zip(names, found, strict=True))
     axes.set(xlim=(-0.02, 1.02), xlabel="kept in both, of those kept in either", yticks=range(len(names)))
