@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import pruninglab as lab
 from pruninglab.masks import Masks
 from pruninglab.methods import WeightMom
-from pruninglab.methods.weightmom import importance, lowest_cut, positions
+from pruninglab.methods.weightmom import _bits, importance, lowest_cut, positions
 
 READINGS = ("text", "formula", "formula_prune", "literal", "off")
 MODES = ("ema", "window_mean", "window_max", "consecutive_below")
@@ -85,6 +85,12 @@ def test_eligible_is_low_in_enough_epochs_of_the_window_or_in_a_row():
         low_first = [[1.0, 9, 9, 9]] * window + [[9.0, 9, 9, 1]] * window
         assert watch(made("window_max", window, window), low_first)[1].tolist() == [False, False, False, True]
         assert watch(made("window_max", window, window), low_first[:-1])[1].tolist() == [False] * 4
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.int16, 15), (torch.int64, 62)])
+def test_low_epochs_are_counted_by_their_bits(dtype, bits):
+    numbers = [0, 1, 5, 2**bits - 1, 2 ** (bits - 1), 2**bits // 3]
+    assert _bits(torch.tensor(numbers, dtype=dtype)).tolist() == [n.bit_count() for n in numbers]
 
 
 def test_quantile_is_the_share_that_the_layer_loses_by_the_end():

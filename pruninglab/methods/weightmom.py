@@ -159,8 +159,7 @@ class WeightMom(Method):
         needed = math.ceil(self.min_epochs_below * min(self.seen, self.window) / self.window)
         if self.mode == "consecutive_below":
             return {name: streak >= needed for name, streak in self.lows.items()}
-        bits = range(self.window)
-        return {n: sum(((low >> i) & 1 for i in bits), torch.zeros_like(low)) >= needed for n, low in self.lows.items()}
+        return {name: _bits(low) >= needed for name, low in self.lows.items()}
 
     @property
     def _beta(self) -> float:
@@ -226,7 +225,7 @@ class WeightMom(Method):
         else:
             new = Masks()
             for name, mask in masks.items():
-                cut = int(mask.sum()) - keeps[name]
+                cut = int(mask.count_nonzero()) - keeps[name]
                 kept, missed = lowest_cut(momentum[name].flatten(), mask.flatten(), eligible[name].flatten(), cut)
                 new[name] = kept.view_as(mask)
                 self.not_eligible += missed
@@ -297,9 +296,21 @@ def positions(layers: Iterable[str], layer_index: str = "forward") -> dict[str, 
 def lowest_cut(momentum: Tensor, alive: Tensor, eligible: Tensor, cut: int) -> tuple[Tensor, int]:
     """What is left of `alive` without `cut` weights, the eligible first; and how many were cut that were not."""
     low, other = alive & eligible, alive & ~eligible
-    lows = int(low.sum())
+    lows = int(low.count_nonzero())
     missed = max(cut - lows, 0)
-    return _top(momentum, low, lows - (cut - missed)) | _top(momentum, other, int(other.sum()) - missed), missed
+    return _top(momentum, low, lows - (cut - missed)) | _top(
+        momentum, other, int(other.count_nonzero()) - missed
+    ), missed
+
+
+def _bits(numbers: Tensor) -> Tensor:
+    """How many bits of each number are set: of each two, then of each four, and so on side by side."""
+    width = 8 * numbers.element_size()
+    for shift in (1, 2, 4, 8, 16, 32):
+        if shift < width:
+            every_other = sum(2**i for i in range(width - 1) if not i // shift % 2)
+            numbers = (numbers & every_other) + ((numbers >> shift) & every_other)
+    return numbers
 
 
 def _between(total: int, quotas: Sequence[float], least: Sequence[int], most: Sequence[int]) -> list[int]:

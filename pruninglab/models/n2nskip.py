@@ -76,8 +76,8 @@ def n2nskip(
 
     `base` is lenet5, vgg16, resnet20 or resnet50; `options` are its own; equal seeds draw equal base weights. A skip
     leads from the input of a block to the first layer of the one `skip_span` blocks later, with that layer's filter
-    size, its own BatchNorm where the layer has one, a ReLU and max pooling to its size. Blocks are the stages of VGG16,
-    the residual blocks of a ResNet and the layers of LeNet-5, whose skip into a linear layer is linear.
+    size, no bias, its own BatchNorm where the layer has one, a ReLU and max pooling to its size. Blocks are the stages
+    of VGG16, the residual blocks of a ResNet and the layers of LeNet-5, whose skip into a linear layer is linear.
 
     The paper leaves the span open; its equation 2 adds the skip inside the activation, the authors' code behind it
     (`inside_activation=False`) and through the BatchNorm of the target (`share_bn=True`).
@@ -127,11 +127,10 @@ def _skip(shape: Shape, layer: nn.Module, norm: nn.Module | None, share: bool) -
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if isinstance(layer, nn.Conv2d):
         size = layer.kernel_size[0]
-        bias = layer.bias is not None
-        parts["conv"] = nn.Conv2d(shape[0], layer.out_channels, size, padding=size // 2, bias=bias)
+        parts["conv"] = nn.Conv2d(shape[0], layer.out_channels, size, padding=size // 2, bias=False)
     elif isinstance(layer, nn.Linear):
         parts["flatten"] = nn.Flatten()
-        parts["fc"] = nn.Linear(math.prod(shape), layer.out_features)
+        parts["fc"] = nn.Linear(math.prod(shape), layer.out_features, bias=False)
     if isinstance(norm, nn.BatchNorm2d):
         parts["bn"] = norm if share else nn.BatchNorm2d(norm.num_features)
     parts["relu"] = nn.ReLU()
