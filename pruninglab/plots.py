@@ -111,6 +111,11 @@ def schedule(*schedules: Schedule) -> Figure:
 def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     """Test accuracy of each row group: one dot a run, hollow where there is only one; a bar at the mean of several."""
     _check_comparable(results)
+    if results.empty:
+        raise ConfigError("there are no results to compare; is the folder right?")
+    unlike = [c for c in ("data", "model", "chosen_on") if c in results and len(set(results[c])) > 1]
+    if unlike:
+        raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
     groups = list(results.groupby(by, sort=False)["test_accuracy"])
     figure, (axes,) = _figure(1, height=0.45 * len(groups) + 1.2)
     for i, (_, values) in enumerate(groups):

@@ -83,6 +83,7 @@ class Result:
             "method": self.name,
             "settings": " + ".join(text(m) for m in config["methods"]),
             "seed": config["seed"],
+            "chosen_on": "test" if self._chosen_on_test else "val",
             "status": self.status,
             "target": self.target["sparsity"] if self.target else None,
             "collapsed_layers": len(self.collapsed),
@@ -110,6 +111,10 @@ class Result:
         """Kept and total of each layer."""
         return pd.DataFrame(self.layers)
 
+    @property
+    def _chosen_on_test(self) -> bool:
+        return bool(self.config["data"].get("val_is_test"))
+
     def _summary(self) -> list[tuple[str, str]]:
         test, val, size = self.accuracy["test"], self.accuracy["val"], self.size
         weights = sum(layer["total"] for layer in self.layers)
@@ -127,6 +132,8 @@ class Result:
             ("FLOPs", f"{self.flops['dense']:,.0f} dense, {self.flops['sparse']:,.0f} of them on kept weights"),
             ("budget", f"{self.budget['steps']:,} steps after {self.budget['steps_before']:,} before"),
         ]
+        if self._chosen_on_test:
+            lines.insert(2, ("chosen", "on the test images, so that their accuracy is not that of unseen ones"))
         if self.collapsed:
             lines.insert(1, ("collapsed", f"nothing is left of {', '.join(self.collapsed)}"))
         return [line for line in lines if line[1]]
