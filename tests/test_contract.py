@@ -45,6 +45,10 @@ METHODS: dict[str, list[lab.Method]] = {
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
     "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
+    "SoftSharing": [methods.SoftSharing(tau=0.1)],
+    "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.5)],
+    "TargetedDropout": [methods.TargetedDropout(0.9)],
+    "TargetedDropout-units": [methods.TargetedDropout(lab.Linear(0.5), 0.9, unit="channel", end=0.5)],
     "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
     "WeightMom-window": [
         methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1, watch=4)

@@ -11,7 +11,9 @@ from .quantize import Quantize
 from .relevance import L1, L2, RelevanceL2
 from .sensitivity import Sensitivity
 from .shared import SharedWeights
+from .soft_sharing import SoftSharing
 from .synflow import SynFlow
+from .targeted_dropout import TargetedDropout
 from .weightmom import WeightMom
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "RelevanceL2",
     "Sensitivity",
     "SharedWeights",
+    "SoftSharing",
     "SynFlow",
+    "TargetedDropout",
     "WeightMom",
 ]
