@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from . import storage
 from .errors import ConfigError
-from .masks import Masks
-from .methods import weightmom
+from .masks import Masks, units
+from .methods import GatedPruning, RelevanceL2, weightmom
+from .methods.relevance import EDGES
 from .results import Result
 from .run import Run
 from .schedules import Schedule
@@ -66,8 +68,13 @@ def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     return _with_alt(figure, f"Validation accuracy and sparsity by epoch. At the end {ends}.")
 
 
-def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> Figure:
-    """The share of weights that is left in each layer, on a logarithmic axis; an x where a layer has nothing left."""
+def layers(
+    *runs: Run | Result | Masks, labels: Sequence[str] | None = None, reference: Mapping[str, float] | None = None
+) -> Figure:
+    """The share of weights that is left in each layer, on a logarithmic axis; an x where a layer has nothing left.
+
+    `reference` are shares to compare with, say those of a paper: `{"conv1.weight": 0.3}`. They are drawn as diamonds.
+    """
     if not runs:
         raise ConfigError("there is nothing to draw; give at least one run, result or masks.")
     tables = dict(zip(_labels(runs, labels), map(_kept, runs), strict=True))
@@ -75,20 +82,29 @@ def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> 
     if any(kept.keys() != set(names) for kept in tables.values()):
         raise ConfigError("these runs have different layers; draw each architecture in a figure of its own.")
     figure, (axes,) = _figure(1, width=7.5, height=0.35 * len(names) + 1.2)
-    least = min((share for kept in tables.values() for share in kept.values() if share), default=0.1) / 3
+    if strange := sorted((reference or {}).keys() - set(names)):
+        raise ConfigError(f"reference names {', '.join(strange)}; these runs have {', '.join(names)}.")
+    shown = [*tables.values(), reference or {}]
+    least = min((share for kept in shown for share in kept.values() if share), default=0.1) / 3
     for i, (label, kept) in enumerate(tables.items()):
         shares = np.array([kept[name] for name in names])
         at = np.arange(len(names)) + (i - (len(tables) - 1) / 2) * 0.6 / len(tables)
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(np.where(shares > 0, shares, np.nan), at, "o", color=colour, label=label)
         axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour, clip_on=False)
+        axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour)
+    if reference:
+        at = [names.index(name) for name in reference]
+        axes.plot(list(reference.values()), at, "D", mfc="none", color="black", label="reference")
     axes.set(xscale="log", xlim=(least, 1.2), xlabel="share of weights left", yticks=range(len(names)))
     axes.set_yticklabels([_short(n) for n in names], fontsize=8)
     axes.invert_yaxis()
-    if len(tables) > 1:
+    if len(tables) > 1 or reference:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     if any(0 in kept.values() for kept in tables.values()):
         axes.annotate("x: nothing left", (0, 1.01), xycoords="axes fraction", fontsize=8)
+    if reference:
+        tables["reference"] = dict(reference)
     said = {label: ", ".join(f"{n} {s:.2%}" for n, s in kept.items()) for label, kept in tables.items()}
     words = "; ".join(f"{label}: {shares}" for label, shares in said.items())
     empty = {label: [_short(n) for n, share in kept.items() if not share] for label, kept in tables.items()}
@@ -346,6 +362,86 @@ def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Fig
     for axes, image in zip(grid.flat, images, strict=False):
         axes.imshow(image.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="equal" if weight.ndim == 4 else "auto")
     return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} of {kept.numel():,} left, the others blank.")
+
+
+def relevance(run: Run) -> Figure:
+    """What a relevance-weighted run felt: |g| of the kept weights by layer, and how far that took C from 1.
+
+    Left the last epoch's distribution; right, by epoch, C of each layer's largest |g|, and dashed of the median.
+    """
+    method = next((m for m in run.methods if isinstance(m, RelevanceL2) and m.felt), None)
+    if method is None:
+        raise ConfigError("this run has no relevances; draw one that was trained with RelevanceL2 for an epoch.")
+    figure, (left, right) = _figure(2)
+    edges = np.array([EDGES[0] / 2, *EDGES, EDGES[-1] * 2])
+    words = []
+    for colour, name in zip(COLOURS, dict.fromkeys(row["layer"] for row in method.felt), strict=False):
+        rows = [row for row in method.felt if row["layer"] == name]
+        counts = np.array(rows[-1]["counts"])
+        left.stairs(counts / counts.sum(), edges, color=colour, label=_short(name))
+        epochs = [row["step"] / run.steps_per_epoch for row in rows]
+        for which, style in (("largest", "-"), ("median", "--")):
+            c = method.relevance(torch.tensor([row[which] for row in rows])).tolist()
+            right.plot(epochs, c, style, marker="o", ms=3, color=colour)
+            words += [f"{_short(name)} {c[-1]:.4g}"] if which == "largest" else []
+    filled = 1 + np.flatnonzero(np.sum([row["counts"][1:] for row in method.felt], axis=0))
+    left.set(xscale="log", xlim=(edges[filled[0]], edges[filled[-1] + 1]))
+    left.set(xlabel="|g| of the kept weights, last epoch", ylabel="share of the layer")
+    right.set(xlabel="epoch", ylabel="C of the largest |g|, dashed the median")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
+
+
+def gate(run: Run) -> Figure:
+    """Each decision of a gate: accuracy against the bound, cut (o) or not (x); sparsity; λ, where it changes."""
+    method = next((m for m in run.methods if isinstance(m, GatedPruning) and m.evaluations), None)
+    if method is None:
+        raise ConfigError("this run has no evaluations of a gate; draw one that was trained with GatedPruning.")
+    table = pd.DataFrame(method.evaluations)
+    pulls = [m for m in run.methods if isinstance(m, RelevanceL2)]
+    figure, panels = _figure(2 + bool(pulls), width=11.0 if pulls else 0.0)
+    for accepted, marker, colour, label in ((True, "o", COLOURS[0], "cut"), (False, "x", COLOURS[3], "not cut")):
+        some = table[table["accepted"] == accepted]
+        panels[0].plot(some["step"], some["accuracy"], marker, ms=4, color=colour, label=label)
+    panels[0].axhline(method.bound, color="black", ls="--", lw=1, label="bound")
+    panels[0].set(ylabel="validation accuracy")
+    panels[0].legend(frameon=False, fontsize=8)
+    total = units(run.masks, method.unit)[1]
+    panels[1].step(table["step"], 1 - table["kept"] / total, where="post", color=COLOURS[0])
+    panels[1].set(ylabel=f"sparsity by {method.unit}", ylim=(-0.03, 1.03))
+    if pulls:
+        steps = np.linspace(run.first_step, run.step, 1000)
+        restarts = np.array([run.first_step, *(cut.step for cut in run.cuts)])
+        since = steps - restarts[np.searchsorted(restarts, steps, side="right") - 1]
+        strengths = [pulls[0].strength_after(s / run.steps_per_epoch) for s in since]
+        panels[2].plot(steps, strengths, color=COLOURS[0], lw=1)
+        panels[2].set(ylabel="λ", ylim=(0, None))
+    for axes in panels:
+        axes.set(xlabel="step")
+    words = f"{method.accepted} of {len(table)} evaluations were above {method.bound:.4g}"
+    return _with_alt(figure, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
+
+
+def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
+    """Bytes of the dense file, of that file after bzip2 (what papers quote), and of the sparse file."""
+    results = _results(runs)
+    names = _labels(runs, labels)
+    kinds = {"bytes": "dense file", "bzip2_bytes": "dense file after bzip2", "sparse_bytes": "sparse file"}
+    figure, (axes,) = _figure(1, width=7.5, height=0.6 * len(names) + 1.2)
+    for i, (kind, label) in enumerate(kinds.items()):
+        values = [result.size.get(kind, float("nan")) / 1000 for result in results]
+        at = np.arange(len(names)) + (i - 1) * 0.27
+        bars = axes.barh(at, values, height=0.25, color=COLOURS[i], label=label)
+        axes.bar_label(bars, fmt="{:,.1f}", padding=3, fontsize=7)
+    axes.set(xscale="log", xlabel="kilobytes", yticks=range(len(names)))
+    axes.set_yticklabels(names, fontsize=8)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    said = [", ".join(f"{label} {r.size[kind]:,}" for kind, label in kinds.items() if kind in r.size) for r in results]
+    words = "; ".join(f"{name}: {parts}" for name, parts in zip(names, said, strict=True))
+    return _with_alt(figure, f"Bytes. {words}.")
 
 
 def _short(layer: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import pruninglab as lab
-from pruninglab.methods import Gradual, OneShot, WeightMom
+from pruninglab.methods import L2, GatedPruning, Gradual, OneShot, RelevanceL2, WeightMom
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,74 @@ def test_schedules_and_filters_draw(runs):
     assert "of 5,000 left" in lab.plots.filters(runs[0].model, "fc2", runs[0].masks).alt
 
 
+@pytest.fixture(scope="module")
+def gated() -> lab.Run:
+    """Eight evaluations of which the first three are above the bound, and λ that restarts at each cut."""
+    data = lab.load("digits", train=200, test=60, size=14)
+    dense = lab.fit(lab.build("lenet5", data), data, epochs=4, progress=False)
+    methods = [RelevanceL2(1e-3, alpha=10.0), GatedPruning(0.3, share=0.7, eval_interval=2, patience=None)]
+    return lab.fit(dense, data, *methods, epochs=8, batch_size=90, progress=False)
+
+
+def y_of(line) -> list[float]:
+    return np.asarray(line.get_ydata()).tolist()
+
+
+def test_relevance_draws_what_was_felt(gated):
+    method = gated.methods[0]
+    figure = lab.plots.relevance(gated)
+    left, right = figure.axes
+    layers = list(gated.weights)
+    shares = [patch.get_data().values for patch in left.patches]  # pyright: ignore[reportAttributeAccessIssue]
+    assert [s.sum() for s in shares] == pytest.approx([1.0] * len(layers))
+    last = {row["layer"]: row for row in method.felt}
+    assert shares[2].tolist() == pytest.approx([c / sum(last[layers[2]]["counts"]) for c in last[layers[2]]["counts"]])
+    of_conv1 = [row for row in method.felt if row["layer"] == "conv1.weight"]
+    assert y_of(right.lines[0]) == pytest.approx([1 / (1 + 10 * row["largest"]) for row in of_conv1])
+    assert y_of(right.lines[1]) == pytest.approx([1 / (1 + 10 * row["median"]) for row in of_conv1])
+    assert np.asarray(right.lines[0].get_xdata()).tolist() == list(range(1, 9))
+    assert f"conv1 {1 / (1 + 10 * of_conv1[-1]['largest']):.4g}" in figure.alt
+
+
+def test_gate_draws_each_decision_and_what_it_did(gated):
+    gate = gated.methods[1]
+    figure = lab.plots.gate(gated)
+    accuracy, sparsity, strength = figure.axes
+    cut, not_cut, bound = accuracy.lines
+    assert y_of(cut) == [e["accuracy"] for e in gate.evaluations if e["accepted"]]
+    assert y_of(not_cut) == [e["accuracy"] for e in gate.evaluations if not e["accepted"]]
+    assert len(y_of(cut)) == gate.accepted >= 1
+    assert y_of(bound) == [0.3, 0.3]
+    assert y_of(sparsity.lines[0])[-1] == pytest.approx(gated.sparsity)
+    steps, values = (np.asarray(v) for v in strength.lines[0].get_data())
+    for cut in gated.cuts:  # λ falls to 0 within two steps, an epoch, and restarts at each cut
+        after = values[steps >= cut.step][0]
+        assert after == pytest.approx(1e-3, rel=0.02)
+    assert values[steps < gated.cuts[0].step][-1] == pytest.approx(0, abs=2e-5)
+    assert f"{gate.accepted} of 8 evaluations were above 0.3" in figure.alt
+    assert (
+        len(lab.plots.gate(lab.fit(gated, gated.data, L2(), gate, epochs=1, batch_size=90, progress=False)).axes) == 2
+    )
+
+
+def test_layers_beside_a_reference(runs):
+    figure = lab.plots.layers(runs[0], reference={"fc1.weight": 0.001, "conv1.weight": 0.3})
+    diamonds = next(line for line in figure.axes[0].lines if line.get_marker() == "D")
+    assert (np.asarray(diamonds.get_xdata()).tolist(), y_of(diamonds)) == ([0.001, 0.3], [2, 0])
+    assert figure.axes[0].get_xlim()[0] < 0.001
+    assert "reference: fc1.weight 0.10%, conv1.weight 30.00%" in figure.alt
+    with pytest.raises(lab.ConfigError, match="reference names fc9"):
+        lab.plots.layers(runs[0], reference={"fc9": 0.3})
+
+
+def test_sizes_draws_three_bars_a_run(runs):
+    figure = lab.plots.sizes(*runs[:2], labels=["a", "b"])
+    widths = [[bar.get_width() * 1000 for bar in bars] for bars in figure.axes[0].containers]
+    kinds = ("bytes", "bzip2_bytes", "sparse_bytes")
+    assert widths == [pytest.approx([run.result.size[kind] for run in runs[:2]]) for kind in kinds]
+    assert f"b: dense file {runs[1].result.size['bytes']:,}, dense file after bzip2" in figure.alt
+
+
 def test_a_figure_shows_itself_and_needs_no_window(runs):
     figure = lab.plots.history(runs[0])
     shown, about = figure._repr_mimebundle_()
@@ -187,5 +255,11 @@ def test_what_cannot_be_drawn_is_said(runs):
         lab.plots.comparison(pd.DataFrame({"data": ["a", "b"], "settings": "s", "test_accuracy": 0.5}))
     with pytest.raises(lab.ConfigError, match="followed no weights"):
         lab.plots.trajectories(runs[0])
+    with pytest.raises(lab.ConfigError, match="trained with RelevanceL2"):
+        lab.plots.relevance(runs[0])
+    with pytest.raises(lab.ConfigError, match="trained with GatedPruning"):
+        lab.plots.gate(runs[0])
+    with pytest.raises(lab.ConfigError, match="differ in chosen_on"):
+        lab.plots.comparison(pd.DataFrame({"data": "a", "chosen_on": ["val", "test"], "settings": "s"}))
     with pytest.raises(lab.ConfigError, match="no results"):
         lab.plots.comparison(pd.DataFrame())

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab.methods import L1, L2, LOBSTER, GatedPruning, RelevanceL2, Sensitivity
+from pruninglab.methods.relevance import EDGES
 from pruninglab.recipes import bonetta, gated, search
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -149,6 +150,18 @@ def test_alpha_0_is_plain_l2_and_weight_decay(blobs):
 
 def test_l1_by_hand():
     assert row(four_weights([0.0, 1.0, 0.0, 0.0], L1(0.5))) == pytest.approx([1.95, -3 - 0.1 + 0.05, 1.45, 0.95])
+
+
+@pytest.mark.parametrize("order", ["none", "exact"])
+def test_what_was_felt_is_kept_each_epoch(order):
+    """Gradients 0, 0.5, -3, 0.25, once 1 is cut without it: bins from 10^-9 on, four to a decade."""
+    run = four_weights([0.0, 0.5, -3.0, 0.25], RelevanceL2(0.0, second_order=order), CutAt(1), steps=2)
+    of_method: Any = run.methods[0]
+    assert [(f["step"], f["layer"], f["largest"]) for f in of_method.felt] == [(1, "weight", 3.0), (2, "weight", 3.0)]
+    assert [f["median"] for f in of_method.felt] == [0.25, 0.5]
+    filled = [{i: n for i, n in enumerate(f["counts"]) if n} for f in of_method.felt]
+    assert filled == [{0: 1, 34: 1, 35: 1, 38: 1}, {0: 1, 35: 1, 38: 1}]
+    assert EDGES[33] < 0.25 <= EDGES[34] < 0.5 <= EDGES[35]
 
 
 def test_decoupled_by_hand():

@@ -125,3 +125,15 @@ def test_weightmom_keeps_its_books_in_two_percent_of_an_epoch(data):
     of_mnist = found * IMAGES / 55_000
     print(f"\nbookkeeping of WeightMom / epoch, lenet5: {of_mnist:.4f} of 55,000 images, {found:.4f} of {IMAGES:,}")
     assert of_mnist <= 0.02
+
+
+def test_relevance_costs_at_most_five_percent_of_a_step(data):
+    def trained(*made: lab.Method) -> lab.Run:
+        return lab.fit(lab.build("lenet5", data), data, *made, epochs=1, progress=False)
+
+    relevance = lab.methods.RelevanceL2
+    plain, closed, double = trained(), trained(relevance()), trained(relevance(second_order="exact"))
+    found = ratio(lambda: epoch(closed), lambda: epoch(plain), rounds=15)
+    twice = ratio(lambda: epoch(double), lambda: epoch(plain))
+    print(f"\nstep with relevance / plain step, lenet5, batch {BATCH}: {found:.3f}; by double backward {twice:.2f}")
+    assert found <= 1.05
