@@ -374,20 +374,22 @@ def relevance(run: Run) -> Figure:
         raise ConfigError("this run has no relevances; draw one that was trained with RelevanceL2 for an epoch.")
     figure, (left, right) = _figure(2)
     edges = np.array([EDGES[0] / 2, *EDGES, EDGES[-1] * 2])
-    words = []
+    words, filled = [], np.zeros(len(EDGES) + 1, dtype=int)
     for colour, name in zip(COLOURS, dict.fromkeys(row["layer"] for row in method.felt), strict=False):
         rows = [row for row in method.felt if row["layer"] == name]
         counts = np.array(rows[-1]["counts"])
+        filled += counts
         left.stairs(counts / counts.sum(), edges, color=colour, label=_short(name))
         epochs = [row["step"] / run.steps_per_epoch for row in rows]
         for which, style in (("largest", "-"), ("median", "--")):
             c = method.relevance(torch.tensor([row[which] for row in rows])).tolist()
             right.plot(epochs, c, style, marker="o", ms=3, color=colour)
             words += [f"{_short(name)} {c[-1]:.4g}"] if which == "largest" else []
-    filled = 1 + np.flatnonzero(np.sum([row["counts"][1:] for row in method.felt], axis=0))
-    left.set(xscale="log", xlim=(edges[filled[0]], edges[filled[-1] + 1]))
+    seen = np.flatnonzero(filled[1:]) + 1  # the first bin also has all zeros
+    left.set(xscale="log", xlim=(edges[seen[0]], edges[seen[-1] + 1]) if len(seen) else None)
     left.set(xlabel="|g| of the kept weights, last epoch", ylabel="share of the layer")
-    right.set(xlabel="epoch", ylabel="C of the largest |g|, dashed the median")
+    right.set(xlabel="epoch", ylabel="C")
+    right.set_title("of the largest |g|; dashed: of the median", fontsize=9)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return _with_alt(figure, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
@@ -406,9 +408,9 @@ def gate(run: Run) -> Figure:
         panels[0].plot(some["step"], some["accuracy"], marker, ms=4, color=colour, label=label)
     panels[0].axhline(method.bound, color="black", ls="--", lw=1, label="bound")
     panels[0].set(ylabel="validation accuracy")
-    panels[0].legend(frameon=False, fontsize=8)
     total = units(run.masks, method.unit)[1]
-    panels[1].step(table["step"], 1 - table["kept"] / total, where="post", color=COLOURS[0])
+    sparsities = [*(1 - table["kept"] / total), 1 - table["kept"].iloc[-1] / total]
+    panels[1].step([*table["step"], run.step], sparsities, where="post", color=COLOURS[0])
     panels[1].set(ylabel=f"sparsity by {method.unit}", ylim=(-0.03, 1.03))
     if pulls:
         steps = np.linspace(run.first_step, run.step, 1000)
@@ -418,7 +420,8 @@ def gate(run: Run) -> Figure:
         panels[2].plot(steps, strengths, color=COLOURS[0], lw=1)
         panels[2].set(ylabel="λ", ylim=(0, None))
     for axes in panels:
-        axes.set(xlabel="step")
+        axes.set(xlabel="step", xlim=(run.first_step - 0.03 * run.step, 1.03 * run.step))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     words = f"{method.accepted} of {len(table)} evaluations were above {method.bound:.4g}"
     return _with_alt(figure, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
 
@@ -434,9 +437,10 @@ def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
         at = np.arange(len(names)) + (i - 1) * 0.27
         bars = axes.barh(at, values, height=0.25, color=COLOURS[i], label=label)
         axes.bar_label(bars, fmt="{:,.1f}", padding=3, fontsize=7)
-    axes.set(xscale="log", xlabel="kilobytes", yticks=range(len(names)))
+    axes.set(xlabel="kilobytes", yticks=range(len(names)))
     axes.set_yticklabels(names, fontsize=8)
-    axes.margins(x=0.15)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     said = [", ".join(f"{label} {r.size[kind]:,}" for kind, label in kinds.items() if kind in r.size) for r in results]
