@@ -92,7 +92,6 @@ def layers(
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(np.where(shares > 0, shares, np.nan), at, "o", color=colour, label=label)
         axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour, clip_on=False)
-        axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour)
     if reference:
         at = [names.index(name) for name in reference]
         axes.plot(list(reference.values()), at, "D", mfc="none", color="black", label="reference")
