@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 from . import (
     before_training,
     budgets,
+    connectivity,
     criteria,
     impact,
     levels,
@@ -64,6 +65,7 @@ __all__ = [
     "before_training",
     "budgets",
     "build",
+    "connectivity",
     "criteria",
     "fit",
     "grow",

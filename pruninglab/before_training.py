@@ -1,4 +1,7 @@
-"""Criteria for a cut before training: `OneShot(0.9, SNIP())`. Each scores a copy, so that no weight or buffer moves."""
+"""Criteria for a cut before training: `OneShot(0.9, SNIP())`, or "snip" for its defaults.
+
+Each scores a copy, so that no weight or buffer moves.
+"""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .criteria import Batches
+from .criteria import BY_NAME, Batches
 from .errors import ConfigError
 from .masks import _named
 
@@ -172,3 +175,6 @@ def _mean_gradient(named: dict[str, nn.Parameter], losses: Iterable[tuple[Tensor
                 total += g * n
         seen += n
     return [total / seen for total in sums]
+
+
+BY_NAME.update(snip=SNIP(), grasp=GraSP(), synflow=SynFlow())

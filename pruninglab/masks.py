@@ -45,7 +45,7 @@ class Masks(dict[str, Tensor]):
 
     @property
     def kept_by_layer(self) -> dict[str, int]:
-        return {name: int(mask.sum()) for name, mask in self.items()}
+        return {name: int(mask.count_nonzero()) for name, mask in self.items()}
 
     @property
     def density(self) -> float:
@@ -315,7 +315,7 @@ def _top(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
         return chosen
     threshold = torch.kthvalue(candidates, len(candidates) - keep + 1).values
     top, ties = candidates > threshold, candidates == threshold
-    top |= ties & (ties.cumsum(0) <= keep - top.sum())
+    top |= ties & (ties.cumsum(0) <= keep - top.count_nonzero())
     chosen[alive] = top
     return chosen
 

@@ -3,21 +3,27 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from scipy import stats
 from torch import Tensor
 
 from . import storage
 from .errors import ConfigError
 from .impact import Impact
-from .masks import Masks
+from .masks import Masks, units
+from .methods import GatedPruning, RelevanceL2, weightmom
+from .methods.relevance import EDGES
 from .recipes import Trials
 from .results import Result
 from .run import Run
@@ -64,8 +70,13 @@ def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     return _with_alt(figure, f"Validation accuracy and sparsity by epoch. At the end {ends}.")
 
 
-def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> Figure:
-    """The share of weights that is left in each layer, on a logarithmic axis; an x where a layer has nothing left."""
+def layers(
+    *runs: Run | Result | Masks, labels: Sequence[str] | None = None, reference: Mapping[str, float] | None = None
+) -> Figure:
+    """The share of weights that is left in each layer, on a logarithmic axis; an x where a layer has nothing left.
+
+    `reference` are shares to compare with, say those of a paper: `{"conv1.weight": 0.3}`. They are drawn as diamonds.
+    """
     if not runs:
         raise ConfigError("there is nothing to draw; give at least one run, result or masks.")
     tables = dict(zip(_labels(runs, labels), map(_kept, runs), strict=True))
@@ -73,21 +84,33 @@ def layers(*runs: Run | Result | Masks, labels: Sequence[str] | None = None) -> 
     if any(kept.keys() != set(names) for kept in tables.values()):
         raise ConfigError("these runs have different layers; draw each architecture in a figure of its own.")
     figure, (axes,) = _figure(1, width=7.5, height=0.35 * len(names) + 1.2)
-    least = min((share for kept in tables.values() for share in kept.values() if share), default=0.1) / 3
+    if strange := sorted((reference or {}).keys() - set(names)):
+        raise ConfigError(f"reference names {', '.join(strange)}; these runs have {', '.join(names)}.")
+    shown = [*tables.values(), reference or {}]
+    least = min((share for kept in shown for share in kept.values() if share), default=0.1) / 3
     for i, (label, kept) in enumerate(tables.items()):
         shares = np.array([kept[name] for name in names])
         at = np.arange(len(names)) + (i - (len(tables) - 1) / 2) * 0.6 / len(tables)
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(np.where(shares > 0, shares, np.nan), at, "o", color=colour, label=label)
-        axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour)
+        axes.plot(np.full((shares == 0).sum(), least), at[shares == 0], "x", color=colour, clip_on=False)
+    if reference:
+        at = [names.index(name) for name in reference]
+        axes.plot(list(reference.values()), at, "D", mfc="none", color="black", label="reference")
     axes.set(xscale="log", xlim=(least, 1.2), xlabel="share of weights left", yticks=range(len(names)))
     axes.set_yticklabels([_short(n) for n in names], fontsize=8)
     axes.invert_yaxis()
-    if len(tables) > 1:
+    if len(tables) > 1 or reference:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    if any(0 in kept.values() for kept in tables.values()):
+        axes.annotate("x: nothing left", (0, 1.01), xycoords="axes fraction", fontsize=8)
+    if reference:
+        tables["reference"] = dict(reference)
     said = {label: ", ".join(f"{n} {s:.2%}" for n, s in kept.items()) for label, kept in tables.items()}
     words = "; ".join(f"{label}: {shares}" for label, shares in said.items())
-    return _with_alt(figure, f"Share of weights left by layer. {words}.")
+    empty = {label: [_short(n) for n, share in kept.items() if not share] for label, kept in tables.items()}
+    emptied = "".join(f" Nothing is left of {', '.join(e)} ({label})." for label, e in empty.items() if e)
+    return _with_alt(figure, f"Share of weights left by layer. {words}.{emptied}")
 
 
 def schedule(*schedules: Schedule) -> Figure:
@@ -104,11 +127,7 @@ def schedule(*schedules: Schedule) -> Figure:
 
 def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     """Test accuracy of each row group: one dot a run, hollow where there is only one; a bar at the mean of several."""
-    if results.empty:
-        raise ConfigError("there are no results to compare; is the folder right?")
-    unlike = [c for c in ("data", "model") if c in results and len(set(results[c])) > 1]
-    if unlike:
-        raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
+    _check_comparable(results)
     groups = list(results.groupby(by, sort=False)["test_accuracy"])
     figure, (axes,) = _figure(1, height=0.45 * len(groups) + 1.2)
     for i, (_, values) in enumerate(groups):
@@ -138,6 +157,126 @@ def residuals(run: Run) -> Figure:
     ends = table.groupby("layer", sort=False)["primal"].agg(["first", "last"])
     words = "; ".join(f"{n} {first:.3g} to {last:.3g}" for n, first, last in ends.itertuples())
     return _with_alt(figure, f"Distance of W to Z by layer, at the first and the last update: {words}.")
+
+
+def trajectories(run: Run, layer: str = "") -> Figure:
+    """Magnitude and momentum of the weights that WeightMom followed in a layer (the largest, if none is named).
+
+    A line ends with an x where its weight is cut. The chosen weights are drawn in full, the random ones dotted.
+    """
+    method: Any = next((m for m in run.methods if getattr(m, "trajectories", None)), None)
+    if method is None:
+        raise ConfigError("this run followed no weights; train with lab.methods.WeightMom(..., watch=12).")
+    layer = layer or max(method.watched, key=lambda name: run.masks[name].numel())
+    if layer not in method.watched:
+        raise ConfigError(f"layer={layer!r} was not followed; expected one of {', '.join(method.watched)}.")
+    kept = run.masks[layer].cpu().flatten()[method.watched[layer].cpu()].tolist()
+    magnitude, momentum, threshold = method.trajectories[layer].cpu().unbind(1)
+    lasts = (magnitude > 0).sum(0).tolist()  # what is cut after an epoch is 0 from the next one on
+    chosen = method.watch - method.watch // 2
+    figure, panels = _figure(2)
+    for axes, values, said in zip(panels, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
+        for i, (last, stays) in enumerate(zip(lasts, kept, strict=True)):
+            line = {"color": COLOURS[0] if stays else COLOURS[1], "ls": "-" if i < chosen else ":", "lw": 1.2}
+            axes.plot(range(1, last + 1), values[:last, i], **line)
+            if not stays and last:
+                axes.plot(last, values[last - 1, i], "x", color=COLOURS[1], ms=5)
+        axes.plot(range(1, len(threshold) + 1), threshold[:, 0], color="black", lw=2)
+        epochs = (0.5, len(threshold) + 0.5)
+        axes.set(xlabel="epoch", ylabel=f"{said} in {_short(layer)}", ylim=(0, None), xlim=epochs)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    styles = {"kept": (COLOURS[0], "-"), "cut at x": (COLOURS[1], "-"), "threshold": ("black", "-")}
+    styles |= {"chosen": ("grey", "-"), "random": ("grey", ":")}
+    handles = [Line2D([], [], color=colour, ls=ls, label=label) for label, (colour, ls) in styles.items()]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    stay = (
+        f"{sum(kept[:chosen])} of {len(kept[:chosen])} chosen and {sum(kept[chosen:])} of {len(kept[chosen:])} random"
+    )
+    cuts = sorted(last for last, stays in zip(lasts, kept, strict=True) if not stays)
+    when = f"; the others are cut after epochs {cuts[0]} to {cuts[-1]}" if cuts else ""
+    levels = threshold[~threshold[:, 0].isnan(), 0]
+    span = f"The threshold goes from {float(levels[0]):.3g} to {float(levels[-1]):.3g}"
+    return _with_alt(figure, f"Weights of {_short(layer)} over {len(magnitude)} epochs: {stay} stay{when}. {span}.")
+
+
+def importance(source: Run | Masks, readings: Sequence[str] = ("text", "formula")) -> Figure:
+    """WeightMom's importance ratio of each layer in several readings side by side, on logarithmic axes."""
+    masks = source.masks if isinstance(source, Run) else source
+    sizes: dict[str, float] = {}
+    for name, mask in masks.items():
+        sizes[name.rpartition(".")[0]] = sizes.get(name.rpartition(".")[0], 0) + mask.numel()
+    ratios = {reading: weightmom.importance(sizes, weightmom.positions(sizes), reading) for reading in readings}
+    figure, panels = _figure(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)
+    for axes, (reading, of_layer), colour in zip(panels, ratios.items(), COLOURS, strict=False):
+        axes.plot(list(of_layer.values()), range(len(of_layer)), "o", color=colour)
+        grows = "kept" if reading in weightmom.KEPT_SHARES else "cut"
+        axes.set(xscale="log", xlabel=f'"{reading}": the {grows} share grows with it', yticks=range(len(sizes)))
+        axes.set_yticklabels(list(sizes) if axes is panels[0] else [], fontsize=8)
+        axes.set(ylim=(len(sizes) - 0.5, -0.5))
+        axes.margins(x=0.1)
+    said = "; ".join(f"{r}: {', '.join(f'{n} {x:.3g}' for n, x in of.items())}" for r, of in ratios.items())
+    return _with_alt(figure, f"Importance ratio by layer. {said}.")
+
+
+def survival(run: Run | Result) -> Figure:
+    """The share of weights left in each layer when an epoch was validated; an x where nothing is left.
+
+    A last column is the end, where something was cut after the last validation.
+    """
+    (result,) = _results([run])
+    if not result.history:
+        raise ConfigError("this run has no epochs, so there is nothing to follow; plots.layers shows its end.")
+    totals = {layer["layer"]: layer["total"] for layer in result.layers}
+    end = {layer["layer"]: layer["kept"] for layer in result.layers}
+    kept = [h["kept"] for h in result.history]
+    kept += [end] if kept[-1] != end else []
+    shares = np.array([[counts[name] / total for counts in kept] for name, total in totals.items()])
+    figure, (axes,) = _figure(1, width=7.0, height=0.27 * len(totals) + 1.2)
+    least = shares[shares > 0].min(initial=0.5)
+    image = axes.imshow(
+        np.where(shares > 0, shares, np.nan),
+        norm=LogNorm(least, 1),
+        cmap="viridis",
+        aspect="auto",
+        extent=(0.5, len(kept) + 0.5, len(totals) - 0.5, -0.5),
+    )
+    rows, columns = np.nonzero(shares == 0)
+    axes.plot(columns + 1, rows, "x", color="black", ms=5)
+    axes.set(xlabel="epoch", yticks=range(len(totals)))
+    axes.set_yticklabels([_short(name) for name in totals], fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(False)
+    bar = figure.colorbar(image, label="share of weights left", format=lambda share, _: f"{100 * share:g} %")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    words = "; ".join(f"{_short(n)} {row[0]:.2%} to {row[-1]:.2%}" for n, row in zip(totals, shares, strict=True))
+    return _with_alt(figure, f"Share of weights left by layer, at the first epoch and at the end: {words}.")
+
+
+def agreement(*runs: Run | Masks, labels: Sequence[str] | None = None) -> Figure:
+    """Jaccard index of the masks of each two runs by layer: kept in both of those kept in either.
+
+    A bar beside each dot is what two random masks of these densities would agree in.
+    """
+    if len(runs) < 2:
+        raise ConfigError(f"{len(runs)} masks cannot agree or differ; give at least two runs or masks.")
+    named = dict(zip(_labels(runs, labels), [r.masks if isinstance(r, Run) else r for r in runs], strict=True))
+    names = list(next(iter(named.values())))
+    if any(masks.keys() != set(names) for masks in named.values()):
+        raise ConfigError("these runs have different layers; compare masks of one architecture.")
+    pairs = list(combinations(named, 2))
+    figure, (axes,) = _figure(1, width=7.5, height=(0.2 + 0.1 * len(pairs)) * len(names) + 1.2)
+    said = {}
+    for i, (a, b) in enumerate(pairs):
+        found, chance = zip(*(_jaccard(named[a][name], named[b][name]) for name in names), strict=True)
+        at = np.arange(len(names)) + (i - (len(pairs) - 1) / 2) * 0.7 / len(pairs)
+        axes.plot(found, at, "o", ms=5, color=COLOURS[i % len(COLOURS)], label=f"{a} and {b}")
+        axes.plot(chance, at, "|", ms=8, mew=2, color="grey", label="by chance" if i == len(pairs) - 1 else None)
+        said[f"{a} and {b}"] = ", ".join(f"{_short(n)} {x:.2f}" for n, x in zip(names, found, strict=True))
+    axes.set(xlim=(-0.02, 1.02), xlabel="kept in both, of those kept in either", yticks=range(len(names)))
+    axes.set_yticklabels([_short(n) for n in names], fontsize=8)
+    axes.set(ylim=(len(names) - 0.5, -0.5))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, "Agreement of masks by layer. " + "; ".join(f"{k}: {v}" for k, v in said.items()) + ".")
 
 
 def weights(values: Tensor, kept: Tensor | None = None, name: str = "") -> Figure:
@@ -192,12 +331,12 @@ def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Fig
 def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     """Accuracy against the share of weights left, a line for each way: its mean, a dot for each run, hollow if alone.
 
-    `trials` is what a recipe returned, or its table; tables of several seeds can be joined. Bars are 95 % intervals of
-    the mean where several runs have one sparsity; the dense net is the dashed line.
+    `trials` is what a recipe returned, its table, or loaded records with a column `way`; tables of several seeds can be
+    joined. Bars are 95 % intervals of the mean where several runs have one sparsity; the dense net is the dashed line.
     """
     table = trials.table() if isinstance(trials, Trials) else trials
-    if table.empty:
-        raise ConfigError("there is nothing to draw; give trials that hold a run.")
+    _check_comparable(table)
+    table = table if "sparsity" in table else table.rename(columns={"sparsity_weights": "sparsity"})
     if "start" in table:  # a dense run that stands in several tables is one run
         table = table.drop_duplicates([c for c in table if c != "seconds_in_all"])
     table = table.assign(left=(1 - table["sparsity"]).round(6))
@@ -309,6 +448,90 @@ def _votes(counts: np.ndarray, names: Sequence[str]) -> str:
     return ", ".join(f"{names[c]} ×{counts[c]}" if counts[c] > 1 else names[c] for c in order)
 
 
+def relevance(run: Run) -> Figure:
+    """What a relevance-weighted run felt: |g| of the kept weights by layer, and how far that took C from 1.
+
+    Left the last epoch's distribution; right, by epoch, C of each layer's largest |g|, and dashed of the median.
+    """
+    method = next((m for m in run.methods if isinstance(m, RelevanceL2) and m.felt), None)
+    if method is None:
+        raise ConfigError("this run has no relevances; draw one that was trained with RelevanceL2 for an epoch.")
+    figure, (left, right) = _figure(2)
+    edges = np.array([EDGES[0] / 2, *EDGES, EDGES[-1] * 2])
+    words, filled = [], np.zeros(len(EDGES) + 1, dtype=int)
+    for colour, name in zip(COLOURS, dict.fromkeys(row["layer"] for row in method.felt), strict=False):
+        rows = [row for row in method.felt if row["layer"] == name]
+        counts = np.array(rows[-1]["counts"])
+        filled += counts
+        left.stairs(counts / counts.sum(), edges, color=colour, label=_short(name))
+        epochs = [row["step"] / run.steps_per_epoch for row in rows]
+        for which, style in (("largest", "-"), ("median", "--")):
+            c = method.relevance(torch.tensor([row[which] for row in rows])).tolist()
+            right.plot(epochs, c, style, marker="o", ms=3, color=colour)
+            words += [f"{_short(name)} {c[-1]:.4g}"] if which == "largest" else []
+    seen = np.flatnonzero(filled[1:]) + 1  # the first bin also has all zeros
+    left.set(xscale="log", xlim=(edges[seen[0]], edges[seen[-1] + 1]) if len(seen) else None)
+    left.set(xlabel="|g| of the kept weights, last epoch", ylabel="share of the layer")
+    right.set(xlabel="epoch", ylabel="C")
+    right.set_title("of the largest |g|; dashed: of the median", fontsize=9)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
+
+
+def gate(run: Run) -> Figure:
+    """Each decision of a gate: accuracy against the bound, cut (o) or not (x); sparsity; λ, where it changes."""
+    method = next((m for m in run.methods if isinstance(m, GatedPruning) and m.evaluations), None)
+    if method is None:
+        raise ConfigError("this run has no evaluations of a gate; draw one that was trained with GatedPruning.")
+    table = pd.DataFrame(method.evaluations)
+    pulls = [m for m in run.methods if isinstance(m, RelevanceL2)]
+    figure, panels = _figure(2 + bool(pulls), width=11.0 if pulls else 0.0)
+    for accepted, marker, colour, label in ((True, "o", COLOURS[0], "cut"), (False, "x", COLOURS[3], "not cut")):
+        some = table[table["accepted"] == accepted]
+        panels[0].plot(some["step"], some["accuracy"], marker, ms=4, color=colour, label=label)
+    panels[0].axhline(method.bound, color="black", ls="--", lw=1, label="bound")
+    panels[0].set(ylabel="validation accuracy")
+    total = units(run.masks, method.unit)[1]
+    sparsities = [*(1 - table["kept"] / total), 1 - table["kept"].iloc[-1] / total]
+    panels[1].step([*table["step"], run.step], sparsities, where="post", color=COLOURS[0])
+    panels[1].set(ylabel=f"sparsity by {method.unit}", ylim=(-0.03, 1.03))
+    if pulls:
+        steps = np.linspace(run.first_step, run.step, 1000)
+        restarts = np.array([run.first_step, *(cut.step for cut in run.cuts)])
+        since = steps - restarts[np.searchsorted(restarts, steps, side="right") - 1]
+        strengths = [pulls[0].strength_after(s / run.steps_per_epoch) for s in since]
+        panels[2].plot(steps, strengths, color=COLOURS[0], lw=1)
+        panels[2].set(ylabel="λ", ylim=(0, None))
+    for axes in panels:
+        axes.set(xlabel="step", xlim=(run.first_step - 0.03 * run.step, 1.03 * run.step))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+    words = f"{method.accepted} of {len(table)} evaluations were above {method.bound:.4g}"
+    return _with_alt(figure, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
+
+
+def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
+    """Bytes of the dense file, of that file after bzip2 (what papers quote), and of the sparse file."""
+    results = _results(runs)
+    names = _labels(runs, labels)
+    kinds = {"bytes": "dense file", "bzip2_bytes": "dense file after bzip2", "sparse_bytes": "sparse file"}
+    figure, (axes,) = _figure(1, width=7.5, height=0.6 * len(names) + 1.2)
+    for i, (kind, label) in enumerate(kinds.items()):
+        values = [result.size.get(kind, float("nan")) / 1000 for result in results]
+        at = np.arange(len(names)) + (i - 1) * 0.27
+        bars = axes.barh(at, values, height=0.25, color=COLOURS[i], label=label)
+        axes.bar_label(bars, fmt="{:,.1f}", padding=3, fontsize=7)
+    axes.set(xlabel="kilobytes", yticks=range(len(names)))
+    axes.set_yticklabels(names, fontsize=8)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    said = [", ".join(f"{label} {r.size[kind]:,}" for kind, label in kinds.items() if kind in r.size) for r in results]
+    words = "; ".join(f"{name}: {parts}" for name, parts in zip(names, said, strict=True))
+    return _with_alt(figure, f"Bytes. {words}.")
+
+
 def _short(layer: str) -> str:
     return layer.removesuffix(".weight")
 
@@ -324,9 +547,25 @@ def _with_alt(figure: Figure, alt: str) -> Figure:
     return figure
 
 
+def _check_comparable(results: pd.DataFrame) -> None:
+    if results.empty:
+        raise ConfigError("there are no results to compare; is the folder right?")
+    unlike = [c for c in ("data", "model", "chosen_on") if c in results and len(set(results[c])) > 1]
+    if unlike:
+        raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
+
+
 def _accuracies(result: Result) -> list[float]:
     """By epoch; NaN where a record has none."""
     return [float("nan") if h["val_accuracy"] is None else h["val_accuracy"] for h in result.history]
+
+
+def _jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Of two masks, and of two random ones of the same densities; NaN where neither keeps anything."""
+    either, p, q = int((a | b).sum()), float(a.float().mean()), float(b.float().mean())
+    if not either:
+        return float("nan"), float("nan")
+    return int((a & b).sum()) / either, p * q / (p + q - p * q)
 
 
 def _results(runs: Sequence[Run | Result]) -> list[Result]:

@@ -84,6 +84,7 @@ class Result:
             "method": self.name,
             "settings": " + ".join(text(m) for m in config["methods"]),
             "seed": config["seed"],
+            "chosen_on": "test" if self._chosen_on_test else "val",
             "status": self.status,
             "target": self.target["sparsity"] if self.target else None,
             "collapsed_layers": len(self.collapsed),
@@ -99,6 +100,8 @@ class Result:
             "flops_training": self.flops["training"],
             "bytes": self.size["bytes"],
             "bzip2_bytes": self.size["bzip2_bytes"],
+            "payload_bytes": self.size.get("payload_bytes"),
+            "sparse_bytes": self.size.get("sparse_bytes"),
             "steps": self.budget["steps"],
             "steps_before": self.budget["steps_before"],
             "start": self.start["kind"],
@@ -109,6 +112,10 @@ class Result:
     def table(self) -> pd.DataFrame:
         """Kept and total of each layer."""
         return pd.DataFrame(self.layers)
+
+    @property
+    def _chosen_on_test(self) -> bool:
+        return bool(self.config["data"].get("val_is_test"))
 
     def _summary(self) -> list[tuple[str, str]]:
         test, val, size = self.accuracy["test"], self.accuracy["val"], self.size
@@ -127,6 +134,8 @@ class Result:
             ("FLOPs", f"{self.flops['dense']:,.0f} dense, {self.flops['sparse']:,.0f} of them on kept weights"),
             ("budget", f"{self.budget['steps']:,} steps after {self.budget['steps_before']:,} before"),
         ]
+        if self._chosen_on_test:
+            lines.insert(2, ("chosen", "on the test images, so that their accuracy is not that of unseen ones"))
         if self.collapsed:
             lines.insert(1, ("collapsed", f"nothing is left of {', '.join(self.collapsed)}"))
         return [line for line in lines if line[1]]
@@ -201,7 +210,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     kilobytes = {"bytes": "dense file, KB", "bzip2_bytes": "after bzip2, KB"}
     shown = pd.DataFrame(
         {
-            "status": frame["status"],
+            "status": frame["status"] + frame["collapsed_layers"].map(_emptied),
             "test accuracy": [percent({"accuracy": a}) for a in frame["test_accuracy"]],
             "zero, of weights": frame["sparsity_weights"].map("{:.2%}".format),
             "zero, of all parameters": frame["sparsity_all"].map("{:.2%}".format),
@@ -214,6 +223,10 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     shown["GFLOPs of this run"] = (frame["flops_training"] / 1e9).map("{:,.0f}".format)
     shown["seconds of it"] = frame["seconds"].astype(float).map("{:,.0f}".format)
     return shown
+
+
+def _emptied(layers: int) -> str:
+    return f", {layers} layer{'s' if layers > 1 else ''} emptied" if layers else ""
 
 
 def module_flops(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:

@@ -105,8 +105,8 @@ class Run:
     """One training: what methods see at each moment, and what is left to look at when it is over."""
 
     model: nn.Module
-    net: nn.Module
-    """What is called; it unwraps to `model`."""
+    net: Callable[..., Tensor]
+    """What is called in training and evaluation: `model`, or what a method puts around it for the time of the run."""
     optimizer: torch.optim.Optimizer
     x: Tensor
     y: Tensor

@@ -404,6 +404,7 @@ def _config(run: Run) -> dict[str, Any]:
             "augment": describe(data.train.augment),
             "mean": describe(data.train.mean),
             "std": describe(data.train.std),
+            **({"val_is_test": True} if data.val_is_test else {}),
         },
         "model": {"name": type(run.model).__name__, **built, "form": form},
         "methods": [describe(method) for method in run.methods],

@@ -10,6 +10,9 @@ import hypothesis
 import matplotlib
 import pytest
 import torch
+from torch.utils.data import TensorDataset
+
+import pruninglab as lab
 
 # Not the environment variable: a notebook kernel started by a test would inherit that and show no figure.
 matplotlib.use("Agg")
@@ -35,3 +38,12 @@ def arithmetic() -> None:
     """Undo what the test before may have set for the whole process."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def blobs() -> lab.Data:
+    """Four clouds of points in ten dimensions: 160 to train on, 40 held out, 100 to test."""
+    source = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 4
+    x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
+    return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")

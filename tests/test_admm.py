@@ -25,14 +25,6 @@ PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant"
 
 
 @pytest.fixture(scope="module")
-def blobs() -> lab.Data:
-    source = torch.Generator().manual_seed(0)
-    y = torch.arange(300) % 4
-    x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
-    return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")
-
-
-@pytest.fixture(scope="module")
 def dense(blobs) -> lab.Run:
     return lab.fit(mlp(), blobs, epochs=3, lr=0.01, **QUIET)
 

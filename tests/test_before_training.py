@@ -1,6 +1,7 @@
 """SNIP, GraSP and SynFlow against computations of their own, and that scoring moves nothing."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from pruninglab import methods
 from pruninglab.before_training import SNIP, GraSP, SynFlow
 
 Batches = list[tuple[Tensor, Tensor]]
+SMALL: dict[str, dict[str, Any]] = {key: {"width": 0.1} for key in lab.models.MODELS}
+SMALL |= {"lenet300": {}, "lenet5": {}, "resnet20": {"width": 0.25}}
 
 
 @pytest.fixture
@@ -142,12 +145,53 @@ def test_one_shot_takes_them_biases_in_or_out(data, criterion):
     assert again.masks.fingerprint == run.masks.fingerprint
 
 
-@pytest.mark.parametrize(("name", "options"), [("lenet5", {}), ("resnet20", {"width": 0.25})])
-def test_synflow_empties_no_layer(data, name, options):
-    model = lab.build(name, data, seed=0, **options)
+@pytest.mark.parametrize(("name", "criterion"), [("snip", SNIP()), ("grasp", GraSP()), ("synflow", SynFlow())])
+def test_a_name_is_the_criterion_with_its_defaults(data, name, criterion):
+    assert lab.criteria.resolve(name) == criterion
+    model = lab.build("lenet5", data, seed=0)
+    by_name, masks = lab.prune(model, 0.9, name, data=data)
+    assert masks.fingerprint == lab.prune(model, 0.9, criterion, data=data)[1].fingerprint
+    assert masks.kept == masks.total - lab.masks.count(masks.total, 0.9)
+    methods_ = (methods.OneShot(0.9, name), methods.Gradual(lab.Cubic(0.9), name, cuts=2))
+    for run in (lab.fit(by_name, data, m, epochs=1, progress=False) for m in methods_):
+        assert run.masks.kept == masks.kept
+        assert run.config["methods"][0]["criterion"] == name
+    with pytest.raises(lab.ConfigError, match="needs data"):
+        lab.prune(model, 0.9, name)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_counts_are_exact_on_every_model_with_every_criterion_and_scope(data, name):
+    model = lab.build(name, data, seed=0, **SMALL[name])
+    total = sum(w.numel() for w in lab.prunable(model).values())
+    for criterion in ("snip", SNIP(init="fresh"), "grasp", "synflow", "random"):
+        for sparsity, scope in zip((0.9, 1 - 1 / 15, 0.95, 0.98), ("global", "layer", "erk", "global"), strict=True):
+            _, masks = lab.prune(model, sparsity, criterion, scope=scope, data=data)
+            assert abs(masks.kept - (1 - sparsity) * total) <= 0.5 + 1e-6
+            assert not (scope != "global" and masks.collapsed)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20", "vgg16"])
+def test_synflow_empties_no_layer(data, name):
+    model = lab.build(name, data, seed=0, **SMALL[name])
     run = lab.fit(model, data, methods.SynFlow(0.98), epochs=0, progress=False)
     assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, 0.98)
     assert not run.masks.collapsed
+
+
+def test_a_criterion_that_empties_layers_says_so(data):
+    """One round of SynFlow does, as its paper shows; and so do SNIP and global magnitude, at few weights."""
+    model = lab.build("resnet20", data, seed=0, **SMALL["resnet20"])
+    for criterion in ("snip", "synflow", "magnitude"):
+        run = lab.fit(model, data, methods.OneShot(0.995, criterion), epochs=0, progress=False)
+        assert run.result.collapsed == run.masks.collapsed != []
+        assert f"nothing is left of {run.masks.collapsed[0]}" in repr(run)
+        assert run.result.row()["collapsed_layers"] == len(run.masks.collapsed)
+        assert f"{len(run.masks.collapsed)} layers emptied" in lab.results.table({"a": run})["status"]["a"]
+        figure = lab.plots.layers(run)
+        assert f"Nothing is left of {run.masks.collapsed[0].removesuffix('.weight')}" in figure.alt
+        assert [text.get_text() for text in figure.axes[0].texts] == ["x: nothing left"]
+    assert "emptied" not in str(lab.results.table({"a": lab.fit(model, data, epochs=0, progress=False)}))
 
 
 def test_synflow_may_empty_one_of_two_ways_and_says_so(data):

@@ -45,11 +45,17 @@ METHODS: dict[str, list[lab.Method]] = {
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
     "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
+    "SoftSharing": [methods.SoftSharing(tau=0.1)],
+    "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.5)],
+    "TargetedDropout": [methods.TargetedDropout(0.9)],
+    "TargetedDropout-units": [methods.TargetedDropout(lab.Linear(0.5), 0.9, unit="channel", end=0.5)],
     "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
     "WeightMom-window": [
-        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1)
+        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1, watch=4)
     ],
     "WeightMom-together": [methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, reading="off")],
+    "N2NSkip": [methods.N2NSkip(0.9)],
+    "N2NSkip-snip-channel": [methods.N2NSkip(0.8, "snip", 0.3, "channel", scope="layer")],
     "SynFlow": [methods.SynFlow(0.9, rounds=10)],
     "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
 }
@@ -78,6 +84,9 @@ def test_the_list_names_every_method():
 def test_contract(model, data, made, tmp_path, monkeypatch):
     if any("fc*" in str(m) for m in made) and not hasattr(model, "fc1"):
         made = [methods.Gradual(lab.Narang({"*conv*": 0.5}))]
+    if any(isinstance(m, methods.N2NSkip) for m in made):  # it has nothing to share with on a plain net
+        built = vars(model)["_pruninglab"]
+        model = lab.build("n2nskip", data, seed=0, base=built["name"], **built["options"])
     run = train(model, data, made, seed=1)
 
     # the target is reached exactly, or the record says that it was missed

@@ -69,6 +69,19 @@ def test_splits_keep_the_share_of_every_class(digits: Data):
     assert (digits.test.y.bincount() - (pool + digits.test.y.bincount()) / 1797 * 360).abs().max() < 1
 
 
+def test_choosing_on_test_is_asked_for_by_name_and_said(digits: Data):
+    data = load("digits", val="test")
+    assert rows(data.val) == rows(data.test) == rows(digits.test)
+    assert rows(data.train) == rows(digits.train) | rows(digits.val)
+    assert data.val_is_test
+    assert data.to("cpu").val_is_test
+    assert "choices are made on test" in repr(data)
+    assert not digits.val_is_test
+    assert "choices" not in repr(digits)
+    with pytest.raises(ConfigError, match="val='test'"):
+        load("digits", val="val")
+
+
 def test_a_subset_has_the_exact_size_and_the_share_of_every_class(digits: Data):
     small = load("digits", train=200, test=50, val=0.2)
     assert [len(split) for split in (small.train, small.val, small.test)] == [160, 40, 50]

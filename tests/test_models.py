@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vgg16": {"width": 0.1},
     "resnet20": {},
     "resnet50": {"width": 0.1},
+    "n2nskip": {"width": 0.1},
 }
 
 
@@ -58,6 +59,10 @@ def same_bits(a: nn.Module, b: nn.Module) -> bool:
         # 23,447,232 convolutions + 53,120 BatchNorm + 20,490; published 23.5M
         ("resnet50", COLOUR, {}, 23_520_842),
         ("resnet50", COLOUR, {"shortcut": "A"}, 20_744_266),
+        # and 1,920,384 in four convolutions, 2,816 in their BatchNorm
+        ("n2nskip", COLOUR, {}, 16_909_898),
+        ("n2nskip", COLOUR, {"share_bn": True}, 16_907_082),
+        ("n2nskip", COLOUR, {"base": "resnet20"}, 269_722 + 96_768 + 2 * 320),
     ],
 )
 def test_parameter_counts(name: str, data: Images, options: dict[str, Any], expected: int):

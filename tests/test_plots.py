@@ -9,7 +9,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import pruninglab as lab
-from pruninglab.methods import Gradual, OneShot
+from pruninglab.methods import L2, GatedPruning, Gradual, OneShot, RelevanceL2, WeightMom
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,175 @@ def test_comparison_draws_a_single_run_hollow():
     assert "a 0.600 (n = 2)" in figure.alt
 
 
+@pytest.fixture(scope="module")
+def watched() -> lab.Run:
+    data = lab.load("digits", train=200, test=60, size=14)
+    method = WeightMom(lab.Cubic(0.8), watch=9, start=0.25, end=0.75)
+    return lab.fit(lab.build("lenet5", data), data, method, epochs=4, progress=False)
+
+
+def drawn(axes: Any, marker: str = "o") -> list[list[float]]:
+    return [np.asarray(line.get_xdata()).tolist() for line in axes.lines if line.get_marker() == marker]
+
+
+def test_trajectories_end_where_a_weight_is_cut(watched):
+    layer = "conv2.weight"
+    figure: Any = lab.plots.trajectories(watched, layer)
+    method: Any = watched.methods[0]
+    magnitude, momentum, threshold = method.trajectories[layer].unbind(1)
+    kept = watched.masks[layer].flatten()[method.watched[layer]]
+    assert 0 < kept.sum() < 9
+    for axes, values in zip(figure.axes, (magnitude, momentum), strict=True):
+        curves = [line for line in axes.lines if line.get_marker() != "x"]
+        assert np.array_equal(curves[-1].get_ydata(), threshold[:, 0], equal_nan=True)
+        assert [line.get_linestyle() for line in curves[:-1]] == ["-"] * 5 + [":"] * 4
+        crosses = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "x"]
+        ends = []
+        for i, curve in enumerate(curves[:-1]):
+            last = 4 if kept[i] else int((magnitude[:, i] > 0).sum())
+            assert np.array_equal(curve.get_ydata(), values[:last, i], equal_nan=True)
+            ends += [] if kept[i] else [[last, float(values[last - 1, i])]]
+        assert crosses == ends
+        assert {cut.step // watched.steps_per_epoch for cut in watched.cuts} >= {end[0] for end in ends}
+    assert f"{int(kept[:5].sum())} of 5 chosen and {int(kept[5:].sum())} of 4 random stay" in figure.alt
+    assert figure.axes[0].get_ylabel() == "|w| in conv2"
+    assert "fc1" in lab.plots.trajectories(watched).alt  # the largest layer
+    with pytest.raises(lab.ConfigError, match=r"layer='conv9' was not followed; expected one of conv1"):
+        lab.plots.trajectories(watched, "conv9")
+
+
+def test_importance_shows_the_readings_side_by_side(watched):
+    figure = lab.plots.importance(watched.masks, ("text", "formula", "literal"))
+    sizes, mean = [500, 25_000, 225_000, 5_000], 255_500 / 4
+    expected = [
+        [size / mean * place for place, size in enumerate(sizes, 1)],
+        [size / mean / place for place, size in enumerate(sizes, 1)],
+        [255_500 / place for place in (1, 2, 3, 4)],
+    ]
+    for axes, ratios in zip(figure.axes, expected, strict=True):
+        assert drawn(axes) == [pytest.approx(ratios)]
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        '"text": the cut share grows with it',
+        '"formula": the kept share grows with it',
+        '"literal": the kept share grows with it',
+    ]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["conv1", "conv2", "fc1", "fc2"]
+    assert "text: conv1 0.00783" in lab.plots.importance(watched).alt
+
+
+def test_survival_has_a_row_a_layer_and_a_column_an_epoch(watched):
+    figure: Any = lab.plots.survival(watched)
+    shares = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    expected = [[h["kept"][n] / m.numel() for h in watched.history] for n, m in watched.masks.items()]
+    assert np.allclose(shares, expected)
+    assert len(shares[0]) == 4
+    assert f"fc1 100.00% to {expected[2][-1]:.2%}" in figure.alt
+    data = watched.data
+    late = lab.fit(lab.build("lenet5", data), data, WeightMom(lab.Cubic(0.8), end=1.0), epochs=2, progress=False)
+    figure = lab.plots.survival(late)
+    assert figure.axes[0].images[0].get_array().shape == (4, 3)  # cut after the last validation
+    emptied = lab.fit(watched, data, masks=watched.masks & lab.Masks(hollow(watched)), epochs=1, progress=False)
+    figure = lab.plots.survival(emptied.result)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[0]]
+    with pytest.raises(lab.ConfigError, match="no epochs"):
+        lab.plots.survival(lab.fit(watched, data, epochs=0, progress=False))
+
+
+def hollow(run: lab.Run) -> dict[str, torch.Tensor]:
+    return {n: torch.full_like(m, n != "conv1.weight") for n, m in run.masks.items()}
+
+
+def test_agreement_is_the_jaccard_index_of_each_pair(runs):
+    a = lab.Masks(x=torch.tensor([1, 1, 0, 0]).bool(), y=torch.tensor([1, 0, 0, 0]).bool())
+    b = lab.Masks(x=torch.tensor([0, 1, 1, 0]).bool(), y=torch.tensor([1, 1, 0, 0]).bool())
+    c = lab.Masks(x=torch.tensor([0, 0, 0, 0]).bool(), y=torch.tensor([1, 0, 0, 0]).bool())
+    figure = lab.plots.agreement(a, b, c, labels=["a", "b", "c"])
+    assert drawn(figure.axes[0]) == [[1 / 3, 1 / 2], [0, 1], [0, 1 / 2]]
+    # of random masks with 2 and 2 of 4: 1/4 in both of 3/4 in either; with 1 and 2 of 4: 1/8 of 5/8
+    assert drawn(figure.axes[0], "|")[0] == pytest.approx([1 / 3, 1 / 5])
+    assert "a and b: x 0.33, y 0.50; a and c: x 0.00, y 1.00" in figure.alt
+    nothing = lab.Masks(x=c["x"], y=c["y"])
+    assert np.isnan(drawn(lab.plots.agreement(c, nothing, labels=["c", "d"]).axes[0])[0][0])
+    same = lab.plots.agreement(runs[0], runs[0], labels=["one", "again"])
+    assert drawn(same.axes[0]) == [[1, 1, 1, 1]]
+    with pytest.raises(lab.ConfigError, match="1 masks cannot agree"):
+        lab.plots.agreement(a)
+    with pytest.raises(lab.ConfigError, match="different layers"):
+        lab.plots.agreement(a, runs[0])
+
+
 def test_schedules_and_filters_draw(runs):
     assert "Cubic(final=0.9" in lab.plots.schedule(lab.Cubic(0.9), lab.Narang({"a": 0.5})).alt
     assert "conv1" in lab.plots.filters(runs[0].model, "conv1").alt
     assert "of 5,000 left" in lab.plots.filters(runs[0].model, "fc2", runs[0].masks).alt
+
+
+@pytest.fixture(scope="module")
+def gated() -> lab.Run:
+    """Eight evaluations of which the first three are above the bound, and λ that restarts at each cut."""
+    data = lab.load("digits", train=200, test=60, size=14)
+    dense = lab.fit(lab.build("lenet5", data), data, epochs=4, progress=False)
+    methods = [RelevanceL2(1e-3, alpha=10.0), GatedPruning(0.3, share=0.7, eval_interval=2, patience=None)]
+    return lab.fit(dense, data, *methods, epochs=8, batch_size=90, progress=False)
+
+
+def y_of(line) -> list[float]:
+    return np.asarray(line.get_ydata()).tolist()
+
+
+def test_relevance_draws_what_was_felt(gated):
+    method = gated.methods[0]
+    figure = lab.plots.relevance(gated)
+    left, right = figure.axes
+    layers = list(gated.weights)
+    shares = [patch.get_data().values for patch in left.patches]  # pyright: ignore[reportAttributeAccessIssue]
+    assert [s.sum() for s in shares] == pytest.approx([1.0] * len(layers))
+    last = {row["layer"]: row for row in method.felt}
+    assert shares[2].tolist() == pytest.approx([c / sum(last[layers[2]]["counts"]) for c in last[layers[2]]["counts"]])
+    of_conv1 = [row for row in method.felt if row["layer"] == "conv1.weight"]
+    assert y_of(right.lines[0]) == pytest.approx([1 / (1 + 10 * row["largest"]) for row in of_conv1])
+    assert y_of(right.lines[1]) == pytest.approx([1 / (1 + 10 * row["median"]) for row in of_conv1])
+    assert np.asarray(right.lines[0].get_xdata()).tolist() == list(range(1, 9))
+    assert f"conv1 {1 / (1 + 10 * of_conv1[-1]['largest']):.4g}" in figure.alt
+
+
+def test_gate_draws_each_decision_and_what_it_did(gated):
+    gate = gated.methods[1]
+    figure = lab.plots.gate(gated)
+    accuracy, sparsity, strength = figure.axes
+    cut, not_cut, bound = accuracy.lines
+    assert y_of(cut) == [e["accuracy"] for e in gate.evaluations if e["accepted"]]
+    assert y_of(not_cut) == [e["accuracy"] for e in gate.evaluations if not e["accepted"]]
+    assert len(y_of(cut)) == gate.accepted >= 1
+    assert y_of(bound) == [0.3, 0.3]
+    assert y_of(sparsity.lines[0])[-1] == pytest.approx(gated.sparsity)
+    steps, values = (np.asarray(v) for v in strength.lines[0].get_data())
+    for cut in gated.cuts:  # λ falls to 0 within two steps, an epoch, and restarts at each cut
+        after = values[steps >= cut.step][0]
+        assert after == pytest.approx(1e-3, rel=0.02)
+    assert values[steps < gated.cuts[0].step][-1] == pytest.approx(0, abs=2e-5)
+    assert f"{gate.accepted} of 8 evaluations were above 0.3" in figure.alt
+    assert (
+        len(lab.plots.gate(lab.fit(gated, gated.data, L2(), gate, epochs=1, batch_size=90, progress=False)).axes) == 2
+    )
+
+
+def test_layers_beside_a_reference(runs):
+    figure = lab.plots.layers(runs[0], reference={"fc1.weight": 0.001, "conv1.weight": 0.3})
+    diamonds = next(line for line in figure.axes[0].lines if line.get_marker() == "D")
+    assert (np.asarray(diamonds.get_xdata()).tolist(), y_of(diamonds)) == ([0.001, 0.3], [2, 0])
+    assert figure.axes[0].get_xlim()[0] < 0.001
+    assert "reference: fc1.weight 0.10%, conv1.weight 30.00%" in figure.alt
+    with pytest.raises(lab.ConfigError, match="reference names fc9"):
+        lab.plots.layers(runs[0], reference={"fc9": 0.3})
+
+
+def test_sizes_draws_three_bars_a_run(runs):
+    figure = lab.plots.sizes(*runs[:2], labels=["a", "b"])
+    widths = [[bar.get_width() * 1000 for bar in bars] for bars in figure.axes[0].containers]
+    kinds = ("bytes", "bzip2_bytes", "sparse_bytes")
+    assert widths == [pytest.approx([run.result.size[kind] for run in runs[:2]]) for kind in kinds]
+    assert f"b: dense file {runs[1].result.size['bytes']:,}, dense file after bzip2" in figure.alt
 
 
 def test_a_figure_shows_itself_and_needs_no_window(runs):
@@ -72,6 +237,14 @@ def test_what_cannot_be_drawn_is_said(runs):
         lab.plots.layers(runs[0], lab.Masks(a=runs[0].masks["fc1.weight"]))
     with pytest.raises(lab.ConfigError, match="differ in data"):
         lab.plots.comparison(pd.DataFrame({"data": ["a", "b"], "settings": "s", "test_accuracy": 0.5}))
+    with pytest.raises(lab.ConfigError, match="followed no weights"):
+        lab.plots.trajectories(runs[0])
+    with pytest.raises(lab.ConfigError, match="trained with RelevanceL2"):
+        lab.plots.relevance(runs[0])
+    with pytest.raises(lab.ConfigError, match="trained with GatedPruning"):
+        lab.plots.gate(runs[0])
+    with pytest.raises(lab.ConfigError, match="differ in chosen_on"):
+        lab.plots.comparison(pd.DataFrame({"data": "a", "chosen_on": ["val", "test"], "settings": "s"}))
     with pytest.raises(lab.ConfigError, match="no results"):
         lab.plots.comparison(pd.DataFrame())
 
@@ -93,7 +266,9 @@ def test_ways_draw_a_line_each_and_the_dense_net_dashed():
     half = np.diff(bars.lines[2][0].get_segments()[0][:, 1])[0] / 2
     assert half == pytest.approx(12.706 * 0.1 / 2, rel=1e-3)  # t of one degree of freedom, deviation 0.1 / sqrt 2
     assert "ticket 0.750 at 10.0%, 0.850 at 50.0%" in figure.alt
-    with pytest.raises(lab.ConfigError, match="nothing to draw"):
+    records = table.rename(columns={"sparsity": "sparsity_weights"})
+    assert lab.plots.ways(records).alt == lab.plots.ways(table).alt
+    with pytest.raises(lab.ConfigError, match="no results"):
         lab.plots.ways(pd.DataFrame())
 
 

@@ -24,14 +24,6 @@ BITS = {"0.*": 3, "3.*": 2}
 
 
 @pytest.fixture(scope="module")
-def blobs() -> lab.Data:
-    source = torch.Generator().manual_seed(0)
-    y = torch.arange(300) % 4
-    x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
-    return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")
-
-
-@pytest.fixture(scope="module")
 def pruned(blobs) -> lab.Run:
     return lab.fit(mlp(), blobs, Gradual(lab.Cubic(0.8), scope="layer"), epochs=6, lr=0.01, **QUIET)
 

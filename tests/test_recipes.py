@@ -3,18 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab.recipes import iterative
-
-
-@pytest.fixture(scope="module")
-def blobs() -> lab.Data:
-    source = torch.Generator().manual_seed(0)
-    y = torch.arange(300) % 4
-    x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
-    return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")
 
 
 def mlp(dropout: float = 0.0) -> nn.Sequential:

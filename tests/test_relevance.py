@@ -1,5 +1,6 @@
 """Regularizers by hand and against autograd, and the gate: what it cuts, when it ends, what it hands on."""
 
+import importlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,19 +13,12 @@ from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab.methods import L1, L2, LOBSTER, GatedPruning, RelevanceL2, Sensitivity
-from pruninglab.recipes import gated
+from pruninglab.methods.relevance import EDGES
+from pruninglab.recipes import bonetta, gated, search
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
 WEIGHTS = (2.0, -3.0, 1.5, 1.0)
-
-
-@pytest.fixture(scope="module")
-def blobs() -> lab.Data:
-    source = torch.Generator().manual_seed(0)
-    y = torch.arange(300) % 4
-    x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
-    return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +150,18 @@ def test_alpha_0_is_plain_l2_and_weight_decay(blobs):
 
 def test_l1_by_hand():
     assert row(four_weights([0.0, 1.0, 0.0, 0.0], L1(0.5))) == pytest.approx([1.95, -3 - 0.1 + 0.05, 1.45, 0.95])
+
+
+@pytest.mark.parametrize("order", ["none", "exact"])
+def test_what_was_felt_is_kept_each_epoch(order):
+    """Gradients 0, 0.5, -3, 0.25, once 1 is cut without it: bins from 10^-9 on, four to a decade."""
+    run = four_weights([0.0, 0.5, -3.0, 0.25], RelevanceL2(0.0, second_order=order), CutAt(1), steps=2)
+    of_method: Any = run.methods[0]
+    assert [(f["step"], f["layer"], f["largest"]) for f in of_method.felt] == [(1, "weight", 3.0), (2, "weight", 3.0)]
+    assert [f["median"] for f in of_method.felt] == [0.25, 0.5]
+    filled = [{i: n for i, n in enumerate(f["counts"]) if n} for f in of_method.felt]
+    assert filled == [{0: 1, 34: 1, 35: 1, 38: 1}, {0: 1, 35: 1, 38: 1}]
+    assert EDGES[33] < 0.25 <= EDGES[34] < 0.5 <= EDGES[35]
 
 
 def test_decoupled_by_hand():
@@ -366,6 +372,31 @@ def test_only_the_pruned_net_is_evaluated(blobs, dense):
     assert not any(watch.nonzero)
 
 
+def test_a_failed_evaluation_goes_back_to_the_best_state_at_the_mask():
+    """Weights 1 to 100 fall by 0.1 a step; the best since the cut is that of step 2, which step 4 begins from."""
+    accuracies = (0.95, 0.8, 0.5, 0.6, 0.85, 0.99)
+    model, x, y = nn.Linear(100, 1, bias=False), torch.ones(24, 100), torch.zeros(24).long()
+    data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=0.5)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 2, "lr": 0.1, "loss": lambda logits, y: logits.mean()}
+    largest, momenta = {}, {}
+
+    @dataclass
+    class Watch(lab.Method):
+        def on_grad(self, run):
+            largest[run.options.momentum, run.step] = float(run.weights["weight"].detach().max())
+            state = run.optimizer.state[run.weights["weight"]]
+            momenta[run.options.momentum, run.step] = state["momentum_buffer"].clone() if state else None
+
+    for momentum in (0.0, 0.9):
+        model.weight.data = torch.arange(1.0, 101.0)[None]
+        gate = GatedPruning(0.9, share=0.2, eval_interval=1, restore=True)
+        lab.fit(model, data, Say(accuracies), gate, Watch(), **{**PLAIN, **options, "momentum": momentum})
+    # after steps 0 to 5: cut, remembered, 0.5 and 0.6 are taken back, 0.85 is better and stays
+    assert [largest[0.0, s] for s in range(6)] == pytest.approx([100, 99.9, 99.8, 99.8, 99.8, 99.7])
+    assert torch.equal(momenta[0.9, 3], momenta[0.9, 2])
+    assert torch.equal(momenta[0.9, 4], momenta[0.9, 2])
+
+
 def test_wrong_settings_are_refused(blobs):
     def refuses(match: str, made: type[lab.Method], **settings: Any) -> None:
         with pytest.raises(lab.ConfigError, match=match):
@@ -424,3 +455,79 @@ def test_the_best_state_counts_though_cutting_never_ended(blobs):
     scores += [h["val_accuracy"] for h in pruned.history if h["step"] >= last]
     assert pruned.best.score is not None
     assert pruned.best.score >= max(scores[:-1], default=0.0)
+
+
+def test_a_dense_phase_before_the_gate(blobs, tmp_path):
+    gate = GatedPruning(below_dense=0.1, share=0.2, eval_interval=1, target=0.5)
+    options: dict[str, Any] = {"lr": 0.02, "folder": tmp_path, **QUIET}
+    first, pruned, final = gated(mlp(), blobs, L2(), gate, dense=4, epochs=6, final=1, **options)
+    of_gate: Any = pruned.methods[1]
+    assert (first.masks.sparsity, pruned.start["dense"]) == (0, pruned.start["weights"])
+    assert of_gate.bound == pytest.approx(first.result.accuracy["val"]["accuracy"] - 0.1)
+    assert final.result.budget["steps_before"] == first.step + pruned.step
+    assert {p.name for p in tmp_path.glob("*.json")} == {"dense.json", "gated.json", "final.json"}
+
+
+def test_the_published_settings(monkeypatch, blobs):
+    """Table 2 as printed, and the text of section 3."""
+    asked: dict[str, Any] = {}
+    module = importlib.import_module("pruninglab.recipes.gated")
+    monkeypatch.setattr(module, "load", lambda name, **how: asked.update(how) or lab.load("digits", train=20, test=10))
+    monkeypatch.setattr(module, "gated", lambda model, data, **how: asked.update(how))
+    for task, row, val in (
+        ("MNIST", (0, 120, 5, 100, 1e-3, "adam", 1e-3, 0.987, 0.04, 250), "test"),
+        ("FashionMNIST", (24, 81, 50, 100, 1e-3, "adam", 1e-3, 0.897, 0.04, 250), 1 / 12),
+        ("ImageNet", (0, 30, 30, 100, 1e-4, "sgd", 1e-4, 0.685, 0.01, 2500), None),
+    ):
+        asked.clear()
+        bonetta(task, "paper", seed=3, **({"data": blobs, "model": mlp()} if task == "ImageNet" else {}))
+        gate, pull = asked["gate"], asked["regularizer"]
+        phases = [asked[name] for name in ("dense", "epochs", "final", "batch_size", "lr", "optimizer")]
+        assert (*phases, pull.strength, gate.lower_bound, gate.share, gate.eval_interval) == row
+        assert (pull.alpha, pull.sign, gate.counting, gate.patience) == (1, "paper", "epoch", 25)
+        assert (asked.get("val"), asked["seed"], asked["biases"]) == (val, 3, True)
+        assert (asked["gated_rate"], asked["rate"]) == ("constant", "constant")
+    bonetta("MNIST", epochs=7)
+    assert (asked["val"], asked["epochs"], asked["final"]) == (1 / 12, 7, 5)
+
+
+def test_the_published_recipe_runs(tmp_path):
+    data = lab.load("digits", train=200, test=60, size=14, val="test")
+    gate = GatedPruning(0.2, share=0.3, eval_interval=2, target=0.9)
+    short: dict[str, Any] = {"gate": gate, "epochs": 12, "final": 2, "batch_size": 40, "progress": False}
+    pruned, final = bonetta("MNIST", data=data, folder=tmp_path, **short)
+    assert (pruned.status, pruned.options.lr, pruned.options.rate(0.9)) == ("done", 1e-3, 1.0)
+    assert final.masks.kept == pruned.masks.total - round(0.9 * pruned.masks.total)
+    assert "conv1.bias" in final.masks
+    assert final.result.row()["chosen_on"] == "test"
+    assert "on the test images" in repr(final)
+
+
+def test_what_the_paper_has_not_is_refused():
+    for match, task, protocol in (
+        ("not in the paper", "CIFAR10", "paper"),
+        ("'paper' or 'holdout'", "MNIST", "test"),
+        ("give data=", "ImageNet", "paper"),
+    ):
+        with pytest.raises(lab.ConfigError, match=match):
+            bonetta(task, protocol)
+
+
+def test_search_chooses_by_validation(blobs, tmp_path):
+    def go(**how: Any):
+        gate = GatedPruning(0.5, share=0.5, eval_interval=1)
+        options: dict[str, Any] = {"epochs": 3, "final": 1, "batch_size": 160, "lr": 1e-3, "folder": tmp_path, **QUIET}
+        return search(mlp(), blobs, L2(1e-3), gate, **how, **options)
+
+    found = go(bounds=[0.0, 0.99], shares=[0.2, 0.9], at_least=0.0)
+    table = found.table()
+    cells = list(zip(table["lower_bound"], table["share"], strict=True))
+    assert cells == [(0.0, 0.2), (0.0, 0.9), (0.99, 0.2), (0.99, 0.9)]
+    assert table["status"].tolist() == ["done", "done", "target_missed", "target_missed"]
+    assert table["val"].tolist() == [runs[-1].result.accuracy["val"]["accuracy"] for runs in found.runs]
+    assert found.best is found.runs[1]  # the sparsest
+    assert {p.parent.name for p in tmp_path.glob("*/final.json")} == {
+        f"strength-0.001,lower_bound-{bound:g},share-{share:g}" for bound, share in cells
+    }
+    table = go(bounds=[0.0], shares=[0.2, 0.9], at_least=1.1).table()
+    assert table["val"][table["chosen"]].tolist() == [table["val"].max()]

@@ -1,5 +1,6 @@
 """WeightMom on trajectories and layers worked out by hand, and its exact targets in every reading and mode."""
 
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 import pruninglab as lab
 from pruninglab.masks import Masks
 from pruninglab.methods import WeightMom
-from pruninglab.methods.weightmom import importance, lowest_cut, positions
+from pruninglab.methods.weightmom import _bits, importance, lowest_cut, positions
 
 READINGS = ("text", "formula", "formula_prune", "literal", "off")
 MODES = ("ema", "window_mean", "window_max", "consecutive_below")
-NETS: dict[str, dict[str, Any]] = {"lenet5": {}, "resnet20": {"width": 0.25}}
+BASES = ("size", "density")
+NETS: dict[str, dict[str, Any]] = {"lenet5": {}, "resnet20": {"width": 0.25}, "vgg16": {"width": 0.1}}
+SMALL: dict[str, dict[str, Any]] = {key: {"width": 0.1} for key in lab.models.MODELS} | {"lenet300": {}} | NETS
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,12 @@ def test_eligible_is_low_in_enough_epochs_of_the_window_or_in_a_row():
         low_first = [[1.0, 9, 9, 9]] * window + [[9.0, 9, 9, 1]] * window
         assert watch(made("window_max", window, window), low_first)[1].tolist() == [False, False, False, True]
         assert watch(made("window_max", window, window), low_first[:-1])[1].tolist() == [False] * 4
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.int16, 15), (torch.int64, 62)])
+def test_low_epochs_are_counted_by_their_bits(dtype, bits):
+    numbers = [0, 1, 5, 2**bits - 1, 2 ** (bits - 1), 2**bits // 3]
+    assert _bits(torch.tensor(numbers, dtype=dtype)).tolist() == [n.bit_count() for n in numbers]
 
 
 def test_quantile_is_the_share_that_the_layer_loses_by_the_end():
@@ -175,7 +184,7 @@ def test_targets_are_exact_and_no_layer_is_emptied(name, data, sparsity):
     """Every reading with every mode is too many to train; each of both is there at every target."""
     for i, reading in enumerate(READINGS):
         mode = MODES[(i + round(sparsity * 100)) % len(MODES)]
-        method = WeightMom(lab.Cubic(sparsity), mode, reading=reading, basis=("size", "density")[i % 2])
+        method = WeightMom(lab.Cubic(sparsity), mode, reading=reading, basis=BASES[i % 2])
         run, state = train(name, data, method, epochs=2, batch_size=50, lr=1e-2)
         assert run.status == "done"
         assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, sparsity)
@@ -186,6 +195,22 @@ def test_targets_are_exact_and_no_layer_is_emptied(name, data, sparsity):
 def test_fewer_weights_than_layers_are_refused_before_training(data):
     with pytest.raises(lab.ConfigError, match="cannot be spread over 20 layers"):
         train("resnet20", data, WeightMom(lab.Cubic(0.9994)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_counts_are_exact_on_every_model_with_every_option(name, data):
+    """Every reading on both bases, the modes and the two kinds of places taking turns, down three cuts."""
+    model = lab.build(name, data, seed=0, **SMALL[name])
+    for sparsity, (i, (reading, basis)) in product((0.9, 1 - 1 / 15, 0.95, 0.98), enumerate(product(READINGS, BASES))):
+        run: Any = SimpleNamespace(weights=lab.prunable(model), steps=9, epochs=3, aim=lambda _: None)
+        run.masks = Masks.full(run.weights)
+        index = ("forward", "sequential")[i // 4 % 2]
+        method = WeightMom(lab.Cubic(sparsity), MODES[i % 4], reading=reading, basis=basis, layer_index=index, end=1.0)
+        method.on_start(run)
+        for run.epoch in (1, 2, 3):
+            method.on_epoch(run)
+        assert abs(run.masks.kept - (1 - sparsity) * run.masks.total) <= 0.5 + 1e-6
+        assert not run.masks.collapsed
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -261,6 +286,7 @@ def test_memory(mode, tensors):
         {"start": 0.8},
         {"floor": 1.0},
         {"interval": 0},
+        {"watch": -1},
         {"schedule": 0.9},
     ],
     ids=str,
@@ -268,3 +294,25 @@ def test_memory(mode, tensors):
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(lab.ConfigError):
         WeightMom(**{"schedule": lab.Cubic(0.9)} | wrong)
+
+
+def test_watched_weights_are_half_chosen_half_random_and_followed_to_the_end(data):
+    watching = WeightMom(lab.Cubic(0.9), start=0.25, end=0.75, watch=8)
+    run, state = train("lenet5", data, watching, epochs=4, seed=3)
+    plain, _ = train("lenet5", data, WeightMom(lab.Cubic(0.9), start=0.25, end=0.75), epochs=4, seed=3)
+    assert plain.masks.fingerprint == run.masks.fingerprint  # to look changes nothing
+    first = lab.build("lenet5", data, seed=0)
+    for name, places in state.watched.items():
+        assert len(places.unique()) == 8
+        size = first.get_parameter(name).detach().abs().flatten()
+        ranks = size.argsort(descending=True, stable=True).argsort()[places]
+        most = min(2 * run.masks.kept_by_layer[name], len(size)) - 1
+        assert ranks[:4].tolist() == torch.linspace(0, most, 4).round().long().tolist()
+        magnitude, momentum, level = state.trajectories[name].unbind(1)
+        kept = run.masks[name].flatten()[places]
+        assert torch.equal(magnitude[-1], run.weights[name].detach().flatten()[places].abs())
+        assert (magnitude[-1] > 0).tolist() == kept.tolist()
+        assert not magnitude.isnan().any()
+        assert [bool(x) for x in momentum.isnan().all(1)] == [bool(x) for x in level.isnan().all(1)] == [0, 0, 0, 1]
+        assert torch.allclose(momentum[0], magnitude[0])  # bias-corrected: the first epoch is itself
+    assert not train("lenet5", data, WeightMom(lab.Cubic(0.9)))[1].trajectories

@@ -55,6 +55,16 @@ class Data:
             split.digest(digest)
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def val_is_test(self) -> bool:
+        """Whether choices are made on the very images that test accuracy is of: a paper's habit, never a default."""
+        if len(self.val) != len(self.test):
+            return False
+        digests = [hashlib.sha256(), hashlib.sha256()]
+        for split, digest in zip((self.val, self.test), digests, strict=True):
+            split.digest(digest)
+        return digests[0].digest() == digests[1].digest()
+
     def to(self, device: str | torch.device) -> Self:
         moved = replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
         if "fingerprint" in vars(self):
@@ -69,7 +79,8 @@ class Data:
         return table(("split", "images"), [(part, f"{len(split):,}") for part, split in self._parts()], self._title())
 
     def _title(self) -> str:
-        return f"{self.name}: {self.classes} classes, {'x'.join(map(str, self.shape))}, seed {self.seed}"
+        label = ", choices are made on test" if self.val_is_test else ""
+        return f"{self.name}: {self.classes} classes, {'x'.join(map(str, self.shape))}, seed {self.seed}{label}"
 
     def _parts(self) -> tuple[tuple[str, AnySplit], ...]:
         return ("train", self.train), ("val", self.val), ("test", self.test)
@@ -115,24 +126,27 @@ def load(
     size: int | None = None,
     train: int | None = None,
     test: int | None = None,
-    val: float = 0.1,
+    val: float | str = 0.1,
     augment: Augment = (),
     workers: int = 2,
 ) -> Data:
     """A data set by name: those of `available()`, or `folder:PATH` for PATH/train/CLASS/*.jpg and the like.
 
     `train` and `test` are numbers of images: how many to draw, or a subset with every class in its share. `val` is the
-    share of the training images held out by `seed`; nothing else depends on the seed. `size` is the side of the images.
+    share of the training images held out by `seed`; nothing else depends on the seed. `val="test"` holds nothing out
+    and chooses on the test images, as some papers do; data, runs and records then say so. `size` is the side of the
+    images.
     `augment` is applied to training batches: shift, crop, flip, cutout, joined by "+". Image files are read by
     `workers` processes; their training images are also cut at random and mirrored.
     """
-    _check_share(val)
+    if val != "test":
+        _check_share(val)
     _check_counts(train=train, test=test, size=size)
     chosen = augmentations(augment)
-    held: float | AnySplit = float(val)
+    held: float | str | AnySplit = val
     if name.startswith("folder:"):
         pool, own_val, tested, class_names = _folder(Path(name.removeprefix("folder:")), size or 224, workers)
-        held = own_val or held
+        held = held if val == "test" else own_val or held
     else:
         pool, tested, class_names = _resident(name, data_folder(root), download, size, train, test)
     pool = _subset(pool, train, f"training images of {name}")
@@ -142,7 +156,10 @@ def load(
 
 def _check_share(val: Any) -> None:
     if not isinstance(val, int | float) or not 0 < val < 1:
-        raise ConfigError(f"val={val!r} is the share of training images held out: take one between 0 and 1, as 0.1")
+        raise ConfigError(
+            f"val={val!r} is the share of training images held out: take one between 0 and 1, as 0.1; "
+            "load(val='test') chooses on the test images"
+        )
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -260,17 +277,19 @@ def _others(index: Tensor, n: int) -> Tensor:
 def _assembled(
     name: str,
     pool: AnySplit,
-    val: float | AnySplit,
+    val: float | str | AnySplit,
     test: AnySplit,
     class_names: tuple[str, ...],
     seed: int,
     augment: tuple[Augmentation, ...],
 ) -> Data:
+    if val == "test":
+        val = test
     if not isinstance(val, Split | StreamSplit):
         n = len(pool)
         if n < 2:
             raise ConfigError(f"with {n} training image none is left once {val:.0%} are held out: give 2 or more")
-        held = stratified(pool.y, min(max(1, round(val * n)), n - 1), key(seed, "validation"))
+        held = stratified(pool.y, min(max(1, round(float(val) * n)), n - 1), key(seed, "validation"))
         pool, val = pool.take(_others(held, n)), pool.take(held)
     train = replace(pool, augment=augment)
     if isinstance(train, StreamSplit):

@@ -4,13 +4,16 @@ from .admm import ADMM
 from .gated import GatedPruning
 from .gradual import Gradual
 from .lobster import LOBSTER
+from .n2nskip import N2NSkip
 from .oneshot import Dense, OneShot
 from .pgd import PGD
 from .quantize import Quantize
 from .relevance import L1, L2, RelevanceL2
 from .sensitivity import Sensitivity
 from .shared import SharedWeights
+from .soft_sharing import SoftSharing
 from .synflow import SynFlow
+from .targeted_dropout import TargetedDropout
 from .weightmom import WeightMom
 
 __all__ = [
@@ -22,11 +25,14 @@ __all__ = [
     "Dense",
     "GatedPruning",
     "Gradual",
+    "N2NSkip",
     "OneShot",
     "Quantize",
     "RelevanceL2",
     "Sensitivity",
     "SharedWeights",
+    "SoftSharing",
     "SynFlow",
+    "TargetedDropout",
     "WeightMom",
 ]

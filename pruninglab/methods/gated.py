@@ -9,7 +9,7 @@ from ..criteria import Criterion
 from ..errors import ConfigError
 from ..masks import check_sparsity, count, units
 from ..method import Method
-from ..run import accuracy
+from ..run import accuracy, load_optimizer
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -27,7 +27,8 @@ class GatedPruning(Method):
     Cutting ends at the sparsity `target`, if there is one, or at a plateau: when the best accuracy since the last cut
     is `patience` evaluations old (None: never). The run then trains on at the last mask. `evaluations` has each
     decision: step, accuracy, whether it was accepted, and the weights kept after it. The best state at the mask so far
-    is `run.best` from the evaluation after a cut on. A run that never cuts, or misses its target, ends as
+    is `run.best` from the evaluation after a cut on; with `restore` each evaluation that fails goes back to it, with
+    what the optimizer remembered then. A run that never cuts, or misses its target, ends as
     `target_missed`, and its reason says what the bound was and how near accuracy came.
 
     Deviations: the authors end an epoch early when the last 25 accuracies never rise, which hardly occurs.
@@ -43,6 +44,7 @@ class GatedPruning(Method):
     unit: str = "weight"
     target: float | None = None
     patience: int | None = 25
+    restore: bool = False
     settled: bool = field(init=False)
     bound: float = field(init=False)
     accepted: int = field(init=False)
@@ -95,6 +97,9 @@ class GatedPruning(Method):
         if accept:
             self._cut(run)
             self.accepted += 1
+        elif self.restore and run.best and reached < (run.best.score or 0.0):
+            run.best.load_into(run.model)
+            load_optimizer(run, run.best.optimizer or {})
         kept = units(run.masks, self.unit)[0]
         self.evaluations.append({"step": run.step, "accuracy": reached, "accepted": accept, "kept": kept})
         self.settled = kept <= self._wanted(run) or self._stalled()
@@ -110,7 +115,7 @@ class GatedPruning(Method):
 
     def _cut(self, run: "Run") -> None:
         kept, total = units(run.masks, self.unit)
-        keep = max(kept - max(count(kept, self.share), 1), self._wanted(run))
+        keep = max(kept - max(int(kept * self.share + 0.5), 1), self._wanted(run))
         run.cut(self.criterion, (total - keep) / total, self.scope, self.unit)
 
     def _wanted(self, run: "Run") -> int:

@@ -4,8 +4,9 @@ pruning", 2022; and the plain L2 and L1 terms that it is measured against.
 # pyright: reportPrivateImportUsage=false
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SIGNS = {"paper": 1.0, "code": -1.0}
 DECAYS = ("linear", "exponential", "none")
 SECOND_ORDERS = ("none", "literal", "exact")
+EDGES = tuple(10.0 ** (i / 4) for i in range(-36, 9))  # of the bins that |g| is counted in
 
 
 @dataclass
@@ -40,6 +42,9 @@ class RelevanceL2(Method):
     `second_order` says what becomes of the derivative of C. "none": neglected. "literal": the third term of equation 1
     as printed, λ·α·w²·sgn(|∂²L/∂w²|)/(1 + α·|g|)², with sgn(|∂²L/∂w²|) read as 1 wherever g is not 0. "exact": the true
     gradient of the whole loss, by a second backward pass through the first (a Hessian-vector product).
+
+    `felt` has |g| of the kept weights at the last step of each epoch: by layer the largest, the median, and how many
+    there are in each bin between `EDGES`, the first and the last bin open; beyond 65,536 weights of every n-th alone.
     """
 
     strength: float = 1e-3
@@ -49,6 +54,7 @@ class RelevanceL2(Method):
     coupled: bool = True
     only_prunable: bool = False
     second_order: str = "none"
+    felt: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
@@ -60,6 +66,9 @@ class RelevanceL2(Method):
         if not self.coupled and self.second_order != "none":
             raise ConfigError("the derivative of C belongs to the gradient; second_order needs coupled=True.")
 
+    def on_start(self, run: "Run") -> None:
+        self.felt = []
+
     def on_loss(self, run: "Run") -> Tensor | None:
         if self.second_order != "exact":
             return None
@@ -67,6 +76,7 @@ class RelevanceL2(Method):
         weights = [w for w in chosen if w.requires_grad]
         loss = run.options.loss(*loss_arguments(run.options.loss, run.logits, run.y, run.x))
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        self._remember(run, dict(zip(weights, gradients, strict=True)))
         terms = [(self.relevance(g) * w**2).sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
         return self._now(run) * torch.stack(terms).sum()
 
@@ -74,12 +84,16 @@ class RelevanceL2(Method):
     def on_grad(self, run: "Run") -> None:
         strength = self._now(run)
         weights = with_gradient(run, self.only_prunable)
-        if self.second_order == "exact" or not strength or not weights:
+        if self.second_order == "exact" or not weights:
             return
         gradients = gradients_of(weights)
+        self._remember(run, dict(zip(weights, gradients, strict=True)))
+        if not strength:
+            return
         factor = SIGNS[self.sign] * self.alpha
         inverse = torch._foreach_abs(gradients)  # 1/C
-        torch._foreach_mul_(inverse, factor)
+        if factor != 1:
+            torch._foreach_mul_(inverse, factor)
         torch._foreach_add_(inverse, 1.0)
         if self.second_order == "literal":
             felt = torch._foreach_abs(torch._foreach_sign(gradients))
@@ -102,6 +116,20 @@ class RelevanceL2(Method):
         """λ so long after a cut."""
         factors = {"linear": max(0.0, 1 - epochs), "exponential": math.exp(-epochs), "none": 1.0}
         return self.strength * factors[self.decay]
+
+    @torch.no_grad()
+    def _remember(self, run: "Run", gradients: Mapping[Tensor, Tensor | None]) -> None:
+        if (run.step + 1) % run.steps_per_epoch:
+            return
+        for name, weight in run.weights.items():
+            gradient, kept = gradients.get(weight), run.masks[name]
+            if gradient is not None and bool(kept.any()):
+                sizes = (gradient if bool(kept.all()) else gradient[kept]).abs().flatten()
+                some = sizes[:: max(len(sizes) // 32768, 1)]
+                places = (4 * some.log10()).floor().nan_to_num(-37.0).clamp(-37, 8)
+                bins = (places.long() + 37).bincount(minlength=len(EDGES) + 1)
+                large = {"median": float(some.median()), "largest": float(sizes.max())}
+                self.felt.append({"step": run.step + 1, "layer": name, **large, "counts": bins.tolist()})
 
     def _now(self, run: "Run") -> float:
         since = run.last_cut.step if run.last_cut else run.first_step

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..masks import Masks, Sparsity, _top, count, keep_top, spread
 from ..method import Method
 from ..schedules import Schedule
+from ..seeds import generator
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -22,6 +23,9 @@ CHOICES = {
     "basis": ("size", "density"),
     "layer_index": ("forward", "sequential"),
 }
+
+KEPT_SHARES = ("formula", "literal")
+"""The readings in which the ratio is an importance: the kept share grows with it, else the cut share."""
 
 
 @dataclass
@@ -54,6 +58,9 @@ class WeightMom(Method):
     sets the layers' shares in place of `reading`. The paper's own setting starts from a trained model and names Adam
     with a momentum of 0.9 and a rate of 0.05, halved every 30 epochs; with `optimizer="sgd", lr=0.05, batch_size=128`
     these numbers make sense.
+
+    `watch` weights of each layer are followed through all epochs for `plots.trajectories`: half of them chosen, evenly
+    by rank among the largest at the start, of which half may stay at the end, and half drawn at random.
     """
 
     schedule: Schedule
@@ -69,6 +76,7 @@ class WeightMom(Method):
     interval: int = 1
     start: float = 0.2
     end: float = 0.75
+    watch: int = 0
     settled: bool = field(init=False)
     seen: int = field(init=False)
     not_eligible: int = field(init=False)
@@ -78,6 +86,10 @@ class WeightMom(Method):
     """The last `window` magnitudes, the newest overwriting the oldest."""
     lows: dict[str, Tensor] = field(init=False)
     """A bit for each epoch of the window, set where |w| was low; "consecutive_below": how many epochs in a row."""
+    watched: dict[str, Tensor] = field(init=False)
+    """The places of the weights that are followed, the chosen ones first."""
+    trajectories: dict[str, Tensor] = field(init=False)
+    """By epoch the |w|, momentum and threshold of each of them; the last two end, as NaN, with the last cut."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):
@@ -98,12 +110,14 @@ class WeightMom(Method):
             raise ConfigError(f"floor={self.floor:g} is a share of the common density; expected 0 <= floor < 1.")
         if self.interval < 1:
             raise ConfigError(f"interval={self.interval}: at least one epoch lies between two cuts.")
+        if self.watch < 0:
+            raise ConfigError(f"watch={self.watch}: expected a number of weights in each layer, or 0.")
 
     def on_start(self, run: "Run") -> None:
         run.aim(self.schedule(1.0))
         if run.steps == 0:
             raise ConfigError("WeightMom watches weights in training, and epochs=0 has none; use more epochs.")
-        self._keeps(run.masks, self.schedule(1.0))  # refused now if a weight for each layer is too many
+        keeps = self._keeps(run.masks, self.schedule(1.0))  # refused now if a weight for each layer is too many
         self.settled = False
         self.seen = self.not_eligible = self.short_windows = 0
         whole = torch.int16 if self.window <= 15 else torch.int64
@@ -111,11 +125,18 @@ class WeightMom(Method):
         self.average = {n: torch.zeros_like(w) for n, w in run.weights.items()} if self.mode == "ema" else {}
         windows = self.mode in ("window_mean", "window_max")
         self.past = {n: w.new_zeros(self.window, *w.shape) for n, w in run.weights.items()} if windows else {}
+        if self.watch:
+            sizes = {name: weight.detach().abs().flatten() for name, weight in run.weights.items()}
+            self.watched = {n: self._places(size, 2 * keeps[n], run.options.seed) for n, size in sizes.items()}
+        else:
+            self.watched = {}
+        self.trajectories = {n: torch.full((run.epochs, 3, len(p)), math.nan) for n, p in self.watched.items()}
 
     def on_epoch(self, run: "Run") -> None:
+        levels = {} if self.settled else self._note(run)
+        self._follow(run, levels)
         if self.settled:
             return
-        self._note(run)
         first, last = max(round(self.start * run.epochs), 1), max(round(self.end * run.epochs), 1)
         if run.epoch < first or (run.epoch < last and (run.epoch - first) % self.interval):
             return
@@ -138,17 +159,18 @@ class WeightMom(Method):
         needed = math.ceil(self.min_epochs_below * min(self.seen, self.window) / self.window)
         if self.mode == "consecutive_below":
             return {name: streak >= needed for name, streak in self.lows.items()}
-        bits = range(self.window)
-        return {n: sum(((low >> i) & 1 for i in bits), torch.zeros_like(low)) >= needed for n, low in self.lows.items()}
+        return {name: _bits(low) >= needed for name, low in self.lows.items()}
 
     @property
     def _beta(self) -> float:
         return 1 - 1 / self.window if self.beta is None else self.beta
 
-    def _note(self, run: "Run") -> None:
+    def _note(self, run: "Run") -> dict[str, Tensor]:
+        """Bring momentum and eligibility up to this epoch; returns the threshold of each layer."""
         magnitudes = {name: weight.detach().abs() for name, weight in run.weights.items()}
-        for name, below in self._below(run, magnitudes).items():
-            low = self.lows[name]
+        levels = self._levels(run, magnitudes)
+        for name, magnitude in magnitudes.items():
+            low, below = self.lows[name], magnitude <= levels[name]
             if self.mode == "consecutive_below":
                 low.add_(1).clamp_(max=self.window).mul_(below)
             else:  # the newest epoch is the lowest bit, the oldest drops out
@@ -158,17 +180,33 @@ class WeightMom(Method):
         for name, past in self.past.items():
             past[self.seen % self.window] = magnitudes[name]
         self.seen += 1
+        return levels
 
-    def _below(self, run: "Run", magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _levels(self, run: "Run", magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(self.threshold, str):
-            return {name: m < self.threshold for name, m in magnitudes.items()}
+            return {name: m.new_tensor(self.threshold) for name, m in magnitudes.items()}
         final = self.schedule(1.0)
         if self._together(final):
             everything = torch.cat([m.flatten() for m in magnitudes.values()])
-            lowest = _kth(everything, count(len(everything), final))  # pyright: ignore[reportArgumentType]
-            return {name: m <= lowest for name, m in magnitudes.items()}
+            return dict.fromkeys(magnitudes, _kth(everything, count(len(everything), final)))  # pyright: ignore[reportArgumentType]
         keeps = self._keeps(run.masks, final)
-        return {name: m <= _kth(m.flatten(), m.numel() - keeps[name]) for name, m in magnitudes.items()}
+        return {name: _kth(m.flatten(), m.numel() - keeps[name]) for name, m in magnitudes.items()}
+
+    def _places(self, magnitudes: Tensor, largest: int, seed: int) -> Tensor:
+        """Of one layer: `watch` weights, half of them evenly by rank among the largest, the others at random."""
+        number = min(self.watch, len(magnitudes))
+        ranks = torch.linspace(0, min(largest, len(magnitudes)) - 1, number - number // 2).round().long().unique()
+        chosen = magnitudes.cpu().argsort(descending=True, stable=True)[ranks]
+        others = torch.randperm(len(magnitudes), generator=generator(seed, "watch"))
+        return torch.cat([chosen, others[~torch.isin(others, chosen)][: number - len(chosen)]])
+
+    def _follow(self, run: "Run", levels: Mapping[str, Tensor]) -> None:
+        momentum = self.momentum(run.weights) if levels and self.watched else {}
+        for name, places in self.watched.items():
+            row = self.trajectories[name][run.epoch - 1]
+            row[0] = run.weights[name].detach().flatten()[places].abs()
+            if levels:
+                row[1], row[2] = momentum[name].flatten()[places], levels[name]
 
     def _cut(self, run: "Run", sparsity: Sparsity) -> None:
         masks, momentum, eligible = run.masks, self.momentum(run.weights), self.eligible()
@@ -187,7 +225,7 @@ class WeightMom(Method):
         else:
             new = Masks()
             for name, mask in masks.items():
-                cut = int(mask.sum()) - keeps[name]
+                cut = int(mask.count_nonzero()) - keeps[name]
                 kept, missed = lowest_cut(momentum[name].flatten(), mask.flatten(), eligible[name].flatten(), cut)
                 new[name] = kept.view_as(mask)
                 self.not_eligible += missed
@@ -210,7 +248,7 @@ class WeightMom(Method):
             least = {name: min(kept[name], 1) for name in masks}
         shares = self._importance(masks)
         quotas = [shares[name.rpartition(".")[0]] * total[name] for name in masks]
-        if self.reading in ("formula", "literal"):
+        if self.reading in KEPT_SHARES:
             keeps = _between(keep, quotas, list(least.values()), list(kept.values()))
         else:
             already, most = [[total[n] - left[n] for n in masks] for left in (kept, least)]
@@ -258,9 +296,21 @@ def positions(layers: Iterable[str], layer_index: str = "forward") -> dict[str, 
 def lowest_cut(momentum: Tensor, alive: Tensor, eligible: Tensor, cut: int) -> tuple[Tensor, int]:
     """What is left of `alive` without `cut` weights, the eligible first; and how many were cut that were not."""
     low, other = alive & eligible, alive & ~eligible
-    lows = int(low.sum())
+    lows = int(low.count_nonzero())
     missed = max(cut - lows, 0)
-    return _top(momentum, low, lows - (cut - missed)) | _top(momentum, other, int(other.sum()) - missed), missed
+    return _top(momentum, low, lows - (cut - missed)) | _top(
+        momentum, other, int(other.count_nonzero()) - missed
+    ), missed
+
+
+def _bits(numbers: Tensor) -> Tensor:
+    """How many bits of each number are set: of each two, then of each four, and so on side by side."""
+    width = 8 * numbers.element_size()
+    for shift in (1, 2, 4, 8, 16, 32):
+        if shift < width:
+            every_other = sum(2**i for i in range(width - 1) if not i // shift % 2)
+            numbers = (numbers & every_other) + ((numbers >> shift) & every_other)
+    return numbers
 
 
 def _between(total: int, quotas: Sequence[float], least: Sequence[int], most: Sequence[int]) -> list[int]:

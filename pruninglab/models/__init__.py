@@ -5,7 +5,6 @@ To add one, write a function `(shape, classes, *, options) -> nn.Module` and ent
 `build` also takes the function itself.
 """
 
-import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -21,8 +20,9 @@ from ..results import describe, label
 from ..seeds import own_randomness
 from .alexnet import alexnet
 from .lenet import lenet5, lenet300
+from .n2nskip import n2nskip
 from .resnet import resnet20, resnet50
-from .shapes import Shape, checked
+from .shapes import Shape, checked, made
 from .transformer import transformer
 from .vgg import vgg16
 from .weights import first_line, load_weights, read_weights
@@ -35,6 +35,7 @@ __all__ = [
     "lenet5",
     "lenet300",
     "load_weights",
+    "n2nskip",
     "read_weights",
     "resnet20",
     "resnet50",
@@ -49,6 +50,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg16,
     "resnet20": resnet20,
     "resnet50": resnet50,
+    "n2nskip": n2nskip,
 }
 _TORCHVISION = "torchvision:"
 # In training these two return a tuple with auxiliary logits; without them they return logits like every other model.
@@ -88,11 +90,11 @@ def build(
     classes = data.classes
     shape: Any = tuple(data.shape) if len(data.shape) == 1 else checked(data.shape, classes)  # tokens, or images
     if not isinstance(name, str):
-        make = partial(_own, name, shape, classes, options)
+        make = partial(made, name, shape, classes, options)
     elif name.startswith(_TORCHVISION):
         make = partial(_from_torchvision, name.removeprefix(_TORCHVISION), shape, classes, options)
     else:
-        make = partial(_own, MODELS[_known(name, available())], shape, classes, options)
+        make = partial(made, MODELS[_known(name, available())], shape, classes, options)
     with own_randomness(seed):
         model = make()
     if weights is not None:
@@ -112,20 +114,6 @@ def _known(name: str, names: list[str], prefix: str = "") -> str:
         + f" Expected one of {', '.join(names)}"
         + ("" if prefix else f", {_TORCHVISION}NAME, or a function (shape, classes) -> nn.Module")
     )
-
-
-def _own(make: Callable[..., nn.Module], shape: Shape, classes: int, options: dict[str, Any]) -> nn.Module:
-    parameters = inspect.signature(make).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        valid = list(parameters)[2:]
-        unknown = [option for option in options if option not in valid]
-        if unknown:
-            label = getattr(make, "__name__", type(make).__name__)
-            raise ConfigError(f"{label} has no option {', '.join(unknown)}; it has {', '.join(valid) or 'none'}")
-    model = make(shape, classes, **options)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{make!r} returned {type(model).__name__}; expected an nn.Module")
-    return model
 
 
 def _from_torchvision(name: str, shape: Shape, classes: int, options: dict[str, Any]) -> nn.Module:

@@ -47,7 +47,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, option: Shortcut) -> nn.Mo
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions beside a shortcut. What joins x goes to the first activation, if that takes it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, option: Shortcut):
         super().__init__()
@@ -56,8 +56,8 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride, option)
         self.relu2 = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu1(self.bn1(self.conv1(x)))
+    def forward(self, x: Tensor, *joining: Tensor) -> Tensor:
+        out = self.relu1(self.bn1(self.conv1(x)), *joining)
         out = self.bn2(self.conv2(out))
         return self.relu2(out + self.shortcut(x))
 
@@ -74,8 +74,8 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride, option)
         self.relu3 = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu1(self.bn1(self.conv1(x)))
+    def forward(self, x: Tensor, *joining: Tensor) -> Tensor:
+        out = self.relu1(self.bn1(self.conv1(x)), *joining)
         out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         return self.relu3(out + self.shortcut(x))

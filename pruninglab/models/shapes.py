@@ -1,6 +1,9 @@
-"""What every model checks and computes about the images it is built for."""
+"""What every model checks and computes about its options and the images it is built for."""
 
+import inspect
+from collections.abc import Callable
 from math import ceil
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +25,21 @@ def checked(shape: tuple[int, ...], classes: int, smallest: int = 1) -> Shape:
     if not isinstance(classes, int) or classes < 1:
         raise ConfigError(f"classes is {classes!r}; expected a whole number above 0")
     return sides
+
+
+def made(make: Callable[..., nn.Module], shape: Shape, classes: int, options: dict[str, Any]) -> Any:
+    """What the function returns; an option that it does not have is refused with those that it has."""
+    parameters = inspect.signature(make).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        valid = list(parameters)[2:]
+        unknown = [option for option in options if option not in valid]
+        if unknown:
+            label = getattr(make, "__name__", type(make).__name__)
+            raise ConfigError(f"{label} has no option {', '.join(unknown)}; it has {', '.join(valid) or 'none'}")
+    model = make(shape, classes, **options)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{make!r} returned {type(model).__name__}; expected an nn.Module")
+    return model
 
 
 def scaled(channels: int, width: float) -> int:

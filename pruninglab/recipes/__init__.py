@@ -3,7 +3,7 @@
 from .admm import admm
 from .deep_compression import deep_compression
 from .enhanced import enhanced
-from .gated import gated
+from .gated import bonetta, gated, search
 from .iterative import iterative
 from .progressive import progressive
 from .quantize import quantize
@@ -14,6 +14,7 @@ from .trials import Trials
 __all__ = [
     "Trials",
     "admm",
+    "bonetta",
     "deep_compression",
     "enhanced",
     "gated",
@@ -21,5 +22,6 @@ __all__ = [
     "progressive",
     "quantize",
     "scratch",
+    "search",
     "tickets",
 ]

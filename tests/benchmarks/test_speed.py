@@ -100,3 +100,40 @@ def epoch(run: lab.Run) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_end_of_epoch", lambda run, loss, bar: setattr(run, "epoch", 1))
         train._train(run, 0.0, 0, None, 10**9, False)
+
+
+def test_weightmom_keeps_its_books_in_two_percent_of_an_epoch(data):
+    """What it does after an epoch, cut included, against training on as many images as MNIST has.
+
+    It goes by the weights, not by the images: against an epoch of few images it is more, and that is printed too.
+    """
+    model = lab.build("lenet5", data)
+    run, watched = (lab.fit(model, data, epochs=1, progress=False) for _ in range(2))
+    method = lab.methods.WeightMom(lab.Cubic(0.95), start=0.0, end=1.0)
+    watched.epochs, watched.epoch = 60, 0
+    method.on_start(watched)
+
+    def books() -> None:
+        for _ in range(8):
+            watched.epoch += 1
+            method.on_epoch(watched)
+
+    with torch.no_grad():
+        books()
+        training = [(seconds(books) / 8, seconds(lambda: torch.enable_grad()(epoch)(run))) for _ in range(6)]
+    found = statistics.median(book / trained for book, trained in training)
+    of_mnist = found * IMAGES / 55_000
+    print(f"\nbookkeeping of WeightMom / epoch, lenet5: {of_mnist:.4f} of 55,000 images, {found:.4f} of {IMAGES:,}")
+    assert of_mnist <= 0.02
+
+
+def test_relevance_costs_at_most_five_percent_of_a_step(data):
+    def trained(*made: lab.Method) -> lab.Run:
+        return lab.fit(lab.build("lenet5", data), data, *made, epochs=1, progress=False)
+
+    relevance = lab.methods.RelevanceL2
+    plain, closed, double = trained(), trained(relevance()), trained(relevance(second_order="exact"))
+    found = ratio(lambda: epoch(closed), lambda: epoch(plain), rounds=15)
+    twice = ratio(lambda: epoch(double), lambda: epoch(plain))
+    print(f"\nstep with relevance / plain step, lenet5, batch {BATCH}: {found:.3f}; by double backward {twice:.2f}")
+    assert found <= 1.05

@@ -1,0 +1,123 @@
+"""N2NSkip: Subramaniam and Sharma, "N2NSkip: Learning highly sparse networks using neuron-to-neuron skip connections",
+2020.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import floor
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..criteria import Criterion
+from ..errors import ConfigError
+from ..masks import Masks, count, keep_top, spread
+from ..method import Method
+from ..models.n2nskip import is_skip
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+GRANULARITIES = ("weight", "kernel", "channel")
+
+
+@dataclass
+class N2NSkip(Method):
+    """Cut a model with skip connections before training; `sparsity` is that of its base, skips counted in.
+
+    Of the weights that stay, exactly 1 - sparsity of the base's, the share `skip_fraction` is in the skip connections
+    (`keep_groups`). The paper's two preliminary prunings are `criterion` "random" and "snip". A record counts the dense
+    shape of the skips too, and so tells a higher sparsity; `density_of_base` is the paper's. The model is
+    `lab.build("n2nskip", data, base="resnet20")`. Its authors' code leaves the first and the linear layers dense:
+    `fit(skip=...)` does that, and then they are not counted.
+    """
+
+    sparsity: float
+    criterion: str | Criterion = "random"
+    skip_fraction: float = 0.5
+    granularity: str = "weight"
+    scope: str = "global"
+    density_of_base: float = field(init=False)
+    kept_in_skips: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check(self.skip_fraction, self.granularity)
+
+    def on_start(self, run: "Run") -> None:
+        if run.sparsity:
+            raise ConfigError("N2NSkip shares weights out before anything is cut; this run starts under masks.")
+        masks = keep_groups(
+            run.score(self.criterion),
+            self.sparsity,
+            skip_fraction=self.skip_fraction,
+            granularity=self.granularity,
+            scope=self.scope,
+        )
+        run.aim(1 - masks.kept / masks.total)
+        run.masks = masks
+        self.kept_in_skips = sum(int(mask.sum()) for name, mask in masks.items() if is_skip(name))
+        self.density_of_base = masks.kept / sum(mask.numel() for name, mask in masks.items() if not is_skip(name))
+
+
+def keep_groups(
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    *,
+    skip_fraction: float = 0.5,
+    granularity: str = "weight",
+    scope: str = "global",
+) -> Masks:
+    """As many weights as `sparsity` leaves of those outside the skips, the share `skip_fraction` of them in the skips.
+
+    `scope` is that of `keep_top` in each of the two groups. `granularity="kernel"` takes whole kernels in the skips,
+    from each skip the same share; "channel" gives each channel on a skip's narrower side as many partners, in whole
+    kernels too, as the authors' code does. What is too little for one more goes to the base: the sum is exact.
+    """
+    _check(skip_fraction, granularity)
+    skips = {name: score for name, score in scores.items() if is_skip(name)}
+    base = {name: score for name, score in scores.items() if name not in skips}
+    if not skips or not base:
+        raise ConfigError('there are no skip connections to share with; build the model with lab.build("n2nskip", …).')
+    total = sum(score.numel() for score in base.values())
+    keep = total - count(total, sparsity)
+    in_skips, room = floor(keep * skip_fraction + 0.5), sum(score.numel() for score in skips.values())
+    if not 0 < in_skips <= room:
+        raise ConfigError(
+            f"skip_fraction={skip_fraction:g} of {keep:,} weights is {in_skips:,}, and the skips hold {room:,}; "
+            f"expected 1 to {room:,}: choose another sparsity, fraction or skip_span."
+        )
+    if granularity == "weight":
+        kept = _keep(skips, in_skips, scope)
+    else:
+        shares = spread(in_skips, [float(s.numel()) for s in skips.values()], [s.numel() for s in skips.values()])
+        zipped = zip(skips.items(), shares, strict=True)
+        kept = Masks({name: _whole_kernels(score, share, granularity) for (name, score), share in zipped})
+    chosen = dict(kept) | _keep(base, keep - kept.kept, scope)
+    return Masks({name: chosen[name] for name in scores})
+
+
+def _keep(scores: Mapping[str, Tensor], keep: int, scope: str) -> Masks:
+    total = sum(score.numel() for score in scores.values())
+    return keep_top(scores, 1 - keep / total, scope=scope)
+
+
+def _whole_kernels(scores: Tensor, keep: int, granularity: str) -> Tensor:
+    """The best kernels of a skip, or of each of its narrower side's channels, together at most `keep` weights."""
+    kernels = scores.flatten(2).mean(2) if scores.ndim > 2 else scores.view(-1, scores.shape[-1])
+    rows = kernels.reshape(1, -1) if granularity == "kernel" else kernels
+    turned = rows.shape[0] > rows.shape[1]
+    rows = rows.T if turned else rows
+    best = rows.argsort(dim=1, descending=True, stable=True)[:, : keep * rows.shape[1] // scores.numel()]
+    chosen = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, best, True)
+    chosen = (chosen.T if turned else chosen).reshape(scores.shape[:2])
+    return chosen.view(*chosen.shape, *(1 for _ in scores.shape[2:])).expand(scores.shape).contiguous()
+
+
+def _check(skip_fraction: float, granularity: str) -> None:
+    if not 0 < skip_fraction < 1:
+        raise ConfigError(f"skip_fraction={skip_fraction:g}; expected a share above 0 and below 1, such as 0.5.")
+    if granularity not in GRANULARITIES:
+        raise ConfigError(
+            f"granularity={granularity!r} is unknown; expected one of {', '.join(map(repr, GRANULARITIES))}."
+        )
