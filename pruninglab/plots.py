@@ -337,7 +337,7 @@ def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     table = trials.table() if isinstance(trials, Trials) else trials
     _check_comparable(table)
     table = table if "sparsity" in table else table.rename(columns={"sparsity_weights": "sparsity"})
-    if "start" in table:  # a dense run that stands in several tables is one run
+    if "seconds_in_all" in table:  # a dense run that stands in several tables is one run
         table = table.drop_duplicates([c for c in table if c != "seconds_in_all"])
     table = table.assign(left=(1 - table["sparsity"]).round(6))
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
