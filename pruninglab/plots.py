@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ def residuals(run: Run) -> Figure:
     table = pd.DataFrame(rows)
     figure, panels = _figure(2)
     for axes, which, said in zip(panels, ("primal", "dual"), ("distance of W to Z", "movement of Z"), strict=True):
-        for colour, (layer, of_layer) in zip(COLOURS, table.groupby("layer", sort=False), strict=False):
+        for colour, (layer, of_layer) in zip(cycle(COLOURS), table.groupby("layer", sort=False), strict=False):
             axes.plot(of_layer["step"], of_layer[which], marker="o", ms=3, color=colour, label=_short(str(layer)))
         axes.set(xlabel="step", ylabel=said, ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
@@ -367,7 +367,7 @@ def sensitivity(curves: pd.DataFrame, score: str = "accuracy") -> Figure:
     """What is left of the accuracy when one layer alone is cut: the table of `budgets.sensitivity`."""
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
     said = []
-    for colour, (layer, curve) in zip(COLOURS * len(curves), curves.groupby("layer", sort=False), strict=False):
+    for colour, (layer, curve) in zip(cycle(COLOURS), curves.groupby("layer", sort=False), strict=False):
         axes.plot(curve["sparsity"], curve[score], marker="o", ms=3, color=colour, label=_short(str(layer)))
         said.append(f"{_short(str(layer))} {curve[score].iloc[-1]:.3f} at {curve['sparsity'].iloc[-1]:.0%}")
     axes.set(xlabel="sparsity of this layer alone", ylabel=f"validation {score}")
@@ -459,7 +459,7 @@ def relevance(run: Run) -> Figure:
     figure, (left, right) = _figure(2)
     edges = np.array([EDGES[0] / 2, *EDGES, EDGES[-1] * 2])
     words, filled = [], np.zeros(len(EDGES) + 1, dtype=int)
-    for colour, name in zip(COLOURS, dict.fromkeys(row["layer"] for row in method.felt), strict=False):
+    for colour, name in zip(cycle(COLOURS), dict.fromkeys(row["layer"] for row in method.felt), strict=False):
         rows = [row for row in method.felt if row["layer"] == name]
         counts = np.array(rows[-1]["counts"])
         filled += counts

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..data import Data
 from ..errors import ConfigError
-from ..masks import Sparsity
+from ..masks import Sparsity, prunable
 from ..methods import ADMM
 from ..methods.admm import Penalty
 from ..run import Run
@@ -54,9 +54,19 @@ def admm(
 
 def dense_start(model: nn.Module | Run, data: Data, folder: str | Path | None, **settings: Any) -> Run:
     """A finished run as it is; a model trained."""
-    if own := {"start", "masks", "checkpoint", "record", "inplace"} & settings.keys():
-        raise ConfigError(f"a recipe sets {', '.join(sorted(own))} by itself; for files give folder=.")
+    refuse_own("a recipe", settings)
     return model if isinstance(model, Run) else fit(model, data, **stage(folder, "dense"), **settings)
+
+
+def refuse_own(recipe: str, options: Mapping[str, Any], *more: str) -> None:
+    """Arguments of `fit` that recipes set by themselves."""
+    if own := {"start", "masks", "checkpoint", "record", "inplace", *more} & options.keys():
+        raise ConfigError(f"{recipe} sets {', '.join(sorted(own))} by itself; for files give folder=.")
+
+
+def in_scope(model: nn.Module, options: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    """The weights that `fit` with these options would prune."""
+    return prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")})
 
 
 def stage(folder: str | Path | None, name: str) -> dict[str, Path]:

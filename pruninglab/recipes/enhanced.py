@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..errors import ConfigError
-from ..masks import count, prunable, spread
+from ..masks import count, spread
 from ..methods import Gradual
 from ..projections import keeping
 from ..run import Run
 from ..schedules import Cubic
 from ..train import fit
+from .admm import in_scope
 
 
 def enhanced(
@@ -27,7 +28,7 @@ def enhanced(
     if longer < 1:
         raise ConfigError(f"longer={longer:g} is a factor of the epochs; expected 1 or more.")
     source = model.model if isinstance(model, Run) else model
-    weights = prunable(source, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")})
+    weights = in_scope(source, options)
     method = Gradual(Cubic(shares(weights, sparsity)))
     return fit(model, data, method, epochs=math.ceil(epochs * longer), **options)
 

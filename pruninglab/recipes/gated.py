@@ -17,7 +17,7 @@ from ..models import build
 from ..run import Run
 from ..schedules import Rate
 from ..train import fit
-from .admm import ended, stage
+from .admm import ended, refuse_own, stage
 
 _ADAM = {"batch_size": 100, "optimizer": "adam", "lr": 1e-3, "gated_rate": "constant", "rate": "constant"}
 PAPER: dict[str, dict[str, Any]] = {
@@ -75,8 +75,7 @@ def gated(
     checkpoint and a record of each phase, and the same call goes on from them. Returns the runs of all phases; the
     accuracy of the one with the gate is that before the final phase.
     """
-    if own := {"start", "masks", "checkpoint", "record", "inplace", "keep"} & options.keys():
-        raise ConfigError(f"gated sets {', '.join(sorted(own))} by itself; for files give folder=.")
+    refuse_own("gated", options, "keep")
     together = [regularizer] if isinstance(regularizer, Method) else list(regularizer)
     phases: list[tuple[str, list[Method], dict[str, Any]]] = [
         ("dense", [], {"epochs": dense, "lr": lr}),

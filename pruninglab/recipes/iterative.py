@@ -16,6 +16,7 @@ from ..methods import OneShot
 from ..run import Run
 from ..schedules import Exponential, Schedule
 from ..train import fit
+from .admm import ended, refuse_own, stage
 
 
 def iterative(
@@ -45,21 +46,14 @@ def iterative(
     """
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}: at least one round is needed to prune.")
-    own = {"start", "masks", "checkpoint", "record", "inplace"} & options.keys()
-    if own:
-        raise ConfigError(f"iterative sets {', '.join(sorted(own))} by itself; for files give folder=.")
+    refuse_own("iterative", options)
     schedule = sparsity if isinstance(sparsity, Schedule) else Exponential(sparsity)
-    folder = Path(folder) if folder else None
-
-    def files(number: int) -> dict[str, Path]:
-        name = f"round-{number:02d}"
-        return {"checkpoint": folder / f"{name}.safetensors", "record": folder / f"{name}.json"} if folder else {}
-
-    dense = model if isinstance(model, Run) else fit(model, data, epochs=epochs, lr=lr, **files(0), **options)
+    files = [stage(folder, f"round-{number:02d}") for number in range(rounds + 1)]
+    dense = model if isinstance(model, Run) else fit(model, data, epochs=epochs, lr=lr, **files[0], **options)
     runs = [dense]
     less_dropout = _LessDropout.of(dense)
     for number in range(1, rounds + 1):
-        if runs[-1].status in ("interrupted", "diverged"):
+        if ended(runs[-1]):
             break
         target = schedule(number / rounds)
         if not isinstance(target, Mapping):
@@ -72,7 +66,7 @@ def iterative(
                 *less_dropout,
                 epochs=epochs if retrain is None else retrain,
                 lr=lr / 10 if retrain_lr is None else retrain_lr,
-                **files(number),
+                **files[number],
                 **options,
             )
         )

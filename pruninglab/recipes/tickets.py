@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..criteria import Criterion
 from ..data import Data
 from ..errors import ConfigError
-from ..masks import UNITS, Masks, count, keep_top, prunable, spread
+from ..masks import UNITS, Masks, count, keep_top, spread
 from ..method import Method
 from ..methods import Gradual
 from ..projections import keeping
@@ -20,7 +20,7 @@ from ..run import Run, Snapshot
 from ..schedules import Cubic, Exponential
 from ..seeds import generator
 from ..train import fit
-from .admm import ended, stage
+from .admm import ended, in_scope, refuse_own, stage
 from .trials import Trials
 
 CONTROLS = ("reinitialised", "random mask", "one-shot")
@@ -136,14 +136,13 @@ def scattered(masks: Mapping[str, Tensor], seed: int, unit: str = "weight") -> M
 
 def untrained(model: Any, options: Mapping[str, Any]) -> None:
     """Refuse what is no model to begin from."""
-    if own := {"start", "masks", "checkpoint", "record", "inplace"} & options.keys():
-        raise ConfigError(f"a recipe sets {', '.join(sorted(own))} by itself; for files give folder=.")
+    refuse_own("a recipe", options)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model is a {type(model).__name__}; expected the untrained model, for example lab.build(…): this recipe "
             "trains it, and goes back to it."
         )
-    if not prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")}):
+    if not in_scope(model, options):
         raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
 
 
