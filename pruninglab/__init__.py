@@ -34,12 +34,12 @@ from .schedules import Constant, ConstantRate, CosineRate, Cubic, Exponential, L
 from .train import fit, prune
 
 if TYPE_CHECKING:
-    from . import plots
+    from . import plots, widgets
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "plots":  # matplotlib and seaborn take longer to import than the rest
-        return import_module(".plots", __name__)
+    if name in ("plots", "widgets"):  # matplotlib and seaborn take longer to import than the rest, ipywidgets is extra
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -85,5 +85,6 @@ __all__ = [
     "results",
     "schedules",
     "storage",
+    "widgets",
     "wrap",
 ]

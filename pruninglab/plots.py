@@ -46,27 +46,27 @@ class Figure(matplotlib_figure.Figure):
 
 
 COLOURS = sns.color_palette("colorblind")
+NOTHING = "there is nothing to draw; give at least one run or result."
 _STYLE: dict[str, Any] = sns.axes_style("whitegrid") | {"axes.spines.top": False, "axes.spines.right": False}
 
 
 def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     """Validation accuracy and sparsity by epoch."""
-    results = _results(runs)
-    names = _labels(results, labels)
+    if not runs:
+        raise ConfigError(NOTHING)
+    names = _labels(runs, labels)
     figure, (left, right) = _figure(2)
-    for result, name, colour in zip(results, names, COLOURS * len(names), strict=False):
-        epochs = [h["epoch"] for h in result.history]
-        left.plot(epochs, _accuracies(result), marker="o", ms=3, color=colour, label=name)
-        right.plot(epochs, [h["sparsity"] for h in result.history], marker="o", ms=3, color=colour, label=name)
+    for run, name, colour in zip(runs, names, cycle(COLOURS), strict=False):
+        epochs = [h["epoch"] for h in run.history]
+        left.plot(epochs, _accuracies(run), marker="o", ms=3, color=colour, label=name)
+        right.plot(epochs, [h["sparsity"] for h in run.history], marker="o", ms=3, color=colour, label=name)
     left.set(xlabel="epoch", ylabel="validation accuracy")
     right.set(xlabel="epoch", ylabel="sparsity of weights", ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(results) > 1:
+    if len(runs) > 1:
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    ends = "; ".join(
-        f"{n}: accuracy {r.history[-1]['val_accuracy']:.3f}" for n, r in zip(names, results, strict=True) if r.history
-    )
+    ends = "; ".join(f"{n}: accuracy {_accuracies(r)[-1]:.3f}" for n, r in zip(names, runs, strict=True) if r.history)
     return _with_alt(figure, f"Validation accuracy and sparsity by epoch. At the end {ends}.")
 
 
@@ -159,10 +159,11 @@ def residuals(run: Run) -> Figure:
     return _with_alt(figure, f"Distance of W to Z by layer, at the first and the last update: {words}.")
 
 
-def trajectories(run: Run, layer: str = "") -> Figure:
+def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
     """Magnitude and momentum of the weights that WeightMom followed in a layer (the largest, if none is named).
 
-    A line ends with an x where its weight is cut. The chosen weights are drawn in full, the random ones dotted.
+    `only` is the number of one of them. A line ends with an x where its weight is cut. The chosen weights are drawn in
+    full, the random ones dotted.
     """
     method: Any = next((m for m in run.methods if getattr(m, "trajectories", None)), None)
     if method is None:
@@ -173,10 +174,16 @@ def trajectories(run: Run, layer: str = "") -> Figure:
     kept = run.masks[layer].cpu().flatten()[method.watched[layer].cpu()].tolist()
     magnitude, momentum, threshold = method.trajectories[layer].cpu().unbind(1)
     lasts = (magnitude > 0).sum(0).tolist()  # what is cut after an epoch is 0 from the next one on
+    if only is not None and not 0 <= only < len(kept):
+        raise ConfigError(
+            f"only={only}, but {len(kept)} weights of {layer} were followed; expected 0 to {len(kept) - 1}."
+        )
     chosen = method.watch - method.watch // 2
     figure, panels = _figure(2)
     for axes, values, said in zip(panels, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
         for i, (last, stays) in enumerate(zip(lasts, kept, strict=True)):
+            if only not in (None, i):
+                continue
             line = {"color": COLOURS[0] if stays else COLOURS[1], "ls": "-" if i < chosen else ":", "lw": 1.2}
             axes.plot(range(1, last + 1), values[:last, i], **line)
             if not stays and last:
@@ -189,6 +196,11 @@ def trajectories(run: Run, layer: str = "") -> Figure:
     styles |= {"chosen": ("grey", "-"), "random": ("grey", ":")}
     handles = [Line2D([], [], color=colour, ls=ls, label=label) for label, (colour, ls) in styles.items()]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    if only is not None:
+        fate = "stays" if kept[only] else f"is cut after epoch {lasts[only]}"
+        return _with_alt(
+            figure, f"Weight {only} of those followed in {_short(layer)}, over {len(magnitude)} epochs: it {fate}."
+        )
     stay = (
         f"{sum(kept[:chosen])} of {len(kept[:chosen])} chosen and {sum(kept[chosen:])} of {len(kept[chosen:])} random"
     )
@@ -326,6 +338,24 @@ def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Fig
     for axes, image in zip(grid.flat, images, strict=False):
         axes.imshow(image.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="equal" if weight.ndim == 4 else "auto")
     return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} of {kept.numel():,} left, the others blank.")
+
+
+def matrices(sides: Mapping[str, tuple[Run, Masks]], layer: str) -> Figure:
+    """The weights of one layer of several runs under masks, side by side, as matrices; what is cut is grey."""
+    figure, panels = _figure(len(sides), height=3.2)
+    said = []
+    for axes, (name, (run, masks)) in zip(panels, sides.items(), strict=True):
+        weight, kept = run.weights[layer].detach().cpu().flatten(1), masks[layer].cpu().flatten(1)
+        top = float(weight.abs().max()) or 1.0
+        shown = weight.masked_fill(~kept, float("nan"))
+        axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="none")
+        axes.set(title=name, xlabel="inputs", ylabel=f"outputs of {_short(layer)}")
+        axes.set_facecolor("0.88")
+        axes.grid(visible=False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        said.append(f"{name} {int(kept.sum()):,} of {kept.numel():,}")
+    return _with_alt(figure, f"Weights left of {_short(layer)}: {'; '.join(said)}.")
 
 
 def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
@@ -555,9 +585,9 @@ def _check_comparable(results: pd.DataFrame) -> None:
         raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
 
 
-def _accuracies(result: Result) -> list[float]:
+def _accuracies(run: Run | Result) -> list[float]:
     """By epoch; NaN where a record has none."""
-    return [float("nan") if h["val_accuracy"] is None else h["val_accuracy"] for h in result.history]
+    return [float("nan") if h["val_accuracy"] is None else h["val_accuracy"] for h in run.history]
 
 
 def _jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
@@ -570,7 +600,7 @@ def _jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def _results(runs: Sequence[Run | Result]) -> list[Result]:
     if not runs:
-        raise ConfigError("there is nothing to draw; give at least one run or result.")
+        raise ConfigError(NOTHING)
     return [run.result if isinstance(run, Run) else run for run in runs]
 
 
@@ -581,7 +611,7 @@ def _labels(runs: Sequence[Any], labels: Sequence[str] | None) -> list[str]:
         if len(set(labels)) != len(labels):
             raise ConfigError(f"two runs have the same label: {', '.join(labels)}.")
         return list(labels)
-    names = [r.result.name if isinstance(r, Run) else r.name if isinstance(r, Result) else "masks" for r in runs]
+    names = ["masks" if isinstance(r, Masks) else r.name for r in runs]
     return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 

@@ -140,6 +140,10 @@ class Run:
         self.find_weights()
 
     @property
+    def name(self) -> str:
+        return " + ".join(type(m).__name__ for m in self.methods) or "Dense"
+
+    @property
     def progress(self) -> float:
         return self.step / self.steps if self.steps else 1.0
 

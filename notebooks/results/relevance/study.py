@@ -31,7 +31,10 @@ def gate(bound: float = 0.987, **changes: Any) -> dict[str, Any]:
     return {"gate": GatedPruning(bound, target=0.9971, eval_interval=125, **{**GATE, **changes})}
 
 
+FASHION: dict[str, Any] = {"gate": GatedPruning(0.897, target=0.9691, **{**GATE, "share": 0.022}), "final": 20}
 TRIALS: dict[str, dict[str, Any]] = {
+    "fashion-gentle": FASHION,
+    "fashion-flip": {**FASHION, "augment": "flip"},
     "base": gate(),
     "no-relevance": {**gate(), "regularizer": RelevanceL2(1e-3, alpha=0.0)},
     "alpha-1000": {**gate(), "regularizer": RelevanceL2(1e-3, alpha=1000.0)},
@@ -43,9 +46,10 @@ TRIALS: dict[str, dict[str, Any]] = {
 }
 
 
-def kept(task: str, folder: Path, **options: Any) -> None:
+def kept(task: str, folder: Path, seed: int, augment: str = "", **options: Any) -> None:
     """Run, or go on, and keep the records."""
-    runs = lab.recipes.bonetta(task, folder=RUNS / folder, **{**COMMON, **options})
+    data = lab.load(task, seed=seed, val=1 / 12, augment=augment)
+    runs = lab.recipes.bonetta(task, data=data, seed=seed, folder=RUNS / folder, **{**COMMON, **options})
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for record in (RUNS / folder).glob("*.json"):
         shutil.copy(record, HERE / folder)
@@ -60,9 +64,13 @@ def main() -> None:
     asked = read.parse_args()
     for seed in asked.seeds:
         if asked.what in TASKS:
-            kept(asked.what, Path(asked.what, f"seed-{seed}"), seed=seed, **TASKS[asked.what])
+            kept(asked.what, Path(asked.what, f"seed-{seed}"), seed, **TASKS[asked.what])
         for name in asked.only if asked.what == "trials" else ():
-            kept("MNIST", Path("trials", f"{name}-{seed}"), seed=seed, epochs=60, final=10, **TRIALS[name])
+            folder, changes = Path("trials", f"{name}-{seed}"), TRIALS[name]
+            if name.startswith("fashion"):
+                kept("FashionMNIST", folder, seed, **changes)
+            else:
+                kept("MNIST", folder, seed, epochs=60, final=10, **changes)
 
 
 if __name__ == "__main__":
