@@ -41,6 +41,9 @@ METHODS: dict[str, list[lab.Method]] = {
     "RelevanceL2-code": [methods.RelevanceL2(sign="code", second_order="literal"), methods.OneShot(0.5)],
     "L2": [methods.L2(), methods.OneShot(0.5)],
     "L1": [methods.L1(), methods.GatedPruning(0.0, eval_interval=3, counting="epoch", target=0.5)],
+    "L0": [methods.L0(droprate=0.9)],
+    "L0-steered-channel": [methods.L0(0.3, unit="channel", droprate=0.9, end=0.7)],
+    "L0-steered-schedule": [methods.L0(lab.Linear(0.9), strength=1.0, warmup=(0.2, 0.4))],
     "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.9, share=0.1, eval_interval=3, patience=1)],
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
@@ -49,6 +52,9 @@ METHODS: dict[str, list[lab.Method]] = {
     "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.5)],
     "TargetedDropout": [methods.TargetedDropout(0.9)],
     "TargetedDropout-units": [methods.TargetedDropout(lab.Linear(0.5), 0.9, unit="channel", end=0.5)],
+    "VariationalDropout": [methods.VariationalDropout()],
+    "VariationalDropout-steered": [methods.VariationalDropout(0.05, strength=0.01, sampled="*conv*", end=0.7)],
+    "VariationalDropout-missed": [methods.VariationalDropout(lab.Linear(0.9), lr=0.1, warmup=(0.2, 0.4))],
     "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
     "WeightMom-window": [
         methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1, watch=4)

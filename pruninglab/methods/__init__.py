@@ -3,6 +3,7 @@
 from .admm import ADMM
 from .gated import GatedPruning
 from .gradual import Gradual
+from .l0 import L0
 from .lobster import LOBSTER
 from .n2nskip import N2NSkip
 from .oneshot import Dense, OneShot
@@ -14,10 +15,12 @@ from .shared import SharedWeights
 from .soft_sharing import SoftSharing
 from .synflow import SynFlow
 from .targeted_dropout import TargetedDropout
+from .variational import VariationalDropout
 from .weightmom import WeightMom
 
 __all__ = [
     "ADMM",
+    "L0",
     "L1",
     "L2",
     "LOBSTER",
@@ -34,5 +37,6 @@ __all__ = [
     "SoftSharing",
     "SynFlow",
     "TargetedDropout",
+    "VariationalDropout",
     "WeightMom",
 ]
