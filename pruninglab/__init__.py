@@ -22,6 +22,7 @@ from . import (
     regrowth,
     results,
     schedules,
+    second_order,
     storage,
 )
 from .data import Data, load, wrap
@@ -86,6 +87,7 @@ __all__ = [
     "regrowth",
     "results",
     "schedules",
+    "second_order",
     "storage",
     "wrap",
 ]

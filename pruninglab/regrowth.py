@@ -30,7 +30,7 @@ class Regrowing(Protocol):
     interval: int
     """Steps from one update to the next."""
     changes: list[dict[str, Any]]
-    """Of each update and layer: step, weights dropped, grown and kept, and how many of these were there at the start."""
+    """By update and layer: step, weights dropped, grown, kept, and how many of these were there at the start."""
     first: Masks
     ever: Masks
     """What was kept at the start, and what at any time."""

@@ -16,6 +16,7 @@ from .shared import SharedWeights
 from .soft_sharing import SoftSharing
 from .sparse_evolution import SET
 from .sparse_momentum import SparseMomentum
+from .surgeon import OptimalBrainSurgeon
 from .surgery import DynamicSurgery
 from .synflow import SynFlow
 from .targeted_dropout import TargetedDropout
@@ -35,6 +36,7 @@ __all__ = [
     "Gradual",
     "N2NSkip",
     "OneShot",
+    "OptimalBrainSurgeon",
     "Quantize",
     "RelevanceL2",
     "RigL",

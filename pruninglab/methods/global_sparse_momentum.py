@@ -1,4 +1,4 @@
-"""Global sparse momentum (GSM): Ding et al., "Global sparse momentum SGD for pruning very deep neural networks", 2019."""
+"""GSM: Ding et al., "Global sparse momentum SGD for pruning very deep neural networks", 2019."""
 # pyright: reportPrivateImportUsage=false
 
 import math
@@ -22,10 +22,10 @@ class GlobalSparseMomentum(Method):
 
     As many are active in a step as are to stay, ranked over all layers. The decay, `decay`·w, is added to the gradient
     and so goes through the optimizer: the paper's rule with `optimizer="sgd", momentum=0.98, decay=5e-4`, whose
-    momentum makes up for the small decay in some tens of thousands of steps. With `coupled=False` each weight loses the
-    share `decay` of itself in each step, beside the optimizer, whose rate then plays no part; so decay keeps its meaning
-    under Adam and in short runs (1e-2 leaves e^-5 after 500 steps). At the share `end` of the training all but the
-    largest are cut; `lost` is the share of the squared norm that this took, near 0 where the others had vanished.
+    momentum makes up for the small decay in some tens of thousands of steps. With `coupled=False` a weight that is
+    passive in a step loses the share `decay` of itself, beside the optimizer, which falls with the learning rate; so
+    decay keeps its meaning under Adam and in short runs. At the share `end` of the training all but the largest are
+    cut; `lost` is the share of the squared norm that this took, near 0 where the others had vanished.
 
     The paper starts from a trained net. Deviations: decay is of the weights that may be cut; give `weight_decay` of
     `fit` for others. The authors' code lets ties be active, too.
@@ -41,7 +41,7 @@ class GlobalSparseMomentum(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.decay < (math.inf if self.coupled else 1):
-            raise ConfigError(f"decay={self.decay:g} lets weights vanish; expected above 0, and below 1 if not coupled.")
+            raise ConfigError(f"decay={self.decay:g} makes weights vanish; expected above 0, below 1 if not coupled.")
         if not 0 < self.end <= 1:
             raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end:g}.")
 
@@ -67,7 +67,7 @@ class GlobalSparseMomentum(Method):
             if self.coupled:
                 gradient.add_(weight, alpha=self.decay)
             else:
-                weight.mul_(1 - self.decay)
+                weight.lerp_(weight * active[name], self.decay * run.options.rate(run.progress))
 
     def on_step(self, run: "Run") -> None:
         if not self.settled and run.step >= max(round(self.end * run.steps), 1):

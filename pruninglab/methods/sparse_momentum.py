@@ -23,16 +23,16 @@ class SparseMomentum(Method):
     """Train at one sparsity; once an epoch drop each layer's smallest weights, and grow where momentum is largest.
 
     The momentum is a moving average of the dense gradient (`beta`), of missing weights too. What all layers drop
-    together, a share that falls along half a cosine from `share` to 0, is handed out in proportion to the mean |momentum|
-    of each layer's kept weights, and grows in a layer where the |momentum| of the missing is largest. So the count stays
-    and moves between layers. It starts from a random mask whose layers have the shares of `scope`, or from the run's
-    masks where these are as sparse already. `every` is the number of steps from update to update, None an epoch. A new
-    weight starts at 0, and so does what the optimizer remembers of it.
+    together, a share that falls along half a cosine from `share` to 0, is handed out in proportion to the mean
+    |momentum| of each layer's kept weights, and grows in a layer where the |momentum| of the missing is largest. So
+    weights move between layers, and their number stays. It starts from a random mask whose layers have the shares of
+    `scope`, or from the run's masks where these are as sparse already. `every` is the number of steps from update to
+    update, None an epoch. A new weight starts at 0, and so does what the optimizer remembers of it.
 
     Deviations: the momentum is the method's own whatever the optimizer; the authors take the optimizer's, under Adam
     divided by the root of its second moment. They drop less of a layer that is nearly full; here it regrows what it
-    dropped. What has no momentum at all does not grow: it leads nowhere, and would stay 0.
-    Their last update comes after training, an epoch's here in the first step of the next.
+    dropped. What has no gradient in that step does not grow: it may lead nowhere, and stay 0. Their last update comes
+    after training, an epoch's here in the first step of the next.
     """
 
     sparsity: Sparsity
@@ -65,12 +65,13 @@ class SparseMomentum(Method):
         felt = {name: weight.grad for name, weight in run.weights.items() if weight.grad is not None}
         torch._foreach_lerp_([self.momentum[name] for name in felt], list(felt.values()), 1 - self.beta)
         if regrowth.due(self, run):
-            self._update(run, {name: self.momentum[name].abs().nan_to_num_() for name in felt})
+            momentum = {name: self.momentum[name].abs().nan_to_num_() for name in felt}
+            self._update(run, momentum, {name: m * (felt[name] != 0) for name, m in momentum.items()})
 
-    def _update(self, run: "Run", momentum: dict[str, Tensor]) -> None:
-        drops = regrowth.drops(run.masks, momentum, regrowth.annealed(self, run))
+    def _update(self, run: "Run", momentum: dict[str, Tensor], growth: dict[str, Tensor]) -> None:
+        drops = regrowth.drops(run.masks, growth, regrowth.annealed(self, run))
         left = regrowth.without_smallest(run.weights, run.masks, drops)
         shares = [float(m[run.masks[name]].mean().nan_to_num_()) for name, m in momentum.items()]
-        room = [int((~left[name] & (m > 0)).count_nonzero()) for name, m in momentum.items()]
+        room = [int((~left[name] & (m > 0)).count_nonzero()) for name, m in growth.items()]
         grows = spread(sum(drops.values()), shares, room)
-        regrowth.exchange(self, run, grow(left, momentum, dict(zip(momentum, grows, strict=True))))
+        regrowth.exchange(self, run, grow(left, growth, dict(zip(growth, grows, strict=True))))
