@@ -19,8 +19,10 @@ from . import (
     models,
     projections,
     recipes,
+    regrowth,
     results,
     schedules,
+    second_order,
     storage,
 )
 from .data import Data, load, wrap
@@ -82,8 +84,10 @@ __all__ = [
     "prunable",
     "prune",
     "recipes",
+    "regrowth",
     "results",
     "schedules",
+    "second_order",
     "storage",
     "widgets",
     "wrap",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import methods
+from pruninglab import methods, second_order
 
 METHODS: dict[str, list[lab.Method]] = {
     "Dense": [methods.Dense()],
@@ -62,6 +62,21 @@ METHODS: dict[str, list[lab.Method]] = {
     "WeightMom-together": [methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, reading="off")],
     "N2NSkip": [methods.N2NSkip(0.9)],
     "N2NSkip-snip-channel": [methods.N2NSkip(0.8, "snip", 0.3, "channel", scope="layer")],
+    "SET": [methods.SET(0.9)],
+    "SET-magnitude-layer": [methods.SET(0.7, "layer", every=2, end=0.8, drop="magnitude")],
+    "RigL": [methods.RigL(0.9)],
+    "RigL-from-snip": [methods.OneShot(0.8, "snip"), methods.RigL(0.8, share=0.5, every=2)],
+    "RigL-patterns": [methods.RigL({"*conv*": 0.8}, every=3, end=1.0)],
+    "SparseMomentum": [methods.SparseMomentum(0.9)],
+    "SparseMomentum-erk": [methods.SparseMomentum(0.8, "erk", every=2, beta=0.5)],
+    "DynamicSurgery": [methods.DynamicSurgery(0.9)],
+    "DynamicSurgery-crate": [methods.DynamicSurgery(crate=0.5, gamma=0.5, end=1.0)],
+    "GlobalSparseMomentum": [methods.GlobalSparseMomentum(0.9)],
+    "GlobalSparseMomentum-beside": [methods.GlobalSparseMomentum(0.9, 0.05, coupled=False, scope="erk", end=0.5)],
+    "OneShot-obd": [methods.OneShot(0.5, second_order.OBD("fisher"))],
+    "OneShot-obd-hutchinson": [methods.OneShot(0.5, second_order.OBD("hutchinson", draws=2))],
+    "OptimalBrainSurgeon": [methods.OptimalBrainSurgeon(0.9, rounds=2, batches=1)],
+    "OptimalBrainSurgeon-erk": [methods.OptimalBrainSurgeon(0.5, scope="erk", rounds=1, batches=1, dampening=0.1)],
     "SynFlow": [methods.SynFlow(0.9, rounds=10)],
     "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
 }

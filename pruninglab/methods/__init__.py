@@ -2,6 +2,7 @@
 
 from .admm import ADMM
 from .gated import GatedPruning
+from .global_sparse_momentum import GlobalSparseMomentum
 from .gradual import Gradual
 from .l0 import L0
 from .lobster import LOBSTER
@@ -10,9 +11,14 @@ from .oneshot import Dense, OneShot
 from .pgd import PGD
 from .quantize import Quantize
 from .relevance import L1, L2, RelevanceL2
+from .rigl import RigL
 from .sensitivity import Sensitivity
 from .shared import SharedWeights
 from .soft_sharing import SoftSharing
+from .sparse_evolution import SET
+from .sparse_momentum import SparseMomentum
+from .surgeon import OptimalBrainSurgeon
+from .surgery import DynamicSurgery
 from .synflow import SynFlow
 from .targeted_dropout import TargetedDropout
 from .variational import VariationalDropout
@@ -25,16 +31,22 @@ __all__ = [
     "L2",
     "LOBSTER",
     "PGD",
+    "SET",
     "Dense",
+    "DynamicSurgery",
     "GatedPruning",
+    "GlobalSparseMomentum",
     "Gradual",
     "N2NSkip",
     "OneShot",
+    "OptimalBrainSurgeon",
     "Quantize",
     "RelevanceL2",
+    "RigL",
     "Sensitivity",
     "SharedWeights",
     "SoftSharing",
+    "SparseMomentum",
     "SynFlow",
     "TargetedDropout",
     "VariationalDropout",
