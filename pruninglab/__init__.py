@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 from . import (
     before_training,
     budgets,
+    compare,
     connectivity,
     criteria,
     impact,
@@ -66,6 +67,7 @@ __all__ = [
     "before_training",
     "budgets",
     "build",
+    "compare",
     "connectivity",
     "criteria",
     "fit",

@@ -75,14 +75,40 @@ class Result:
     def name(self) -> str:
         return " + ".join(m["type"] for m in self.config["methods"]) or "Dense"
 
+    @property
+    def way(self) -> str:
+        """The methods and their settings, but for how much is cut: the same at every sparsity."""
+        methods = [text(_without_amount(m)) for m in self.config["methods"] if m["type"] != "Dense"]
+        return " + ".join(methods) or ("given masks" if self.config["masks"] else "Dense")
+
+    @property
+    def control(self) -> str:
+        """Which control of a comparison this run can be, if any."""
+        if self.way == "Dense" and not self.sparsity["weights"]:
+            return "dense"
+        weights = sum(layer["total"] for layer in self.layers)
+        if len(self.config["methods"]) != 1 or not self.cuts or self.cuts[0]["before"] < weights:
+            return ""
+        method = self.config["methods"][0]
+        if method.get("criterion") == "random":
+            return "random mask"
+        if method["type"] != "OneShot" or method.get("unit") != "weight":
+            return ""
+        return _MAGNITUDES.get((method["criterion"], method["scope"]), "")
+
     def row(self) -> dict[str, Any]:
         """One line of a table: what is compared, without the history."""
-        config = self.config
+        config, budget = self.config, self.budget
+        own = budget["steps"]
+        if self.status == "diverged":  # it was given as many as the others
+            own = budget["steps_planned"] - self.start.get("from_step", 0)
         return {
             "data": config["data"]["name"],
             "model": config["model"]["name"],
             "method": self.name,
             "settings": " + ".join(text(m) for m in config["methods"]),
+            "way": self.way,
+            "control": self.control,
             "seed": config["seed"],
             "chosen_on": "test" if self._chosen_on_test else "val",
             "status": self.status,
@@ -90,6 +116,7 @@ class Result:
             "collapsed_layers": len(self.collapsed),
             "test_accuracy": self.accuracy["test"].get("accuracy"),
             "val_accuracy": self.accuracy["val"].get("accuracy"),
+            "test_top5": self.accuracy["test"].get("top5"),
             "sparsity_weights": self.sparsity["weights"],
             "sparsity_weights_and_biases": self.sparsity["weights_and_biases"],
             "sparsity_all": self.sparsity["all"],
@@ -102,10 +129,20 @@ class Result:
             "bzip2_bytes": self.size["bzip2_bytes"],
             "payload_bytes": self.size.get("payload_bytes"),
             "sparse_bytes": self.size.get("sparse_bytes"),
-            "steps": self.budget["steps"],
-            "steps_before": self.budget["steps_before"],
+            "steps": budget["steps"],
+            "steps_before": budget["steps_before"],
+            "total_steps": budget["steps_before"] + own,
+            "batch_size": config["batch_size"],
             "start": self.start["kind"],
             "start_hash": self.start["weights"],
+            "dense_hash": self.start["dense"],
+            "split": config["data"]["fingerprint"],
+            "init_seed": config["model"].get("seed"),
+            "form": config["model"]["form"],
+            "metric": text(self.accuracy["metric"]),
+            "test_images": config["data"]["test"],
+            "device": self.environment["device"],
+            "commit": self.environment["commit"],
             "seconds": self.times.get("seconds"),
         }
 
@@ -170,10 +207,25 @@ class Result:
         )
 
 
+_MAGNITUDES = {
+    ("magnitude", "global"): "global magnitude",
+    ("magnitude", "layer"): "layer magnitude",
+    ("layer_magnitude", "global"): "layer magnitude",
+}
+
+
+def _without_amount(described: Any) -> Any:
+    """A described method without what says how much is cut."""
+    if not isinstance(described, dict):
+        return described
+    return {k: _without_amount(v) for k, v in described.items() if k not in ("sparsity", "final", "target")}
+
+
 def load(pattern: str | Path) -> pd.DataFrame:
     """All records that a pattern finds (`"runs/**"`, a folder, a file), one row each, with `path`.
 
-    Files that are no records are left out and listed in `frame.attrs["skipped"]`.
+    Files that are no records are left out and listed in `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the
+    table out, and with pyarrow installed `frame.to_parquet("all.parquet")`.
     """
     pattern = str(pattern)
     if os.path.isdir(pattern):
