@@ -36,12 +36,15 @@ from .schedules import Constant, ConstantRate, CosineRate, Cubic, Exponential, L
 from .train import fit, prune
 
 if TYPE_CHECKING:
-    from . import plots
+    from . import plots, sweep
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "plots":  # matplotlib and seaborn take longer to import than the rest
-        return import_module(".plots", __name__)
+    if name in (
+        "plots",
+        "sweep",
+    ):  # matplotlib and seaborn take longer to import than the rest; notebook tools are extra
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -89,5 +92,6 @@ __all__ = [
     "results",
     "schedules",
     "storage",
+    "sweep",
     "wrap",
 ]

@@ -224,6 +224,7 @@ def _without_amount(described: Any) -> Any:
 def load(pattern: str | Path) -> pd.DataFrame:
     """All records that a pattern finds (`"runs/**"`, a folder, a file), one row each, with `path`.
 
+    Runs of a sweep's cell have its parameters in columns `param_…`; cells that failed are in `frame.attrs["failed"]`.
     Files that are no records are left out and listed in `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the
     table out, and with pyarrow installed `frame.to_parquet("all.parquet")`.
     """
@@ -232,15 +233,42 @@ def load(pattern: str | Path) -> pd.DataFrame:
         pattern = os.path.join(glob.escape(pattern), "**")
     if pattern.endswith("**"):
         pattern = os.path.join(pattern, "*.json")
-    rows, skipped = [], {}
+    rows, skipped, cells = [], {}, {}
     for path in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.basename(path) == "cell.json" and (cell := _cell(path)):
+            cells[os.path.dirname(path)] = cell
+            continue
         try:
             rows.append({**Result.read(path).row(), "path": path})
         except (DataError, KeyError, TypeError, AttributeError) as error:
             skipped[path] = str(error)
+    if cells:
+        rows = [row | _parameters(cell) for row in rows if (cell := _cell_of(row["path"], cells))["status"] == "done"]
     frame = pd.DataFrame(rows)
     frame.attrs["skipped"] = skipped
+    frame.attrs["failed"] = {cell["name"]: cell["error"] for cell in cells.values() if cell["status"] != "done"}
     return frame
+
+
+def _cell(path: str) -> dict[str, Any] | None:
+    """The record of a sweep's cell."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and {"sweep", "parameters", "status"} <= content.keys() else None
+
+
+def _cell_of(path: str, cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The cell in whose folder this is, or one that stands for none."""
+    folder = os.path.dirname(path)
+    while folder and folder not in cells and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return cells.get(folder, {"status": "done", "parameters": {}})
+
+
+def _parameters(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"param_{name}": value for name, value in cell["parameters"].items()}
 
 
 def table(runs: Mapping[str, Any]) -> pd.DataFrame:
@@ -431,6 +459,15 @@ def _target(target: dict[str, Any] | None) -> str:
     sparsity = target["sparsity"]
     share = f"{sparsity:.2%}" if isinstance(sparsity, int | float) else str(sparsity)
     return f"{share} ({target['scope']}, by {target['unit']})"
+
+
+@functools.cache
+def code_hash() -> str:
+    """The package's own source, as it is now, committed or not."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @functools.cache
