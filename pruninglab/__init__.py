@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 from . import (
     before_training,
     budgets,
+    compare,
     connectivity,
     criteria,
     impact,
@@ -17,6 +18,7 @@ from . import (
     masks,
     methods,
     models,
+    papers,
     projections,
     recipes,
     regrowth,
@@ -36,11 +38,11 @@ from .schedules import Constant, ConstantRate, CosineRate, Cubic, Exponential, L
 from .train import fit, prune
 
 if TYPE_CHECKING:
-    from . import plots, widgets
+    from . import plots, sweep, widgets
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in ("plots", "widgets"):  # matplotlib and seaborn take longer to import than the rest, ipywidgets is extra
+    if name in ("plots", "sweep", "widgets"):  # they take longer to import than the rest, or need what is extra
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -67,6 +69,7 @@ __all__ = [
     "before_training",
     "budgets",
     "build",
+    "compare",
     "connectivity",
     "criteria",
     "fit",
@@ -79,6 +82,7 @@ __all__ = [
     "masks",
     "methods",
     "models",
+    "papers",
     "plots",
     "projections",
     "prunable",
@@ -89,6 +93,7 @@ __all__ = [
     "schedules",
     "second_order",
     "storage",
+    "sweep",
     "widgets",
     "wrap",
 ]

@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from scipy import stats
 from torch import Tensor
 
-from . import storage
+from . import papers, storage
+from .compare import Comparison
 from .errors import ConfigError
 from .impact import Impact
 from .masks import Masks, units
@@ -391,6 +392,24 @@ def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     axes.invert_xaxis()
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return _with_alt(figure, f"{score.replace('_', ' ').capitalize()} by share of weights left: {'; '.join(said)}.")
+
+
+def frontier(found: Comparison) -> Figure:
+    """A comparison as `ways` draws it; diamonds are what papers print for this data and model, without n or spread."""
+    figure = ways(found.runs.assign(sparsity=found.runs["level"]), found.score)
+    (axes,) = figure.axes
+    metric = "top-5" if found.score == "test_top5" else "top-1"
+    printed = papers.published(*found.task)
+    printed = printed[(printed["metric"] == metric) & (printed["counted"] == found.counted) & (printed["sparsity"] > 0)]
+    if printed.empty:
+        return figure
+    axes.plot(1 - printed["sparsity"], printed["accuracy"], "D", mfc="none", color="black", label="published")
+    for legend in figure.legends:
+        legend.remove()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    rows = zip(printed["method"], printed["accuracy"], printed["sparsity"], strict=True)
+    words = "; ".join(f"{method} {accuracy:.4f} at {1 - sparsity:.2%}" for method, accuracy, sparsity in rows)
+    return _with_alt(figure, f"{figure.alt} Published: {words}.")
 
 
 def sensitivity(curves: pd.DataFrame, score: str = "accuracy") -> Figure:
