@@ -18,12 +18,12 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from scipy import stats
 from torch import Tensor
 
-from . import papers, storage
+from . import gates, papers, storage
 from .compare import Comparison
 from .errors import ConfigError
 from .impact import Impact
 from .masks import Masks, units
-from .methods import GatedPruning, RelevanceL2, weightmom
+from .methods import L0, GatedPruning, RelevanceL2, VariationalDropout, weightmom
 from .methods.relevance import EDGES
 from .recipes import Trials
 from .results import Result
@@ -557,6 +557,48 @@ def gate(run: Run) -> Figure:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     words = f"{method.accepted} of {len(table)} evaluations were above {method.bound:.4g}"
     return _with_alt(figure, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
+
+
+def learned_gates(run: Run, layer: str = "") -> Figure:
+    """What the gates of L0 or the noise of variational dropout learned, epoch by epoch.
+
+    Left how log α is distributed, in all layers or in one, and the line beyond which a gate is closed; in the middle
+    the share of gates that are open in each layer; right the strength of the penalty, steered if to a sparsity.
+    """
+    method = next((m for m in run.methods if isinstance(m, L0 | VariationalDropout) and m.seen), None)
+    if method is None:
+        raise ConfigError("this run learned no gates; draw one that was trained with VariationalDropout or L0.")
+    table = pd.DataFrame(method.seen)
+    if layer and layer not in set(table["layer"]):
+        raise ConfigError(f"layer={layer!r} has no gates here; expected one of {', '.join(table['layer'].unique())}.")
+    steps = table["step"].unique()
+    epochs = steps / run.steps_per_epoch
+    chosen = table[table["layer"] == layer] if layer else table
+    counts = np.array([np.sum(of["counts"].tolist(), axis=0) for _, of in chosen.groupby("step")]).T
+    figure, panels = _figure(3, width=12.0)
+    edges = np.concatenate(([2 * epochs[0] - epochs[1] if len(epochs) > 1 else epochs[0] - 1], epochs))
+    image = panels[0].pcolormesh(edges, gates.EDGES, np.where(counts, counts, np.nan), norm=LogNorm(), cmap="viridis")
+    figure.colorbar(image, ax=panels[0], label="gates")
+    limit, closed = (method.threshold, "above") if isinstance(method, VariationalDropout) else (-np.log(11), "below")
+    panels[0].axhline(limit, color=COLOURS[3], ls="--", lw=1.5)
+    panels[0].set(ylabel=f"log α of {_short(layer) if layer else 'all layers'}")
+    panels[0].set_title(f"{closed} the line a gate is closed", fontsize=9)
+    panels[0].grid(visible=False)
+    said = []
+    for colour, (name, of) in zip(cycle(COLOURS), table.groupby("layer", sort=False), strict=False):
+        shares = (of["open"] / of["total"]).to_numpy()
+        panels[1].plot(
+            epochs, np.where(shares > 0, shares, np.nan), marker="o", ms=3, color=colour, label=_short(str(name))
+        )
+        said.append(f"{_short(str(name))} {shares[0]:.1%} to {shares[-1]:.1%}")
+    panels[1].set(yscale="log", ylabel="share of gates that are open")
+    panels[2].plot(epochs, table.groupby("step")["strength"].first(), marker="o", ms=3, color=COLOURS[0])
+    panels[2].set(ylabel="strength of the penalty", ylim=(0, None))
+    for axes in panels:
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"Open gates by layer, at the first and the last epoch: {'; '.join(said)}.")
 
 
 def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:

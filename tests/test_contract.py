@@ -43,7 +43,7 @@ METHODS: dict[str, list[lab.Method]] = {
     "L1": [methods.L1(), methods.GatedPruning(0.0, eval_interval=3, counting="epoch", target=0.5)],
     "L0": [methods.L0(droprate=0.9)],
     "L0-steered-channel": [methods.L0(0.3, unit="channel", droprate=0.9, end=0.7)],
-    "L0-steered-schedule": [methods.L0(lab.Linear(0.9), strength=1.0, warmup=(0.2, 0.4))],
+    "L0-steered-schedule": [methods.L0(lab.Linear(0.9), droprate=0.8, warmup=(0.2, 0.4))],
     "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.9, share=0.1, eval_interval=3, patience=1)],
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from torch import nn
 
 import pruninglab as lab
-from pruninglab.methods import L2, GatedPruning, Gradual, OneShot, RelevanceL2, WeightMom
+from pruninglab.methods import L0, L2, GatedPruning, Gradual, OneShot, RelevanceL2, VariationalDropout, WeightMom
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +321,26 @@ def test_calibration_draws_what_it_measures(found):
         pytest.approx([1 - 41 / 200]),
     )
     assert "dense 0.300, pruned 0.095" in figure.alt
+
+
+@pytest.mark.parametrize("method", [VariationalDropout(strength=0.01), L0(droprate=0.8, unit="channel")])
+def test_learned_gates_are_drawn_as_they_were_seen(blobs, method):
+    net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
+    run = lab.fit(net, blobs, method, epochs=3, batch_size=40, progress=False)
+    ours: Any = run.methods[0]
+    figure: Any = lab.plots.learned_gates(run, "0.weight")
+    heat, shares, strength, _ = figure.axes
+    counts = np.array([row["counts"] for row in ours.seen if row["layer"] == "0.weight"]).T
+    assert np.array_equal(np.ma.filled(heat.collections[0].get_array(), 0), counts)
+    assert counts.sum() == 3 * (320 if isinstance(method, VariationalDropout) else 32)
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in shares.lines]
+    assert drawn == [[r["open"] / r["total"] for r in ours.seen if r["layer"] == name] for name in run.weights]
+    assert strength.lines[0].get_ydata()[-1] == ours.seen[-1]["strength"]
+    assert figure.alt.startswith("Open gates by layer, at the first and the last epoch: 0 ")
+    with pytest.raises(lab.ConfigError, match="has no gates here"):
+        lab.plots.learned_gates(run, "fc")
+
+
+def test_no_gates_to_draw(runs):
+    with pytest.raises(lab.ConfigError, match="learned no gates"):
+        lab.plots.learned_gates(runs[0])
