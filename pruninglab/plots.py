@@ -29,6 +29,7 @@ from .recipes import Trials
 from .results import Result
 from .run import Run
 from .schedules import Schedule
+from .second_order import Quadratic
 
 
 class Figure(matplotlib_figure.Figure):
@@ -599,6 +600,72 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return _with_alt(figure, f"Open gates by layer, at the first and the last epoch: {'; '.join(said)}.")
+
+
+def regrowth(run: Run) -> Figure:
+    """What was dropped and what grew in each layer and epoch, as shares of its kept weights; what is left of the start.
+
+    What was dropped and grew again in one epoch counts in both.
+    """
+    rows = [row for method in run.methods for row in getattr(method, "changes", [])]
+    if not rows:
+        raise ConfigError("this run moved no weights; draw one that was trained with RigL, SET or SparseMomentum.")
+    table = pd.DataFrame(rows).assign(epoch=lambda t: t["step"] // run.steps_per_epoch + 1)
+    how: dict[str, Any] = {"index": "layer", "columns": "epoch", "sort": False}
+    sums = table.pivot_table(**how, values=["dropped", "grown"], aggfunc="sum")
+    kept = table.pivot_table(**how, values="kept", aggfunc="last").clip(lower=1)
+    shares = {which: sums[which] / kept for which in ("dropped", "grown")}
+    names, epochs = list(kept.index), list(kept.columns)
+    figure, panels = _figure(3, width=12.0, height=0.2 * len(names) + 2.0)
+    most = max(float(share.max(axis=None)) for share in shares.values()) or 1.0
+    for axes, which in zip(panels, ("dropped", "grown"), strict=False):
+        extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
+        image = axes.imshow(shares[which], vmin=0, vmax=most, cmap="viridis", aspect="auto", extent=extent)
+        axes.set(title=which, xlabel="epoch", yticks=range(len(names)))
+        axes.set_yticklabels([_short(str(name)) for name in names] if which == "dropped" else [], fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(False)
+    figure.colorbar(image, ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %")
+    total = table.groupby("step")[["original", "kept"]].sum()
+    left = total["original"] / total["kept"].clip(lower=1)
+    panels[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=COLOURS[0])
+    panels[2].set(xlabel="step", ylim=(0, 1.03), title="kept weights that were there at the start")
+    moved = f"{table['grown'].sum():,} weights grew in {table['step'].nunique()} updates"
+    return _with_alt(figure, f"{moved}; of the kept ones {left.iloc[-1]:.0%} were there at the start.")
+
+
+def two_weights(quadratic: Quadratic) -> Figure:
+    """Two weights at the minimum of their quadratic, and where three ways to cut one of them lead."""
+    if quadratic.weights.numel() != 2:
+        raise ConfigError(f"this quadratic is of {quadratic.weights.numel()} weights; two can be drawn.")
+    w, hessian, both = quadratic.weights, quadratic.hessian[0], torch.ones_like(quadratic.weights, dtype=torch.bool)
+    ranks = {
+        "magnitude": w.abs(),
+        "damage (diagonal of H)": hessian.diagonal() * w.square(),
+        "surgeon (all of H)": quadratic.costs(both),
+    }
+    kept = {name: both ^ torch.nn.functional.one_hot(rank.flatten().argmin(), 2).bool() for name, rank in ranks.items()}
+    ends = {n: quadratic.minimum(k) if n.startswith("surgeon") else torch.where(k, w, 0) for n, k in kept.items()}
+    losses = {name: quadratic.value(end) for name, end in ends.items()}
+    figure, (axes,) = _figure(1, width=7.0, height=3.6)
+    reach = 1.6 * max(float(torch.stack([w, *ends.values()]).abs().max()), 1e-9)
+    line = torch.linspace(-reach / 3, reach, 121, dtype=w.dtype)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1) - w.flatten()
+    heights = 0.5 * ((grid @ hessian) * grid).sum(-1)
+    axes.contour(line, line, heights, levels=sorted({0.2 * max(losses.values()), *losses.values()}), colors="grey")
+    axes.plot(*w.flatten().tolist(), "*", color="black", ms=11, label="minimum")
+    for (name, end), colour, marker in zip(ends.items(), COLOURS, "so^", strict=False):
+        points = torch.stack([w.flatten(), end.flatten()]).T
+        axes.plot(*points.tolist(), "--", color=colour, lw=1)
+        axes.plot(
+            *points[:, 1].tolist(), marker, color=colour, ms=8, mfc="none", mew=2, label=f"{name}: +{losses[name]:.3g}"
+        )
+    axes.axhline(0, color="black", lw=0.8)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel="first weight", ylabel="second weight", aspect="equal")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    words = "; ".join(f"{name} {loss:.3g}" for name, loss in losses.items())
+    return _with_alt(figure, f"The loss around two weights, and what cutting one of them adds to it: {words}.")
 
 
 def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:

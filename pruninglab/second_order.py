@@ -7,7 +7,7 @@ of each layer; `lab.methods.OptimalBrainSurgeon` cuts by them.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -189,10 +189,7 @@ def layerwise(
             moments[name] = moments.get(name, 0) + patches.transpose(1, 2) @ patches
             places[name] += patches.shape[1]
 
-    handles = [
-        owner.register_forward_pre_hook(lambda module, inputs, name=name: look(name, module, inputs))
-        for name, owner in owners.items()
-    ]
+    handles = [owner.register_forward_pre_hook(partial(look, name)) for name, owner in owners.items()]
     try:
         with torch.no_grad():
             for x, _ in _seen(batches, number, "the surgeon"):

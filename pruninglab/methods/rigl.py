@@ -19,8 +19,9 @@ class RigL(Method):
     sparse already. Each update drops a share of the kept weights of a layer by |w| and grows as many by |∂L/∂w| of that
     batch, among all that are missing. One that is dropped and grown at once stays as it was; a new one starts at 0, and
     so does what the optimizer remembers of it. The share falls along half a cosine from `share` to 0 at the share `end`
-    of the training. `every` is the number of steps from update to update; None is the paper's 100, and fewer where the
-    run is so short that this would be under 50 updates.
+    of the training. `every` is the number of steps from update to update; None is the paper's 100, and fewer in a
+    short run, for 50 updates; but 10 or more (in the shortest, for 4), since a new weight that has not had the time to
+    grow is the next to go.
 
     Deviations: the step of an update is taken too, where the authors skip it; so a new weight is moved at once by the
     gradient that chose it. Under Adam, whose count of steps goes on, the first steps of a new weight are larger than
@@ -44,7 +45,8 @@ class RigL(Method):
         regrowth.check(self)
 
     def on_start(self, run: "Run") -> None:
-        regrowth.start(self, run, min(100, regrowth.last(self, run) // 50))
+        steps = regrowth.last(self, run)
+        regrowth.start(self, run, min(100, max(steps // 50, min(10, steps // 4))))
 
     def on_grad(self, run: "Run") -> None:
         if regrowth.due(self, run):

@@ -21,14 +21,14 @@ class DynamicSurgery(Method):
 
     The forward pass sees only kept weights; the gradient updates all, with the values of the pruned ones kept `aside`.
     Each layer has a threshold t of |w|: a kept weight up to `low`·t is cut, a pruned one above `high`·t comes back with
-    the value that it has by then. Where t lies is one of two:
+    the value that it has by then. t is mean + c·deviation of |w| in the layer, and where c comes from is one of two:
 
-    `sparsity`: t is renewed each time, so that as many weights are above as are to stay. Layers share out by the number
-    of standard deviations from their mean |w| ("global"), or as another `scope` says.
-    `crate`: t is mean + crate·deviation of |w| in the layer at the start, the paper's rule; the sparsity follows.
+    `sparsity`: c is chosen anew each time, the same for all layers, so that exactly so many are left ("global"; in
+    another `scope` each layer has its own).
+    `crate`: that is c, with mean and deviation at the start: the paper's rule. What sparsity follows is not known.
 
     After each step surgery is done with the probability (1 + gamma·steps)^-power, until the share `end` of the
-    training. There the `sparsity` is made exact, among all weights by their value, and the mask is frozen.
+    training, when the mask is frozen.
 
     The paper starts from a trained net. Deviations: in the authors' code the numbers of the layer's bias enter mean and
     deviation, and biases are cut; here what is in scope. Weight decay does not reach the values that are aside.
@@ -48,13 +48,13 @@ class DynamicSurgery(Method):
     aside: dict[str, Tensor] = field(init=False)
     allowed: Masks = field(init=False)
     levels: dict[str, Tensor] = field(init=False)
-    """The threshold of each layer, as it was used last."""
+    """With `crate`, the threshold of each layer."""
 
     def __post_init__(self) -> None:
         if (self.sparsity is None) == (self.crate is None):
             raise ConfigError("DynamicSurgery needs either sparsity=0.9 or crate=1.0, the paper's threshold.")
-        if not 0 <= self.low <= 1 <= self.high:
-            raise ConfigError(f"low and high are factors around 1, low <= 1 <= high; got {self.low}, {self.high}.")
+        if not 0 < self.low <= 1 <= self.high:
+            raise ConfigError(f"low and high are factors around 1, 0 < low <= 1 <= high; got {self.low}, {self.high}.")
         if self.gamma < 0 or self.power < 0:
             raise ConfigError(f"gamma={self.gamma:g}, power={self.power:g}; expected 0 or more.")
         if not 0 < self.end <= 1:
@@ -104,31 +104,29 @@ class DynamicSurgery(Method):
         return values
 
     def _operate(self, run: "Run", values: dict[str, Tensor]) -> None:
-        if self.crate is None:
-            wanted = self._wanted(values)
-            sizes = {name: value.abs().masked_fill(~wanted[name], torch.inf) for name, value in values.items()}
-            self.levels = {name: size.min() for name, size in sizes.items()}
-        new = Masks()
-        for name, value in values.items():
-            size, level = value.abs(), self.levels[name]
-            new[name] = torch.where(run.masks[name], size > self.low * level, size > self.high * level)
-        self._change(run, new & self.allowed, values)
-
-    def _settle(self, run: "Run", values: dict[str, Tensor]) -> None:
-        if self.sparsity is not None:
-            self._change(run, self._wanted(values), values)
-        self.aside = {}
-        self.settled = True
-
-    def _change(self, run: "Run", masks: Masks, values: dict[str, Tensor]) -> None:
+        masks = self._as_many(run.masks, values) if self.crate is None else self._above(run.masks, values)
         self.spliced += run.exchange(masks, values)
         self.aside = {name: value.masked_fill(masks[name], 0) for name, value in values.items()}
 
-    def _wanted(self, values: dict[str, Tensor]) -> Masks:
-        """Of all weights as many as are to stay, by their distance from the layer's mean |w| in deviations."""
+    def _settle(self, run: "Run", values: dict[str, Tensor]) -> None:
+        if self.crate is None:
+            self._operate(run, values)
+        self.aside = {}
+        self.settled = True
+
+    def _above(self, masks: Masks, values: dict[str, Tensor]) -> Masks:
+        above = Masks()
+        for name, value in values.items():
+            size, level = value.abs(), self.levels[name]
+            above[name] = torch.where(masks[name], size > self.low * level, size > self.high * level)
+        return above & self.allowed
+
+    def _as_many(self, masks: Masks, values: dict[str, Tensor]) -> Masks:
+        """|w| > f·(mean + c·deviation), f low or high, is (|w|/f - mean)/deviation > c: these scores are ranked."""
         scores = {}
         for name, value in values.items():
             size = value.abs().nan_to_num_()
             deviation, mean = torch.std_mean(size[self.allowed[name]], correction=0)
-            scores[name] = (size - mean) / deviation.clamp_min(torch.finfo(size.dtype).tiny)
+            needed = torch.where(masks[name], self.low, self.high)
+            scores[name] = (size / needed - mean) / deviation.clamp_min(torch.finfo(size.dtype).tiny)
         return keep_top(scores, self.sparsity or 0.0, scope=self.scope, within=self.allowed, clamp=True)
