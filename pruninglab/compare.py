@@ -55,7 +55,7 @@ def controls(sparsity: float) -> dict[str, Method]:
         "layer magnitude": ("magnitude", "layer"),
         "global magnitude": ("magnitude", "global"),
     }
-    return {"dense": Dense()} | {name: OneShot(sparsity, *choice) for name, choice in choices.items()}
+    return {"dense": Dense(), **{name: OneShot(sparsity, *choice) for name, choice in choices.items()}}
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +86,8 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """One row for each way at each level: n, mean and 95 % interval of the accuracy, and what was reached."""
         rows = []
-        for (level, way), of in self.runs.groupby(["level", "way"], sort=False):
+        groups: Any = self.runs.groupby(["level", "way"], sort=False)
+        for (level, way), of in groups:
             low, mean, high = interval(of[self.score].to_numpy(float), _coin(of))
             statuses = of["status"].value_counts()
             rows.append(
@@ -121,9 +122,9 @@ class Comparison:
         if against not in (*self.ways, "all"):
             raise ConfigError(f"against={against!r} is no way here; expected 'all' or one of {', '.join(self.ways)}.")
         rows = []
-        dense = self.runs[self.runs["control"] == "dense"]
+        runs: Any = self.runs
         for at in self.levels or [0.0]:
-            here = pd.concat([self.runs[self.runs["level"] == at], dense]).drop_duplicates(["way", "pair"])
+            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(["way", "pair"])
             scores = here.pivot_table(index="pair", columns="way", values=self.score, sort=False, dropna=False)
             pairs = combinations([way for way in self.ways if way in scores], 2)
             chosen = [p for p in pairs if against == "all" or against in p]
@@ -143,11 +144,12 @@ class Comparison:
         logarithmic scale. Where a seed keeps it at no level, or still at the sparsest, no mean can be given.
         """
         if wanted is None:
-            table = self.table()
+            table: Any = self.table()
             best = table.loc[table["way"] == self.controls["dense"], "accuracy"]
             wanted = float(best.iloc[0] if len(best) else table["accuracy"].max()) - 0.01
         rows = []
-        for way, of in self.runs[self.runs["level"] > 0].groupby("way", sort=False):
+        groups: Any = self.runs[self.runs["level"] > 0].groupby("way", sort=False)
+        for way, of in groups:
             found = [crossing(p["level"].to_numpy(), p[self.score].to_numpy(), wanted) for _, p in of.groupby("pair")]
             kept, ended = sum(f is not None for f in found), sum(f == 1 for f in found)
             sparsities = np.array([f for f in found if f is not None and f < 1])
@@ -165,10 +167,11 @@ class Comparison:
         Density is counted as the paper does, and the metric is the paper's. What is published has no n and no interval.
         """
         rows = []
+        runs: Any = self.runs
         for row in papers.published(*self.task).drop(columns=["data", "model"]).to_dict("records"):
             score = "test_top5" if row["metric"] == "top-5" else "test_accuracy"
-            density = 1 - self.runs[f"sparsity_{row['counted']}"]
-            near = self.runs[(density / (1 - row["sparsity"]) - 1).abs() < 0.1].assign(density=density)
+            density = 1 - runs[f"sparsity_{row['counted']}"]
+            near = runs[(density / (1 - row["sparsity"]) - 1).abs() < 0.1].assign(density=density)
             found = [
                 {"way": way, "measured": of[score].astype(float).mean(), "at": 1 - of["density"].mean(), "n": len(of)}
                 for (_, way), of in near.groupby(["level", "way"], sort=False)
@@ -237,7 +240,7 @@ def compare(
     `counted` is of what sparsity is taken: "weights", "weights_and_biases" or "all". `allow` lists what may differ all
     the same (`compare.ALLOWED`); the comparison then says so. With "seeds" only those that all ways have are compared.
     """
-    frame = _frame(results)
+    frame: Any = _frame(results)
     allowed = [allow] if isinstance(allow, str) else list(allow)
     if unknown := [word for word in allowed if word not in ALLOWED]:
         raise ConfigError(f"allow={unknown[0]!r} is unknown; expected some of {', '.join(ALLOWED)}.")
@@ -350,7 +353,7 @@ def _levels(sparsities: pd.Series) -> list[float]:
     return [level[s] for s in sparsities]
 
 
-def _short_names(frame: pd.DataFrame) -> pd.Series:
+def _short_names(frame: Any) -> Any:
     """Controls by their own name, a method by its name where it occurs in one way, else with what differs."""
     names: dict[str, str] = {}
     for method, of in frame.groupby("method", sort=False):
@@ -410,7 +413,7 @@ def _examples(frame: pd.DataFrame, column: str) -> str:
     return "; ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
 
 
-def _paired(frame: pd.DataFrame, common: bool) -> tuple[pd.DataFrame, list[str]]:
+def _paired(frame: Any, common: bool) -> tuple[pd.DataFrame, list[str]]:
     """Refuse ways with other seeds. One that missed its target stands at a level of its own, and is not missed here."""
     seeds = {way: set(of["pair"]) for way, of in frame.groupby("way", sort=False)}
     shared = set.intersection(*seeds.values())
@@ -425,8 +428,7 @@ def _paired(frame: pd.DataFrame, common: bool) -> tuple[pd.DataFrame, list[str]]
         every = set().union(*there.values()) & shared
         for way, own in there.items():
             if lacking := sorted(p for p in every - own if (way, p) not in missed):
-                at = _share(float(str(level)))
-                problems.append(f"{way} lacks {', '.join(lacking)} at {at}, which others have there")
+                problems.append(f"{way} lacks {', '.join(lacking)} at {_share(level)}, which others have there")
     if common and problems:
         frame = frame[frame["pair"].isin(shared)]
         for _, here in frame.groupby("level"):
@@ -448,7 +450,7 @@ def _also_different(frame: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _coin(frame: pd.DataFrame) -> float:
+def _coin(frame: Any) -> float:
     """Variance of an accuracy with one image that a coin decides."""
     return 0.25 / float(frame["test_images"].min()) ** 2
 

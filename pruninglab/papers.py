@@ -385,11 +385,9 @@ def published(data: str | None = None, model: str | None = None) -> pd.DataFrame
     `metric` says top-1 or top-5, `counted` of what the sparsity is: compare it with the column `sparsity_` + counted.
     """
     rows = [row for one in TABLES if one.metric for row in _rows(one)]
-    frame = pd.DataFrame(rows)
-    for column, wanted in (("data", data), ("model", model)):
-        if wanted is not None:
-            frame = frame[frame[column] == wanted]
-    return frame.reset_index(drop=True)
+    asked = {"data": data, "model": model}
+    kept = [row for row in rows if all(wanted in (None, row[column]) for column, wanted in asked.items())]
+    return pd.DataFrame(kept, columns=pd.Index(rows[0]))
 
 
 def _rows(one: Table) -> list[dict[str, object]]:

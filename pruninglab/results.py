@@ -92,7 +92,7 @@ class Result:
         method = self.config["methods"][0]
         if method.get("criterion") == "random":
             return "random mask"
-        if method["type"] != "OneShot" or method.get("unit") != "weight":
+        if method["type"] != "OneShot" or method.get("unit") != "weight" or not isinstance(method["criterion"], str):
             return ""
         return _MAGNITUDES.get((method["criterion"], method["scope"]), "")
 

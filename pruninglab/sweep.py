@@ -267,10 +267,8 @@ class _Cluster:
         import distributed
 
         settings = {"n_workers": jobs, "threads_per_worker": 1, "memory_limit": 0, "silence_logs": "ERROR"}
-        with _quiet():
-            cluster = stack.enter_context(
-                distributed.LocalCluster(**settings, host="127.0.0.1", dashboard_address="127.0.0.1:8787")
-            )
+        where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}  # a fixed port may be another sweep's
+        cluster = stack.enter_context(distributed.LocalCluster(**settings, **where))
         client = stack.enter_context(distributed.Client(cluster))
         client.register_plugin(_deaf_worker(distributed), name="deaf")
         said = f"{jobs} worker{'s' * (jobs > 1)} of {threads} thread{'s' * (threads > 1)}"
@@ -310,8 +308,6 @@ class _Loop:
         self.failed = 0
 
     def run(self) -> None:
-        import distributed
-
         with _stopping() as stopped:
             while self.todo or self.running:
                 if stopped.is_set() and self.todo:
@@ -321,11 +317,27 @@ class _Loop:
                     self.todo.clear()
                     if time.time() > self.end + 60:  # their own clocks should have ended them
                         break
-                self._hand_out()
-                with suppress(distributed.TimeoutError):
-                    distributed.wait(list(self.running), timeout=0.5, return_when="FIRST_COMPLETED")
+                self._wait()
                 for future in [f for f in self.running if f.status != "pending"]:
                     self._take(future, self.running.pop(future))
+
+    def _wait(self) -> None:
+        """Until one of the running cells has ended, or half a second."""
+        import distributed
+
+        try:
+            self._hand_out()
+            distributed.wait(list(self.running), timeout=0.5, return_when="FIRST_COMPLETED")
+        except TimeoutError:
+            pass
+        except (distributed.CancelledError, OSError):
+            raise self._lost() from None
+
+    def _lost(self) -> RunError:
+        return RunError(
+            f"the scheduler was lost with {len(self.running) + len(self.todo)} cells to go. What is finished is safe; "
+            "run the same command again."
+        )
 
     def _hand_out(self) -> None:
         while self.todo and len(self.running) < max(self.cluster.slots, 1):
@@ -345,10 +357,7 @@ class _Loop:
             )
             record, files = _made(name, self.sweep.cells[name], "failed", said, 0.0), None
         else:
-            raise RunError(
-                f"the scheduler was lost with {len(self.running) + 1 + len(self.todo)} cells to go. "
-                "What is finished is safe; run the same command again."
-            )
+            raise self._lost()
         if record["status"] == "out of time":
             return
         self.sweep.finish(name, record, files)
@@ -393,16 +402,6 @@ def _deaf_worker(distributed: Any) -> Any:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return Deaf()
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """A dashboard whose port is taken goes to another one, and need not say so twice."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Port .* is already in use")
-        yield
 
 
 # --- on a worker -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from typing import Any
 
 import nbformat
 import pytest
-from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from pruninglab import RunError, headless
 
@@ -67,15 +66,16 @@ def test_a_kernel_that_dies_is_said(notebook):
 
 @pytest.mark.parametrize(("failures", "succeeds"), [(1, True), (2, False)])
 def test_a_kernel_that_does_not_start_is_started_once_more(notebook, monkeypatch, failures, succeeds):
-    wait, tries = AsyncKernelClient.wait_for_ready, []
+    start, tries = headless._Client.start_new_kernel_client, []
 
-    async def unlucky(self: Any, timeout: float | None = None) -> None:
-        tries.append(timeout)
+    def unlucky(self: Any, **kwargs: Any) -> Any:
+        tries.append(self)
         if len(tries) <= failures:
+            self._cleanup_kernel()
             raise RuntimeError("Address already in use")
-        await wait(self, timeout)
+        return start(self, **kwargs)
 
-    monkeypatch.setattr(AsyncKernelClient, "wait_for_ready", unlucky)
+    monkeypatch.setattr(headless._Client, "start_new_kernel_client", unlucky)
     pids: list[int] = []
     if succeeds:
         execute(notebook(X, "x"), on_start=pids.append)

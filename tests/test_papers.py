@@ -1,6 +1,7 @@
 """The papers' tables: every number, checked by the arithmetic that the numbers owe each other."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,8 @@ def test_rates_are_those_of_the_parameter_counts_except_where_the_caveat_says_so
 
 
 def test_the_copied_tables_are_the_same_and_said_to_be():
-    first, second = papers.table("weightmom", 1), papers.table("weightmom", 2)
+    first: Any = papers.table("weightmom", 1)
+    second = papers.table("weightmom", 2)
     assert first.equals(second)
     assert first.groupby("Method")["10%"].nunique().max() == 1
     rows = papers.published("CIFAR10", "vgg16")

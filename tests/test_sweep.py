@@ -1,6 +1,7 @@
 """A grid: only what is missing is run, what is finished is whole, and what goes wrong stays with its cell."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -38,9 +39,9 @@ assert x < 9, "too much"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A scheduler and two workers in this process: what a cell costs is then its kernel alone."""
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs="ERROR"
-    ) as made:
+    settings: Any = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    made: Any
+    with distributed.LocalCluster(**settings, silence_logs=logging.ERROR) as made:
         yield made.scheduler_address
 
 
