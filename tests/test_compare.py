@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 import pruninglab as lab
@@ -278,3 +279,12 @@ def test_a_folder_without_records_and_a_table_without_columns(tmp_path: Path):
         compare.compare(pd.DataFrame({"data": ["digits"]}))
     with pytest.raises(lab.ConfigError, match="allow='budget' is unknown"):
         compare.compare(pd.DataFrame(rows()), allow="budget")
+
+
+def test_a_criterion_with_settings_is_no_control(blobs):
+    """Its record holds the settings, not a name."""
+    model = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    method = lab.methods.OneShot(0.5, lab.before_training.SNIP())
+    run = lab.fit(model, blobs, method, epochs=1, progress=False)
+    assert run.result.control == ""
+    assert "SNIP" in run.result.row()["way"]
