@@ -572,7 +572,7 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
     table = pd.DataFrame(method.seen)
     if layer and layer not in set(table["layer"]):
         raise ConfigError(f"layer={layer!r} has no gates here; expected one of {', '.join(table['layer'].unique())}.")
-    steps = table["step"].unique()
+    steps = table["step"].unique().astype(float)
     epochs = steps / run.steps_per_epoch
     chosen = table[table["layer"] == layer] if layer else table
     counts = np.array([np.sum(of["counts"].tolist(), axis=0) for _, of in chosen.groupby("step")]).T
@@ -620,14 +620,16 @@ def regrowth(run: Run) -> Figure:
     most = max(float(share.max(axis=None)) for share in shares.values()) or 1.0
     for axes, which in zip(panels, ("dropped", "grown"), strict=False):
         extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
-        image = axes.imshow(shares[which], vmin=0, vmax=most, cmap="viridis", aspect="auto", extent=extent)
+        axes.imshow(shares[which], vmin=0, vmax=most, cmap="viridis", aspect="auto", extent=extent)
         axes.set(title=which, xlabel="epoch", yticks=range(len(names)))
         axes.set_yticklabels([_short(str(name)) for name in names] if which == "dropped" else [], fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(False)
-    figure.colorbar(image, ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %")
-    total = table.groupby("step")[["original", "kept"]].sum()
-    left = total["original"] / total["kept"].clip(lower=1)
+    figure.colorbar(
+        panels[1].images[0], ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %"
+    )
+    sums_by_step: Any = table.groupby("step")[["original", "kept"]].sum()
+    left = sums_by_step["original"] / sums_by_step["kept"].clip(lower=1)
     panels[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=COLOURS[0])
     panels[2].set(xlabel="step", ylim=(0, 1.03), title="kept weights that were there at the start")
     moved = f"{table['grown'].sum():,} weights grew in {table['step'].nunique()} updates"

@@ -266,9 +266,14 @@ class _Cluster:
             )
         import distributed
 
-        settings = {"n_workers": jobs, "threads_per_worker": 1, "memory_limit": 0, "silence_logs": "ERROR"}
-        where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}  # a fixed port may be another sweep's
-        cluster = stack.enter_context(distributed.LocalCluster(**settings, **where))
+        settings: dict[str, Any] = {
+            "n_workers": jobs,
+            "threads_per_worker": 1,
+            "memory_limit": 0,
+            "silence_logs": "ERROR",
+        }
+        settings |= {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}  # a fixed port may be another sweep's
+        cluster = stack.enter_context(distributed.LocalCluster(**settings))
         client = stack.enter_context(distributed.Client(cluster))
         client.register_plugin(_deaf_worker(distributed), name="deaf")
         said = f"{jobs} worker{'s' * (jobs > 1)} of {threads} thread{'s' * (threads > 1)}"

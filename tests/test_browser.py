@@ -13,10 +13,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = ROOT / "runs" / "browser"
@@ -76,7 +77,7 @@ def _answers(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
+def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
@@ -84,7 +85,7 @@ def browser() -> Iterator["sync_api.Browser"]:
 
 
 @pytest.fixture
-def page(browser, request) -> Iterator["sync_api.Page"]:
+def page(browser, request) -> Iterator[Any]:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.errors = []
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
@@ -95,7 +96,7 @@ def page(browser, request) -> Iterator["sync_api.Page"]:
     page.close()
 
 
-def run_all(page: "sync_api.Page", lab_server: str, name: str) -> None:
+def run_all(page: Any, lab_server: str, name: str) -> None:
     """Open a notebook, run all its cells, and wait until each has its number."""
     page.goto(f"{lab_server}/{name}?reset", timeout=SECONDS)
     page.locator(".jp-Notebook").wait_for(timeout=SECONDS)
@@ -109,7 +110,7 @@ def run_all(page: "sync_api.Page", lab_server: str, name: str) -> None:
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=SECONDS)
 
 
-def bring(page: "sync_api.Page", text: str) -> None:
+def bring(page: Any, text: str) -> None:
     """Scroll to a heading; cells out of sight are not in the page."""
     heading = page.locator(f'.jp-Notebook h3:has-text("{text}")')
     panel = page.locator(".jp-WindowedPanel-outer").first
@@ -137,6 +138,7 @@ def test_the_panels_answer(page, lab_server):
     words = page.locator(".widget-html:has-text('weights left')").first
     words.wait_for(timeout=SECONDS)
     before = left.search(words.inner_text())
+    assert before
     sliders = page.locator(".widget-slider .noUi-handle")
     box = sliders.first.bounding_box()
     page.mouse.move(box["x"] + 5, box["y"] + 5)
@@ -145,6 +147,7 @@ def test_the_panels_answer(page, lab_server):
     page.mouse.up()
     sync_api.expect(words).not_to_contain_text(before.group(0), timeout=SECONDS)
     dragged = left.search(words.inner_text())
+    assert dragged
     sliders.nth(3).focus()
     page.keyboard.press("ArrowLeft")
     sync_api.expect(words).not_to_contain_text(dragged.group(0), timeout=SECONDS)

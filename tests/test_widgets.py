@@ -1,6 +1,7 @@
 """The panels, driven from Python as their controls would; `test_browser.py` presses the real ones."""
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,10 @@ import torch
 import pruninglab as lab
 from pruninglab import methods, widgets
 
-SMALL = {"train": 300, "test": 60}
-
 
 @pytest.fixture(scope="module")
 def data() -> lab.Data:
-    return lab.load("digits", **SMALL)
+    return lab.load("digits", train=300, test=60)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +230,7 @@ def test_what_was_chosen_wrongly_is_said_in_the_panel():
 
 @pytest.mark.parametrize("name", [n for n in methods.__all__ if n not in widgets.BESIDE_OTHERS and n != "GatedPruning"])
 def test_every_method_is_offered_with_its_own_defaults(name):
-    made = panel(method=name).chosen()
+    made: Any = panel(method=name).chosen()
     kind = getattr(methods, name)
     try:
         expected = kind()
@@ -245,7 +244,7 @@ def test_fields_are_read_as_python_writes_them():
     boxes = {control.description: control for control in live._fields.children}
     boxes["beta"].value, boxes["mode"].value, boxes["window"].value = "0.5", "window_max", "7"
     boxes["min epochs below"].value = "3"
-    made = live.chosen()
+    made: Any = live.chosen()
     assert (made.beta, made.mode, made.window) == (0.5, "window_max", 7)
     boxes["window"].value = "7 or 8"
     with pytest.raises(lab.ConfigError, match="window='7 or 8'"):

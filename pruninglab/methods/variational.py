@@ -204,7 +204,7 @@ class Noise:
             variance = F.linear(squared, self.variance)
         else:
             variance = layer._conv_forward(squared, self.variance, None)  # pyright: ignore[reportCallIssue]
-        return Draw.apply(mean, variance, normal_like(mean))  # pyright: ignore[reportReturnType]
+        return Draw.apply(mean, variance, normal_like(mean))
 
 
 class Draw(torch.autograd.Function):
