@@ -631,7 +631,7 @@ def regrowth(run: Run) -> Figure:
     sums_by_step: Any = table.groupby("step")[["original", "kept"]].sum()
     left = sums_by_step["original"] / sums_by_step["kept"].clip(lower=1)
     panels[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=COLOURS[0])
-    panels[2].set(xlabel="step", ylim=(0, 1.03), title="kept weights that were there at the start")
+    panels[2].set(xlabel="step", ylabel="share of kept weights", ylim=(0, 1.03), title="kept since the start")
     moved = f"{table['grown'].sum():,} weights grew in {table['step'].nunique()} updates"
     return _with_alt(figure, f"{moved}; of the kept ones {left.iloc[-1]:.0%} were there at the start.")
 
@@ -649,7 +649,7 @@ def two_weights(quadratic: Quadratic) -> Figure:
     kept = {name: both ^ torch.nn.functional.one_hot(rank.flatten().argmin(), 2).bool() for name, rank in ranks.items()}
     ends = {n: quadratic.minimum(k) if n.startswith("surgeon") else torch.where(k, w, 0) for n, k in kept.items()}
     losses = {name: quadratic.value(end) for name, end in ends.items()}
-    figure, (axes,) = _figure(1, width=7.0, height=3.6)
+    figure, (axes,) = _figure(1, width=6.2, height=3.6)
     reach = 1.6 * max(float(torch.stack([w, *ends.values()]).abs().max()), 1e-9)
     line = torch.linspace(-reach / 3, reach, 121, dtype=w.dtype)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1) - w.flatten()

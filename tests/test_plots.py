@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 import pruninglab as lab
-from pruninglab.methods import L0, L2, GatedPruning, Gradual, OneShot, RelevanceL2, VariationalDropout, WeightMom
+from pruninglab.methods import L0, L2, GatedPruning, Gradual, OneShot, RelevanceL2, RigL, VariationalDropout, WeightMom
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,37 @@ def test_gate_draws_each_decision_and_what_it_did(gated):
     assert (
         len(lab.plots.gate(lab.fit(gated, gated.data, L2(), gate, epochs=1, batch_size=90, progress=False)).axes) == 2
     )
+
+
+def test_regrowth_draws_shares_by_layer_and_epoch(runs):
+    data = lab.load("digits", train=200, test=60, size=14)
+    run = lab.fit(lab.build("lenet5", data), data, RigL(0.9, every=1, end=1.0), epochs=3, batch_size=60, progress=False)
+    figure: Any = lab.plots.regrowth(run)
+    moved: Any = run.methods[0]
+    table = pd.DataFrame(moved.changes)
+    assert sorted(table["step"].unique()) == [1, 2, 3, 4, 5, 6, 7, 8]  # three steps an epoch
+    second = table[table["layer"].eq("fc1.weight") & table["step"].between(3, 5)]
+    shown = figure.axes[1].images[0].get_array()
+    assert shown.shape == (4, 3)
+    assert shown[2, 1] == pytest.approx(second["grown"].sum() / second["kept"].iloc[-1])
+    curve = np.asarray(figure.axes[2].lines[0].get_ydata())
+    assert curve[0] == 1
+    assert curve[-1] == pytest.approx(moved.original / run.masks.kept)
+    assert f"{table['grown'].sum():,} weights grew in 8 updates" in figure.alt
+    with pytest.raises(lab.ConfigError, match="moved no weights"):
+        lab.plots.regrowth(runs[0])
+
+
+def test_two_weights_end_where_they_are_cut():
+    """By hand: magnitude cuts the first at 2/2, damage the second at 1.1²/2, and the surgeon moves the first along."""
+    one = torch.tensor([[[1.0, 1.1]]], dtype=torch.float64)
+    quadratic = lab.second_order.Quadratic(one, torch.tensor([[[2.0, 1.0], [1.0, 1.0]]], dtype=torch.float64))
+    figure: Any = lab.plots.two_weights(quadratic)
+    ends = [line.get_xydata()[-1].tolist() for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert ends == [[0, 1.1], [1, 0], [pytest.approx(1.55), 0]]
+    assert "magnitude 1; damage (diagonal of H) 0.605; surgeon (all of H) 0.303" in figure.alt
+    with pytest.raises(lab.ConfigError, match="3 weights"):
+        lab.plots.two_weights(lab.second_order.Quadratic(torch.ones(1, 1, 3), torch.eye(3)[None]))
 
 
 def test_layers_beside_a_reference(runs):
