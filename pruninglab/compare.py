@@ -31,20 +31,20 @@ CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
 NEAR = 0.01
 """Two densities are one level if they differ by less than this share of the smaller."""
 
-# Column: its name in a refusal, and the word that `allow` takes.
-_SAME_IN_ALL = {
+# The rule. Column: its name in a refusal, and the word that `allow` takes.
+SAME_IN_ALL = {
     "data": ("the data set", "data"),
     "model": ("the model", "model"),
     "chosen_on": ("the images that choices were made on", "chosen_on"),
     "metric": ("the metric", "metric"),
-    "total_steps": ("the total number of steps, those before the run included,", "steps"),
+    "total_steps": ("the number of steps in all", "steps"),
 }
-_SAME_IN_PAIR = {
+SAME_IN_PAIR = {
     "split": ("the split", "split"),
     "dense_hash": ("the dense start", "start"),
     "new_weights": ("the initial weights", "start"),
 }
-ALLOWED = (*dict.fromkeys(word for _, word in (*_SAME_IN_ALL.values(), *_SAME_IN_PAIR.values())), "seeds")
+ALLOWED = (*dict.fromkeys(word for _, word in (*SAME_IN_ALL.values(), *SAME_IN_PAIR.values())), "seeds")
 _USED = ("way", "control", "seed", "init_seed", "form", "start", "start_hash", "status", "test_images", "settings")
 
 
@@ -245,7 +245,7 @@ def compare(
     if unknown := [word for word in allowed if word not in ALLOWED]:
         raise ConfigError(f"allow={unknown[0]!r} is unknown; expected some of {', '.join(ALLOWED)}.")
     named = [by] if by else []
-    _check_columns(frame, [*_USED, *_SAME_IN_ALL, "split", "dense_hash", score, f"sparsity_{counted}", *named])
+    _check_columns(frame, [*_USED, *SAME_IN_ALL, "split", "dense_hash", score, f"sparsity_{counted}", *named])
     notes = _left_out(frame)
     frame = frame.assign(
         way=frame[by].astype(str) if by else _short_names(frame),
@@ -395,10 +395,10 @@ def _without_repeats(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, lis
 def _differences(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """What rule out a comparison: the word that allows it, and what differs, with examples."""
     found = []
-    for column, (said, word) in _SAME_IN_ALL.items():
+    for column, (said, word) in SAME_IN_ALL.items():
         if len(set(frame[column])) > 1:
             found.append((word, f"{said} differs ({_examples(frame, column)})"))
-    for column, (said, word) in _SAME_IN_PAIR.items():
+    for column, (said, word) in SAME_IN_PAIR.items():
         groups = frame.groupby(["pair", "form"] if column == "new_weights" else "pair", sort=False)
         of = next((of for _, of in groups if len(set(of[column].dropna())) > 1), None)
         if of is not None:

@@ -268,7 +268,7 @@ def test_real_runs_from_one_dense_start_are_comparable(tmp_path: Path):
     assert found.notes == ()
     dense = lab.fit(lab.build("lenet300", data), data, epochs=1, progress=False)
     longer = [lab.fit(dense, data, method, epochs=2, progress=False) for method in compare.controls(0.9).values()]
-    with pytest.raises(lab.ConfigError, match="total number of steps"):
+    with pytest.raises(lab.ConfigError, match="number of steps in all"):
         compare.compare([*longer[:3], lab.Result.read(tmp_path / "0" / "global magnitude.json")])
 
 
