@@ -42,7 +42,7 @@ SAME_IN_ALL = {
 SAME_IN_PAIR = {
     "split": ("the split", "split"),
     "dense_hash": ("the dense start", "start"),
-    "new_weights": ("the initial weights", "start"),
+    "new_weights": ("the draw of the initial weights", "start"),
 }
 ALLOWED = (*dict.fromkeys(word for _, word in (*SAME_IN_ALL.values(), *SAME_IN_PAIR.values())), "seeds")
 _USED = ("way", "control", "seed", "init_seed", "form", "start", "start_hash", "status", "test_images", "settings")

@@ -85,12 +85,11 @@ class Sweep:
     def estimate(self, jobs: int) -> str:
         """How long what is left will take, by the cells that are done."""
         done = [r["seconds"] for r in self.records().values() if r["status"] == "done"]
-        left = len(self.cells) - len(self.records())
+        left = len(self.missing)
         if not left:
             return "nothing is left to run"
-        each, why = (
-            (sum(done) / len(done), f"the mean of {len(done)}") if done else (USUAL, "a guess: none has run yet")
-        )
+        each = sum(done) / len(done) if done else USUAL
+        why = f"the mean of {len(done)}" if done else "a guess: none has run yet"
         return f"about {_duration(each * math.ceil(left / jobs))} with {jobs} at a time, {each:.0f} s each ({why})"
 
     def run(
@@ -120,6 +119,7 @@ class Sweep:
         except Timeout:
             raise RunError(f"another sweep is at work in {self.out}; wait for it, or take another folder.") from None
         with alone, ExitStack() as stack:
+            stack.callback(self.write_tables)
             if retry_failed:
                 for name in self.failed:
                     self._discard(name)
@@ -133,7 +133,6 @@ class Sweep:
                 _Loop(self, cluster, todo, threads, resources, cell_limit, limit, say).run()
             for name in self.records():
                 (self.out / ".work" / f"{name}.lock").unlink(missing_ok=True)
-            self.write_tables()
         return self
 
     @property
@@ -152,6 +151,7 @@ class Sweep:
 
     def job(self, name: str, threads: int, cell_limit: float | None, end: float | None) -> dict[str, Any]:
         """All that a worker needs, wherever it is."""
+        (self.out / ".work" / self._token).touch()
         return {
             "name": name,
             "notebook": self._stripped,
@@ -191,11 +191,9 @@ class Sweep:
     @cached_property
     def _token(self) -> str:
         """A file that only those find who see this very folder."""
-        token = f"here-{os.urandom(8).hex()}"
         for old in (self.out / ".work").glob("here-*"):
             old.unlink(missing_ok=True)
-        (self.out / ".work" / token).touch()
-        return token
+        return f"here-{os.urandom(8).hex()}"
 
     def _discard(self, name: str) -> None:
         """Take a finished cell out of its place, at once and whole."""
@@ -310,7 +308,7 @@ class _Loop:
         self.running: dict[Any, str] = {}
         self.seconds: list[float] = []
         self.total = len(todo)
-        self.failed = 0
+        self.alone = False
 
     def run(self) -> None:
         with _stopping() as stopped:
@@ -332,7 +330,10 @@ class _Loop:
 
         try:
             self._hand_out()
-            distributed.wait(list(self.running), timeout=0.5, return_when="FIRST_COMPLETED")
+            if self.running:
+                distributed.wait(list(self.running), timeout=0.5, return_when="FIRST_COMPLETED")
+            else:
+                time.sleep(0.5)
         except TimeoutError:
             pass
         except (distributed.CancelledError, OSError):
@@ -345,7 +346,11 @@ class _Loop:
         )
 
     def _hand_out(self) -> None:
-        while self.todo and len(self.running) < max(self.cluster.slots, 1):
+        slots = self.cluster.slots
+        if not slots and not self.alone:
+            self.say("no worker is there; waiting for one")
+        self.alone = not slots
+        while self.todo and len(self.running) < slots:
             name = self.todo.pop(0)
             job = self.sweep.job(name, self.threads, self.cell_limit, self.end)
             key = f"{name}-{os.urandom(4).hex()}"
@@ -366,7 +371,6 @@ class _Loop:
         if record["status"] == "out of time":
             return
         self.sweep.finish(name, record, files)
-        self.failed += record["status"] == "failed"
         self.seconds.append(record["seconds"])
         left = len(self.todo) + len(self.running)
         each = sum(self.seconds) / len(self.seconds)
@@ -385,7 +389,7 @@ def _stopping() -> Generator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
 
     def stop(number: int, frame: Any) -> None:
         event.set()

@@ -100,7 +100,7 @@ def test_runs_from_new_weights_begin_with_the_same_ones():
     new = {"start": "model", "dense_hash": None}
     fresh = [r | new | {"start_hash": f"i{r['seed']}"} for r in rows()]
     assert compare.compare(pd.DataFrame(fresh)).notes == ()
-    with pytest.raises(lab.ConfigError, match="the initial weights differs at seed 1"):
+    with pytest.raises(lab.ConfigError, match="the draw of the initial weights differs at seed 1"):
         compare.compare(changed(fresh, {"way": NAMED["random"][0], "seed": 1}, start_hash="trained elsewhere"))
     skips = changed(fresh, {"way": NAMED["random"][0]}, start_hash="of another form", form="with skip connections")
     assert compare.compare(skips).notes == ()

@@ -39,7 +39,7 @@ assert x < 9, "too much"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A scheduler and two workers in this process: what a cell costs is then its kernel alone."""
-    settings: Any = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    settings: Any = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
     made: Any
     with distributed.LocalCluster(**settings, silence_logs=logging.ERROR) as made:
         yield made.scheduler_address
