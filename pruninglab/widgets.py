@@ -494,7 +494,7 @@ def _control(field: "dataclasses.Field[Any]", kind: str) -> tuple[ipw.Widget, Ca
         box = ipw.Checkbox(default, **label)
         return box, lambda: box.value
     text = ipw.Text(str(default), continuous_update=False, **label)
-    return text, lambda: _literal(text.value, field.name)
+    return text, lambda: default if text.value == str(default) else _literal(text.value, field.name)
 
 
 def _literal(text: str, name: str) -> Any:

@@ -159,6 +159,9 @@ def test_a_watched_weight_is_a_button_that_shows_its_trajectory(data, run):
 
 # The live panel
 
+NEED_A_CHOICE = ("GatedPruning", "DynamicSurgery")
+"""A bound or a threshold has to be given; the panel says so."""
+
 
 def panel(**changed) -> widgets.LivePanel:
     return widgets.LivePanel(**{"epochs": 2, "seed": 3, "batch_size": 300, **changed})
@@ -228,7 +231,7 @@ def test_what_was_chosen_wrongly_is_said_in_the_panel():
     assert "needs one bound" in live._text.value
 
 
-@pytest.mark.parametrize("name", [n for n in methods.__all__ if n not in widgets.BESIDE_OTHERS and n != "GatedPruning"])
+@pytest.mark.parametrize("name", [n for n in methods.__all__ if n not in (*widgets.BESIDE_OTHERS, *NEED_A_CHOICE)])
 def test_every_method_is_offered_with_its_own_defaults(name):
     made: Any = panel(method=name).chosen()
     kind = getattr(methods, name)
