@@ -40,6 +40,8 @@ from .parameters import Parameter, declared, grid, name_of, source_hash
 
 RECORD = "cell.json"
 SCHEMA = 1
+FORGIVEN = 5
+"""How often a cell is handed out again after four workers that had it died, which is what Dask by itself allows."""
 USUAL = 25.0
 """Seconds that a notebook of this project takes at its defaults: an estimate where nothing was measured."""
 
@@ -133,6 +135,7 @@ class Sweep:
                 _Loop(self, cluster, todo, threads, resources, cell_limit, limit, say).run()
             for name in self.records():
                 (self.out / ".work" / f"{name}.lock").unlink(missing_ok=True)
+                shutil.rmtree(self.out / ".work" / name, ignore_errors=True)
         return self
 
     @property
@@ -307,6 +310,7 @@ class _Loop:
         self.end = None if limit is None else time.time() + limit
         self.running: dict[Any, str] = {}
         self.seconds: list[float] = []
+        self.killed: dict[str, int] = {}
         self.total = len(todo)
         self.alone = False
 
@@ -360,11 +364,15 @@ class _Loop:
     def _take(self, future: Any, name: str) -> None:
         if future.status == "finished":
             record, files = future.result()
+            future.release()  # or it would be made again if its worker died now
         elif future.status == "error":
             error = future.exception()
-            said = (
-                "its worker died four times; out of memory?" if type(error).__name__ == "KilledWorker" else repr(error)
-            )
+            if died := type(error).__name__ == "KilledWorker":  # Dask blames cells that only waited there, too
+                self.killed[name] = self.killed.get(name, 0) + 1
+                if self.killed[name] <= FORGIVEN:
+                    self.todo.append(name)
+                    return
+            said = "its workers died again and again" if died else repr(error)
             record, files = _made(name, self.sweep.cells[name], "failed", said, 0.0), None
         else:
             raise self._lost()
@@ -422,8 +430,11 @@ def run_cell(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes] | No
     shared = (out / ".work" / job["token"]).exists()
     base = out / ".work" if shared else cache_folder() / "sweep"
     work = base / name
-    work.mkdir(parents=True, exist_ok=True)
+    base.mkdir(parents=True, exist_ok=True)
     with FileLock(base / f"{name}.lock"):  # a worker that was given up on may still be at it
+        if shared and (placed := _record(out / name)):  # Dask asks again for what a dead worker had in its memory
+            return placed, None
+        work.mkdir(exist_ok=True)
         record = _record(work)
         if not record or record["status"] != "done":
             _end_orphan(work)

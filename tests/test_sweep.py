@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import distributed
 import nbformat
@@ -200,20 +201,29 @@ def test_a_worker_that_does_not_see_the_folder_sends_the_files(tiny, tmp_path, m
     assert (planned.out / name / "result.txt").read_text() == "9 a"
 
 
-def test_a_cell_that_was_finished_but_not_fetched_is_not_run_again(tiny, tmp_path):
+def test_a_cell_that_is_finished_is_not_run_again_whether_it_was_fetched_or_not(tiny, tmp_path):
     planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
     (name,) = planned.cells
     (planned.out / ".work").mkdir(parents=True)
     first, _ = sweep.run_cell(planned.job(name, 1, None, None))
     assert sweep.run_cell(planned.job(name, 1, None, None))[0] == first
+    planned.finish(name, first, None)
+    assert sweep.run_cell(planned.job(name, 1, None, None))[0] == first  # asked again after its worker died
     assert log(planned) == ["3 a"]
 
 
-def test_a_cell_whose_worker_always_dies_has_failed(tiny, tmp_path):
+def test_a_cell_whose_workers_die_is_tried_again_but_not_for_ever(tiny, tmp_path):
     planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
     (name,) = planned.cells
-    planned.finish(name, sweep._made(name, {"x": 3}, "failed", "its worker died four times", 0.0), None)
-    assert planned.table()["error"].tolist() == ["its worker died four times"]
+    dead = SimpleNamespace(status="error", exception=type("KilledWorker", (Exception,), {}))
+    loop = sweep._Loop(planned, cast(Any, SimpleNamespace(slots=1)), [], 1, None, None, None, print)
+    for _ in range(sweep.FORGIVEN):
+        loop._take(dead, name)
+        assert loop.todo == [name]
+        loop.todo.clear()
+    loop._take(dead, name)
+    assert loop.todo == []
+    assert planned.table()["error"].tolist() == ["its workers died again and again"]
 
 
 def test_two_sweeps_do_not_share_a_folder(tiny, cluster, tmp_path):
