@@ -205,7 +205,7 @@ def test_regrowth_draws_shares_by_layer_and_epoch(runs):
     moved: Any = run.methods[0]
     table = pd.DataFrame(moved.changes)
     assert sorted(table["step"].unique()) == [1, 2, 3, 4, 5, 6, 7, 8]  # three steps an epoch
-    second = table[table["layer"].eq("fc1.weight") & table["step"].between(3, 5)]
+    second: Any = table[table["layer"].eq("fc1.weight") & table["step"].between(3, 5)]
     shown = figure.axes[1].images[0].get_array()
     assert shown.shape == (4, 3)
     assert shown[2, 1] == pytest.approx(second["grown"].sum() / second["kept"].iloc[-1])
