@@ -618,18 +618,17 @@ def regrowth(run: Run) -> Figure:
     names, epochs = list(kept.index), list(kept.columns)
     figure, panels = _figure(3, width=12.0, height=0.2 * len(names) + 2.0)
     most = max(float(share.max(axis=None)) for share in shares.values()) or 1.0
-    for axes, which in zip(panels, ("dropped", "grown"), strict=False):
-        extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
-        axes.imshow(shares[which], vmin=0, vmax=most, cmap="viridis", aspect="auto", extent=extent)
+    extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
+    look: dict[str, Any] = {"vmin": 0, "vmax": most, "cmap": "viridis", "aspect": "auto", "extent": extent}
+    images = [axes.imshow(share, **look) for axes, share in zip(panels, shares.values(), strict=False)]
+    for axes, which in zip(panels, shares, strict=False):
         axes.set(title=which, xlabel="epoch", yticks=range(len(names)))
         axes.set_yticklabels([_short(str(name)) for name in names] if which == "dropped" else [], fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(False)
-    figure.colorbar(
-        panels[1].images[0], ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %"
-    )
-    sums_by_step: Any = table.groupby("step")[["original", "kept"]].sum()
-    left = sums_by_step["original"] / sums_by_step["kept"].clip(lower=1)
+    figure.colorbar(images[1], ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %")
+    total: Any = table.groupby("step")[["original", "kept"]].sum()
+    left = total["original"] / total["kept"].clip(lower=1)
     panels[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=COLOURS[0])
     panels[2].set(xlabel="step", ylabel="share of kept weights", ylim=(0, 1.03), title="kept since the start")
     moved = f"{table['grown'].sum():,} weights grew in {table['step'].nunique()} updates"

@@ -367,6 +367,8 @@ def test_decay_beside_the_optimizer_is_a_share_of_what_is_passive():
     method = GlobalSparseMomentum(0.5, decay=0.25, coupled=False)
     run = four([0.4, 0.9, 0.8, 0.1], [10, 0.1, 10, 0.1], method, steps=2, lr=0.0)
     assert weights(run) == [0.0, pytest.approx(0.9 * 0.75**2), 0.8, 0.0]
+    run = four([0.4, 0.9, 0.8, 0.1], [10, 0.1, 10, 0.1], method, steps=2, lr=0.0, rate=lab.StepRate((0.5,), 0.0))
+    assert weights(run) == [0.0, pytest.approx(0.9 * 0.75), 0.8, 0.0]  # it falls with the learning rate
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
