@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_drawn_outputs_have_the_moments_of_drawn_weights(layer, shape):
         layer.weight.copy_(theta)
         by_weights = torch.stack(drawn)
         mean = layer(x)
-        by_outputs = torch.stack([variational.Noise(variance)(layer, (x,), mean) for _ in range(4000)])
+        by_outputs = torch.stack([variational.Noise(variance)(layer, (x,), {}, mean) for _ in range(4000)])
     deviation = by_weights.std(0)
     for which in (by_weights, by_outputs):
         assert torch.allclose(which.mean(0), mean, atol=5 * float(deviation.max()) / 4000**0.5)
@@ -152,10 +153,10 @@ def test_a_draw_is_differentiated_as_autograd_does():
     mean, noise = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
     variance = torch.rand(3, 4, dtype=torch.float64)
     leaves = [(mean.clone().requires_grad_(), variance.clone().requires_grad_()) for _ in range(2)]
-    (variational.Draw.apply(*leaves[0], noise.clone()).square()).sum().backward()  # pyright: ignore[reportAttributeAccessIssue]
+    (variational.Draw.apply(*leaves[0], noise.clone()).square()).sum().backward()
     (leaves[1][0] + (leaves[1][1] + 1e-8).sqrt() * noise).square().sum().backward()
     for ours, autograd in zip(*leaves, strict=True):
-        assert torch.allclose(ours.grad, autograd.grad)  # pyright: ignore[reportArgumentType]
+        assert torch.allclose(ours.grad, autograd.grad)
 
 
 @pytest.mark.parametrize("sampled", [(), "0.weight", "*"])
@@ -163,7 +164,7 @@ def test_gradients_are_those_of_the_whole_objective(monkeypatch, sampled):
     """Against autograd through σ = exp(½·log σ²), with the same noise; one weight is beyond the clip on either side."""
     monkeypatch.setattr(variational, "normal_like", fixed_noise)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 5)).double()
+    net: Any = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 5)).double()
     net[0].weight.data.flatten()[:2] = torch.tensor([1e-4, 40.0])  # log α is -4 + 18.4 and -4 - 7.4 at first
     x, y = torch.randn(20, 1, 6, 6).double(), torch.arange(20) % 5
     data = lab.wrap(TensorDataset(x[:12], y[:12]), TensorDataset(x[12:], y[12:]), val=0.25)
@@ -191,7 +192,7 @@ def test_gradients_are_those_of_the_whole_objective(monkeypatch, sampled):
     (F.cross_entropy(logits, seen["y"]) + 0.5 / seen["n"] * kl).backward()
     assert not inside["0.weight"].all()
     for name in weights:
-        assert torch.allclose(seen["g"][name], weights[name].grad, rtol=1e-6), name  # pyright: ignore[reportArgumentType]
+        assert torch.allclose(seen["g"][name], weights[name].grad, rtol=1e-6), name
         assert torch.allclose(seen["v"][name], variances[name].grad, rtol=1e-6), name  # pyright: ignore[reportArgumentType]
 
 
@@ -469,7 +470,7 @@ def test_a_broken_run_is_left_as_it_is(blobs, made):
 
 
 def test_wrong_settings_are_refused(blobs):
-    cases: list[tuple[str, list[lab.Method] | Any, int]] = [
+    cases: list[tuple[str, Callable[[], list[lab.Method]], int]] = [
         ("factor of a penalty", lambda: [VariationalDropout(strength=-1.0)], 1),
         ("first <= second < end", lambda: [VariationalDropout(warmup=(0.5, 0.2))], 1),
         ("first <= second < end", lambda: [L0(warmup=(0.0, 0.5), end=0.5)], 1),
