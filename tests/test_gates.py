@@ -371,18 +371,21 @@ def test_four_weights_are_cut_by_noise(settings, log_alpha, kept, status):
     assert run.reason == ("" if status == "done" else f"2 gates {run.reason.partition('2 gates ')[2]}")
 
 
-def test_validation_sees_the_means_of_what_is_open(blobs, dense):
+@pytest.mark.parametrize("method", [VariationalDropout(initial=-5.0), L0(droprate=0.9)], ids=["vd", "l0"])
+def test_validation_sees_what_would_be_left_now(blobs, dense, method):
     compared = []
 
     def look(run):
         if not run.settled:
-            plain = copy.deepcopy(run.model)
+            ours, plain = learned(run), copy.deepcopy(run.model)
             for name in run.weights:
-                plain.get_parameter(name).data.mul_(learned(run).log_alpha(run, name) <= 3)
+                of_noise = isinstance(ours, VariationalDropout)
+                gate = ours.log_alpha(run, name) <= 3 if of_noise else l0.settle(ours.log_alphas[name])
+                plain.get_parameter(name).data.mul_(gate)
             mine = lab.fit(plain, run.data, epochs=0, progress=False).result.accuracy["val"]
             compared.append((run.evaluate("val"), mine))
 
-    run = lab.fit(dense, blobs, VariationalDropout(initial=-5.0), Call(look, "epoch"), epochs=3, lr=0.01, **QUIET)
+    run = lab.fit(dense, blobs, method, Call(look, "epoch"), epochs=3, lr=0.01, **QUIET)
     assert len(compared) == 2
     assert all(ours == pytest.approx(plain) for ours, plain in compared)
     assert run.masks.sparsity > 0.1
