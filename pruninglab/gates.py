@@ -27,11 +27,15 @@ PROPORTIONAL, INTEGRAL = 4.0, 20.0
 
 
 def check(
-    sparsity: float | Schedule | None, strength: float, warmup: tuple[float, float], lr: float | None, end: float
+    sparsity: float | Schedule | None,
+    strength: float | None,
+    warmup: tuple[float, float],
+    lr: float | None,
+    end: float,
 ) -> None:
     if sparsity is not None:
         schedule(sparsity)
-    if not 0 <= strength < math.inf:
+    if strength is not None and not 0 <= strength < math.inf:
         raise ConfigError(f"strength={strength} is the factor of a penalty; expected 0 or more.")
     if not 0 <= warmup[0] <= warmup[1] < end <= 1:
         raise ConfigError(

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -131,9 +132,9 @@ def execute(
         left = None if limit is None else limit - (time.monotonic() - began)
         with _closing_loop(), _Watch(folder, {**os.environ, **(environment or {})}, left, on_start) as watch:
             try:
-                papermill.execute_notebook(
-                    notebook, output, dict(parameters), engine_name="pruninglab", kernel_name="python3",
-                    language="python", progress_bar=False, watch=watch,
+                Context().run(  # ours may hold an event loop that runs in another thread, and jupyter_client take it
+                    papermill.execute_notebook, notebook, output, dict(parameters), engine_name="pruninglab",
+                    kernel_name="python3", language="python", progress_bar=False, watch=watch,
                 )  # fmt: skip
                 return
             except PapermillExecutionError as error:

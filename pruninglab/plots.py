@@ -572,8 +572,7 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
     table = pd.DataFrame(method.seen)
     if layer and layer not in set(table["layer"]):
         raise ConfigError(f"layer={layer!r} has no gates here; expected one of {', '.join(table['layer'].unique())}.")
-    steps = table["step"].unique().astype(float)
-    epochs = steps / run.steps_per_epoch
+    epochs = np.unique(table["step"]) / run.steps_per_epoch
     chosen = table[table["layer"] == layer] if layer else table
     counts = np.array([np.sum(of["counts"].tolist(), axis=0) for _, of in chosen.groupby("step")]).T
     figure, panels = _figure(3, width=12.0)

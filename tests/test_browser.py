@@ -26,7 +26,10 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 SECONDS = 180_000  # for what takes long on a busy machine, in milliseconds
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM"),
+    pytest.mark.xdist_group("browser"),  # one server and one browser are enough for two cores
+]
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +165,11 @@ def test_the_panels_answer(page, lab_server):
     page.screenshot(path=SCREENSHOTS / "explorer.png")
 
     bring(page, "Train and watch")
+    epochs = page.locator(".widget-text:has(label:text-is('epochs')) input")
+    epochs.fill("5000")  # it must not be over before it is stopped
+    epochs.press("Enter")
     page.locator("button:text-is('Start')").click()
-    page.locator(".widget-html:has-text('epoch 1 of')").wait_for(timeout=SECONDS)
+    page.locator(".widget-html:has-text('of 5000, step')").wait_for(timeout=SECONDS)
     page.locator("button:text-is('Pause')").click()
     page.locator(".widget-html:has-text('paused at step')").wait_for(timeout=SECONDS)
     page.locator("button:text-is('Resume')").click()

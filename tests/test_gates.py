@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_drawn_outputs_have_the_moments_of_drawn_weights(layer, shape):
         layer.weight.copy_(theta)
         by_weights = torch.stack(drawn)
         mean = layer(x)
-        by_outputs = torch.stack([variational.Noise(variance)(layer, (x,), mean) for _ in range(4000)])
+        by_outputs = torch.stack([variational.Noise(variance)(layer, (x,), {}, mean) for _ in range(4000)])
     deviation = by_weights.std(0)
     for which in (by_weights, by_outputs):
         assert torch.allclose(which.mean(0), mean, atol=5 * float(deviation.max()) / 4000**0.5)
@@ -370,18 +371,21 @@ def test_four_weights_are_cut_by_noise(settings, log_alpha, kept, status):
     assert run.reason == ("" if status == "done" else f"2 gates {run.reason.partition('2 gates ')[2]}")
 
 
-def test_validation_sees_the_means_of_what_is_open(blobs, dense):
+@pytest.mark.parametrize("method", [VariationalDropout(initial=-5.0), L0(droprate=0.9)], ids=["vd", "l0"])
+def test_validation_sees_what_would_be_left_now(blobs, dense, method):
     compared = []
 
     def look(run):
         if not run.settled:
-            plain = copy.deepcopy(run.model)
+            ours, plain = learned(run), copy.deepcopy(run.model)
             for name in run.weights:
-                plain.get_parameter(name).data.mul_(learned(run).log_alpha(run, name) <= 3)
+                of_noise = isinstance(ours, VariationalDropout)
+                gate = ours.log_alpha(run, name) <= 3 if of_noise else l0.settle(ours.log_alphas[name])
+                plain.get_parameter(name).data.mul_(gate)
             mine = lab.fit(plain, run.data, epochs=0, progress=False).result.accuracy["val"]
             compared.append((run.evaluate("val"), mine))
 
-    run = lab.fit(dense, blobs, VariationalDropout(initial=-5.0), Call(look, "epoch"), epochs=3, lr=0.01, **QUIET)
+    run = lab.fit(dense, blobs, method, Call(look, "epoch"), epochs=3, lr=0.01, **QUIET)
     assert len(compared) == 2
     assert all(ours == pytest.approx(plain) for ours, plain in compared)
     assert run.masks.sparsity > 0.1
@@ -469,7 +473,7 @@ def test_a_broken_run_is_left_as_it_is(blobs, made):
 
 
 def test_wrong_settings_are_refused(blobs):
-    cases: list[tuple[str, Any, int]] = [
+    cases: list[tuple[str, Callable[[], list[lab.Method]], int]] = [
         ("factor of a penalty", lambda: [VariationalDropout(strength=-1.0)], 1),
         ("first <= second < end", lambda: [VariationalDropout(warmup=(0.5, 0.2))], 1),
         ("first <= second < end", lambda: [L0(warmup=(0.0, 0.5), end=0.5)], 1),

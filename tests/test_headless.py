@@ -1,11 +1,13 @@
 """A notebook run to its end: no hang, no orphan, and a failure that says where."""
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_core.utils import ensure_event_loop
 
 from pruninglab import RunError, headless
 
@@ -29,6 +31,17 @@ def test_parameters_folder_and_environment_arrive(notebook):
     source = notebook(X, "import os\nprint(x, os.getcwd(), os.environ['FOR_THIS'])")
     done = execute(source, parameters={"x": 3}, environment={"FOR_THIS": "one"})
     assert done.cells[-1].outputs[0].text.split() == ["3", str(source.parent), "one"]
+
+
+def test_the_event_loop_of_a_caller_is_left_alone(notebook):
+    """A worker thread takes the context of what gave it the work along, and with it a loop that runs elsewhere."""
+    source = notebook(X, "print(x)")
+
+    async def elsewhere() -> Any:
+        ensure_event_loop()
+        return await asyncio.to_thread(execute, source)
+
+    assert asyncio.run(elsewhere()).cells[-1].outputs[0].text == "1\n"
 
 
 def test_traffic_of_widgets_does_not_hang(notebook):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -39,22 +40,22 @@ class VariationalDropout(Method):
     reparametrization). Weights that a layer does not use in this way, as in attention or under a parametrization, and
     those that `sampled` names, are drawn themselves, once a step: noisier gradients, at less cost.
 
-    ω is `strength`, 1 in the paper, times a ramp from 0 at the first share of the training in `warmup` to 1 at the
-    second. log σ² begins at `initial`, log α is clipped to ±`clip`; `lr` is the learning rate of log σ² (None: that of
-    the run). Start from a trained net. With few images the whole KL outweighs the loss and nothing is left: `strength`
+    ω is `strength` times a ramp from 0 at the first share of the training in `warmup` to 1 at the second. log σ² begins
+    at `initial`, log α is clipped to ±`clip`; `lr` is the learning rate of log σ² (None: that of the run). Start from a
+    trained net. The paper's `strength` is 1, but with few images the whole KL outweighs the loss and nothing is left:
     0.02 suits a thousand.
 
-    With `sparsity`, a number or a schedule, ω is steered until as many weights as that are above the threshold. Exactly
-    as many are then cut, by log α, if they have more noise than weight (log α > 0); if too few have, the target is
-    missed and these are cut. The cut comes at the share `end` of the training; the rest of it is under the mask.
-    `seen` has what was open, ω, and the distribution of log α, by layer and epoch.
+    With `sparsity`, a number or a schedule, ω is steered from there (None: from 0.02) until as many weights as that are
+    above the threshold. Exactly as many are then cut, by log α, if they have more noise than weight (log α > 0); if too
+    few have, the target is missed and these are cut. The cut comes at the share `end` of the training; the rest of it
+    is under the mask. `seen` has what was open, ω, and the distribution of log α, by layer and epoch.
 
     Deviations: the KL is within 2e-4 of its integral, the paper's fit within 1e-2. Biases bear no noise. Above the
     threshold a mean is still used in training, which the authors' code omits for LeNet. Beyond the clip log σ² stands.
     """
 
     sparsity: float | Schedule | None = None
-    strength: float = 1.0
+    strength: float | None = None
     threshold: float = 3.0
     warmup: tuple[float, float] = (0.025, 0.1)
     initial: float = -10.0
@@ -121,7 +122,8 @@ class VariationalDropout(Method):
         return self.log_variances[name] - run.weights[name].square().log()
 
     def _set_strength(self, run: "Run", inverses: dict[str, Tensor]) -> None:
-        self.strength_now.fill_(self.strength * gates.ramp(run.progress, self.warmup))
+        given = self.strength if self.strength is not None else 1.0 if self.sparsity is None else 0.02
+        self.strength_now.fill_(given * gates.ramp(run.progress, self.warmup))
         if self.sparsity is not None and run.progress >= self.warmup[1]:
             opened = torch.stack([(u >= math.exp(-self.threshold)).sum() for u in inverses.values()]).sum()
             factor = gates.steer(run, self.pull, opened, run.masks.total, self.sparsity, self.end)
@@ -163,7 +165,7 @@ class VariationalDropout(Method):
                 if name not in layers:
                     drawn[names[weight]] = torch.addcmul(weight, (variance + 1e-16).sqrt(), normal_like(weight))
                 for layer in layers.get(name, ()):
-                    handles.append(layer.register_forward_hook(Noise(variance)))
+                    handles.append(layer.register_forward_hook(Noise(variance), with_kwargs=True))
             try:
                 return functional_call(run.model, drawn, (x,)) if drawn else inside(x)
             finally:
@@ -198,8 +200,9 @@ class Noise:
 
     variance: Tensor
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], mean: Tensor) -> Tensor:
-        squared = inputs[0] * inputs[0]
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], mean: Tensor) -> Tensor:
+        x = inputs[0] if inputs else named["input"]
+        squared = x * x
         if isinstance(layer, nn.Linear):
             variance = F.linear(squared, self.variance)
         else:
@@ -218,6 +221,7 @@ class Draw(torch.autograd.Function):
         return drawn
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return gradient, gradient * ctx.saved_tensors[0], None
 
