@@ -121,7 +121,8 @@ def test_synflow_of_tokens_by_hand():
     """Number 1 goes in at each of 6 places, and the norm only scales and shifts."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3, bias=False)).double()
-    nn.init.normal_(net[1].weight), nn.init.normal_(net[1].bias)
+    for p in net[1].parameters():
+        nn.init.normal_(p)
     token, scale, shift, w = (p.detach().abs() for p in net.parameters())
     scores = SynFlow()(net, [(torch.zeros(2, 6, dtype=torch.int64), torch.zeros(2))])
     assert torch.allclose(scores["2.weight"], 6 * w * (token[1] * scale + shift), rtol=1e-12)
