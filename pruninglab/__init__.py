@@ -15,6 +15,7 @@ from . import (
     levels,
     losses,
     masks,
+    measure,
     methods,
     models,
     projections,
@@ -22,6 +23,7 @@ from . import (
     results,
     schedules,
     storage,
+    structured,
 )
 from .data import Data, load, wrap
 from .errors import ConfigError, DataError, RunError
@@ -75,6 +77,7 @@ __all__ = [
     "load",
     "losses",
     "masks",
+    "measure",
     "methods",
     "models",
     "plots",
@@ -85,5 +88,6 @@ __all__ = [
     "results",
     "schedules",
     "storage",
+    "structured",
     "wrap",
 ]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .errors import ConfigError
 from .masks import _named
+from .reach import Conv, Norm, norms_after
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Criterion = Callable[[nn.Module, Batches | None], dict[str, Tensor]]
@@ -73,6 +74,101 @@ class Movement:
         return {name: -w * g for name, (w, g) in _gradients(model, batches, self).items()}
 
 
+def filter_l1(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
+    """Of each filter the sum of |w| (Li 2017), for `unit="channel"` like all that follow here."""
+    return {name: _of_filters(w, w.detach().abs().flatten(1).sum(1)) for name, w in _matrices(model)}
+
+
+def filter_l2(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
+    """Of each filter the Euclidean norm."""
+    return {name: _of_filters(w, w.detach().flatten(1).norm(dim=1)) for name, w in _matrices(model)}
+
+
+def geometric_median(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
+    """Of each filter the sum of its distances to the others of its layer (FPGM, He 2019): cut is what these replace.
+
+    Layers differ in it by their size: rank within layers.
+    """
+    scores = {}
+    for name, w in _matrices(model):
+        rows = w.detach().flatten(1)
+        scores[name] = _of_filters(w, torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
+    return scores
+
+
+def norm_scale(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
+    """Of each channel |γ| of the batch norm that follows its layer (network slimming, Liu 2017).
+
+    Layers without one score infinity: they are kept before all others.
+    """
+    if batches is None:
+        raise ConfigError("norm_scale runs one batch to see which norm follows which layer; pass data=.")
+    after = norms_after(model, next(iter(batches))[0][:2])
+    scores = {}
+    for name, w in _matrices(model):
+        scale = getattr(model.get_submodule(after[layer]), "weight", None) if (layer := name[:-7]) in after else None
+        of_channel = torch.full((len(w),), torch.inf, device=w.device) if scale is None else scale.detach().abs()
+        scores[name] = _of_filters(w, of_channel)
+    return scores
+
+
+@dataclass(frozen=True)
+class FilterTaylor:
+    """|Σ w·g| over each filter: the first-order change of the loss when all of it is cut, as by Molchanov 2019.
+
+    The sum is what a gate on the channel would feel, so that what cancels inside a filter does not count.
+    """
+
+    batches: int = 1
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+
+    def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
+        products = {name: (w * g) for name, (w, g) in _gradients(model, batches, self).items() if w.ndim > 1}
+        return {name: _of_filters(p, p.flatten(1).sum(1).abs()) for name, p in products.items()}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Of each channel what a ReLU lets pass of it, on average over images and places, behind the norm that follows."""
+
+    batches: int = 1
+
+    def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
+        if batches is None:
+            raise ConfigError("Activation needs data to run through the network; pass data=.")
+        chosen = list(islice(batches, self.batches))
+        if not chosen:
+            raise ConfigError("Activation got no batches; it needs at least one.")
+        after = norms_after(model, chosen[0][0][:2])
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def add(layer: str, output: Tensor, dimension: int) -> None:
+            passed = output.detach().clamp_min(0).movedim(dimension, 0).flatten(1)
+            sums[layer] = sums.get(layer, 0) + passed.sum(1)
+            counts[layer] = counts.get(layer, 0) + passed.shape[1]
+
+        handles = []
+        for name, w in _matrices(model):
+            layer = name.removesuffix(".weight")
+            dimension = -1 if w.ndim == 2 and layer not in after else 1
+            module = model.get_submodule(after.get(layer, layer)) if layer != name else None
+            if isinstance(module, Conv | nn.Linear | Norm):
+                handles.append(module.register_forward_hook(lambda m, i, o, n=layer, d=dimension: add(n, o, d)))
+        try:
+            with torch.no_grad():
+                for x, _ in chosen:
+                    model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        named = dict(_matrices(model))
+        return {
+            f"{layer}.weight": _of_filters(named[f"{layer}.weight"], total / counts[layer])
+            for layer, total in sums.items()
+        }
+
+
 BY_NAME: dict[str, Criterion] = {
     "magnitude": magnitude,
     "layer_magnitude": layer_magnitude,
@@ -80,6 +176,12 @@ BY_NAME: dict[str, Criterion] = {
     "gradient": Gradient(),
     "taylor": Taylor(),
     "movement": Movement(),
+    "filter_l1": filter_l1,
+    "filter_l2": filter_l2,
+    "filter_taylor": FilterTaylor(),
+    "geometric_median": geometric_median,
+    "norm_scale": norm_scale,
+    "activation": Activation(),
 }
 
 
@@ -94,6 +196,16 @@ def resolve(criterion: str | Criterion) -> Criterion:
             f"Expected one of {', '.join(BY_NAME)}, or a function (model, batches) -> {{name: score}}."
         )
     return BY_NAME[criterion]
+
+
+def _matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """What has filters: every parameter of two dimensions or more."""
+    return [(name, w) for name, w in _named(model).items() if w.ndim > 1]
+
+
+def _of_filters(weight: Tensor, scores: Tensor) -> Tensor:
+    """One score for each filter, at each of its weights."""
+    return scores.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape)
 
 
 def _gradients(model: nn.Module, batches: Batches | None, criterion: Any) -> dict[str, tuple[Tensor, Tensor]]:

@@ -19,7 +19,8 @@ from torch import nn
 from . import _html
 from .data import Split
 from .errors import ConfigError
-from .run import Run, evaluating
+from .reach import evaluating
+from .run import Run
 
 BINS = 15
 

@@ -8,6 +8,7 @@ from .iterative import iterative
 from .progressive import progressive
 from .quantize import quantize
 from .scratch import scratch
+from .slimming import slimming
 from .tickets import tickets
 from .trials import Trials
 
@@ -23,5 +24,6 @@ __all__ = [
     "quantize",
     "scratch",
     "search",
+    "slimming",
     "tickets",
 ]
