@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .errors import ConfigError
 from .masks import _named
-from .reach import Conv, Norm, norms_after
+from .reach import Conv, Norm, hooked, norms_after
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Criterion = Callable[[nn.Module, Batches | None], dict[str, Tensor]]
@@ -106,7 +106,8 @@ def norm_scale(model: nn.Module, batches: Batches | None = None) -> dict[str, Te
     after = norms_after(model, next(iter(batches))[0][:2])
     scores = {}
     for name, w in _matrices(model):
-        scale = getattr(model.get_submodule(after[layer]), "weight", None) if (layer := name[:-7]) in after else None
+        norm = model.get_submodule(after[_layer(name)]) if _layer(name) in after else None
+        scale = getattr(norm, "weight", None)
         of_channel = torch.full((len(w),), torch.inf, device=w.device) if scale is None else scale.detach().abs()
         scores[name] = _of_filters(w, of_channel)
     return scores
@@ -140,32 +141,23 @@ class Activation:
         if not chosen:
             raise ConfigError("Activation got no batches; it needs at least one.")
         after = norms_after(model, chosen[0][0][:2])
+        measured = {after.get(layer, layer): layer for layer in map(_layer, dict(_matrices(model)))}
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
 
-        def add(layer: str, output: Tensor, dimension: int) -> None:
-            passed = output.detach().clamp_min(0).movedim(dimension, 0).flatten(1)
-            sums[layer] = sums.get(layer, 0) + passed.sum(1)
-            counts[layer] = counts.get(layer, 0) + passed.shape[1]
+        def add(name: str, module: nn.Module, given: Any, output: Tensor) -> None:
+            if layer := measured.get(name):
+                passed = output.clamp_min(0).movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
+                sums[layer] = sums.get(layer, torch.zeros(())) + passed.sum(1)
+                counts[layer] = counts.get(layer, 0) + passed.shape[1]
 
-        handles = []
-        for name, w in _matrices(model):
-            layer = name.removesuffix(".weight")
-            dimension = -1 if w.ndim == 2 and layer not in after else 1
-            module = model.get_submodule(after.get(layer, layer)) if layer != name else None
-            if isinstance(module, Conv | nn.Linear | Norm):
-                handles.append(module.register_forward_hook(lambda m, i, o, n=layer, d=dimension: add(n, o, d)))
-        try:
-            with torch.no_grad():
-                for x, _ in chosen:
-                    model(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        named = dict(_matrices(model))
+        with hooked(model, (Conv, nn.Linear, Norm), after=add):
+            for x, _ in chosen:
+                model(x)
         return {
-            f"{layer}.weight": _of_filters(named[f"{layer}.weight"], total / counts[layer])
-            for layer, total in sums.items()
+            name: _of_filters(w, sums[_layer(name)] / counts[_layer(name)])
+            for name, w in _matrices(model)
+            if _layer(name) in sums
         }
 
 
@@ -201,6 +193,10 @@ def resolve(criterion: str | Criterion) -> Criterion:
 def _matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
     """What has filters: every parameter of two dimensions or more."""
     return [(name, w) for name, w in _named(model).items() if w.ndim > 1]
+
+
+def _layer(weight: str) -> str:
+    return weight.removesuffix(".weight")
 
 
 def _of_filters(weight: Tensor, scores: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def _call(model: nn.Module, x: Tensor, layout: torch.memory_format) -> Callable[
 
 
 def _median(values: np.ndarray) -> tuple[float, float, float]:
-    """With its interval: the values between which it lies in 95 % of samples of this size, whatever the distribution."""
+    """With the interval that holds it in 95 % of samples of this size, whatever the distribution."""
     ordered = np.sort(values)
     below = int(stats.binom.ppf(0.025, len(ordered), 0.5))
     low = max(below - 1, 0)

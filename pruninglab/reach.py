@@ -6,9 +6,10 @@ for every input, and is that number: the bias of a filter of zeros, what a norm 
 zero padding makes of that at the borders.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ Conv = nn.modules.conv._ConvNd
 Norm = nn.modules.batchnorm._NormBase
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reading:
-    """What a layer reads, by input channel: the same number everywhere where `low` is `high`, unknown where NaN."""
+    """What a layer reads, by input channel: the lowest and the highest of what is there, NaN where it is unknown."""
 
     low: Tensor
     high: Tensor
@@ -46,47 +47,37 @@ def readings(model: nn.Module, example: Tensor, alive: Mapping[str, Tensor] | No
     """
     alive = alive or {}
     found: dict[str, Reading] = {}
-    pending: dict[nn.Module, Tensor] = {}
+    unknown: dict[str, Tensor] = {}
 
-    def look(name: str, module: nn.Module, x: Tensor) -> Tensor:
-        """Note what comes in; which channels of it are unknown."""
-        by_channel = _channels_first(module, x.detach())
-        low, high = by_channel.amin(1), by_channel.amax(1)  # NaN where any of it is
+    def before(name: str, module: nn.Module, given: tuple[Any, ...]) -> Any:
+        x = given[0].detach()
+        by_channel = x.movedim(_channels(module, x), 0).flatten(1)
+        low, high = by_channel.amin(1), by_channel.amax(1)
+        unknown[name] = low.isnan()
         if name in found:
             low, high = torch.minimum(found[name].low, low), torch.maximum(found[name].high, high)
         found[name] = Reading(low, high)
-        return low.isnan()
+        return (torch.where(x.isnan(), 0.0, x), *given[1:])
 
-    def before(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        x = inputs[0]
-        unknown = look(name, module, x)
-        pending[module] = unknown
-        return (torch.where(x.isnan(), 0.0, x), *inputs[1:])
-
-    def after(name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        unknown, kept = pending.pop(module), alive.get(f"{name}.weight")
-        if isinstance(module, Norm):
-            reached = unknown if module.weight is None else unknown & (module.weight != 0 if kept is None else kept)
-        else:
-            reached = reads(module, unknown, kept)
-        shape = [1] * output.ndim
-        shape[_channel_dimension(module, output)] = -1
-        return output.masked_fill(reached.view(shape), float("nan"))
-
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, Conv | nn.Linear | Norm):
-            handles.append(module.register_forward_pre_hook(lambda m, i, n=name: before(n, m, i)))
-            handles.append(module.register_forward_hook(lambda m, i, o, n=name: after(n, m, i, o)))
+    def after(name: str, module: Any, given: Any, output: Tensor) -> Tensor:
         if isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_hook(lambda m, i, o: torch.full_like(o, float("nan"))))
+            return torch.full_like(output, torch.nan)
+        kept = alive.get(f"{name}.weight")
+        if isinstance(module, Norm):
+            passes = kept if kept is not None else None if module.weight is None else module.weight != 0
+            reached = unknown[name] if passes is None else unknown[name] & passes
+        else:
+            reached = _reads(module, unknown[name], kept)
+        shape = [1] * output.ndim
+        shape[_channels(module, output)] = -1
+        return output.masked_fill(reached.view(shape), torch.nan)
+
     x = example[:1]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(torch.full_like(x, float("nan")) if x.is_floating_point() else x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        hooked(model, (Conv, nn.Linear, Norm), before),
+        hooked(model, (Conv, nn.Linear, Norm, nn.Embedding), None, after),
+    ):
+        model(torch.full_like(x, torch.nan) if x.is_floating_point() else x)
     return found
 
 
@@ -111,13 +102,6 @@ def silent(model: nn.Module, example: Tensor, alive: Mapping[str, Tensor] | None
     return entries
 
 
-def reads(module: nn.Module, channels: Tensor, alive: Tensor | None = None) -> Tensor:
-    """By output channel, whether any weight that is not 0 reads one of these input channels."""
-    linked, groups = links(module, alive), getattr(module, "groups", 1)
-    seen = channels.to(linked.device).view(groups, 1, -1).expand(groups, len(linked) // groups, -1)
-    return (linked & seen.flatten(0, 1)).any(1)
-
-
 def links(module: nn.Module, alive: Tensor | None = None) -> Tensor:
     """Whether a weight that is not 0 leads from an input channel (of its group, in a grouped convolution) to an output:
     a bool matrix, outputs first.
@@ -133,42 +117,37 @@ def links(module: nn.Module, alive: Tensor | None = None) -> Tensor:
 
 def norms_after(model: nn.Module, example: Tensor) -> dict[str, str]:
     """The batch norm that reads a convolution's or linear layer's output as it is, by the names of both."""
-    made: dict[int, str] = {}
-    kept: list[Tensor] = []  # so that no other tensor takes the place of one that is gone
+    made: list[tuple[Tensor, str]] = []  # the tensors themselves, so that no other takes the place of one that is gone
     pairs: dict[str, str] = {}
 
-    def gave(name: str, output: Tensor) -> None:
-        made[id(output)] = name
-        kept.append(output)
+    def before(name: str, module: nn.Module, given: tuple[Any, ...]) -> None:
+        pairs.update({layer: name for output, layer in made if output is given[0]})
 
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, Conv | nn.Linear):
-            handles.append(module.register_forward_hook(lambda m, i, o, n=name: gave(n, o)))
-        elif isinstance(module, Norm):
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda m, i, n=name: pairs.update({made[id(i[0])]: n} if id(i[0]) in made else {})
-                )
-            )
-    try:
-        with evaluating(model), torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    def after(name: str, module: nn.Module, given: Any, output: Tensor) -> None:
+        made.append((output, name))
+
+    with hooked(model, (Norm,), before), hooked(model, (Conv, nn.Linear), None, after):
+        model(example)
     return pairs
 
 
-def _channel_dimension(module: nn.Module, x: Tensor) -> int:
-    if isinstance(module, nn.Linear):
-        return x.ndim - 1
-    spatial = len(module.kernel_size) if isinstance(module, Conv) else 0
-    return x.ndim - 1 - spatial if spatial else min(1, x.ndim - 1)
-
-
-def _channels_first(module: nn.Module, x: Tensor) -> Tensor:
-    return x.movedim(_channel_dimension(module, x), 0).flatten(1)
+@contextmanager
+def hooked(
+    model: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+) -> Generator[None]:
+    """Look at the modules of these kinds while the network runs in eval mode, with their names as first argument."""
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    handles = [m.register_forward_pre_hook(partial(before, name)) for name, m in modules if before]
+    handles += [m.register_forward_hook(partial(after, name)) for name, m in modules if after]
+    try:
+        with evaluating(model), torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -181,3 +160,17 @@ def evaluating(model: nn.Module) -> Generator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _reads(module: nn.Module, channels: Tensor, alive: Tensor | None = None) -> Tensor:
+    """By output channel, whether any weight that is not 0 reads one of these input channels."""
+    linked, groups = links(module, alive), getattr(module, "groups", 1)
+    seen = channels.to(linked.device).view(groups, 1, -1).expand(groups, len(linked) // groups, -1)
+    return (linked & seen.flatten(0, 1)).any(1)
+
+
+def _channels(module: nn.Module, x: Tensor) -> int:
+    """The dimension in which the channels lie."""
+    if isinstance(module, nn.Linear):
+        return x.ndim - 1
+    return x.ndim - 1 - len(module.kernel_size) if isinstance(module, Conv) else min(1, x.ndim - 1)

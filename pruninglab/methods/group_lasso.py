@@ -24,9 +24,9 @@ class GroupLasso(Method):
     `over` says which groups: `"filters"`, all that an output channel is made from; `"channels"`, all that reads an
     input channel; `"rows"` and `"columns"` of the matrix that a linear layer is and a convolution is lowered to (rows
     are filters, columns of a convolution the paper's shapes: all that reads one place of the filter). Several add up:
-    a dict gives each its own λ, `{"filters": 1e-4, "channels": 1e-4}`. The gradient w/‖w_g‖ is added in closed form; that of a
-    group that is 0 is 0. With `size` each norm counts √(weights of the group) times, so that large groups are not
-    spared. `norms` has the share of groups below a hundredth of their layer's largest, by layer and epoch.
+    a dict gives each its own λ, `{"filters": 1e-4, "channels": 1e-4}`. The gradient w/‖w_g‖ is added in closed form;
+    that of a group that is 0 is 0. With `size` each norm counts √(weights of the group) times, so that large groups are
+    not spared. `norms` has the share of groups below a hundredth of their layer's largest, by layer and epoch.
 
     Nothing is cut: add a method that does, such as `OneShot(0.5, "filter_l2", unit="channel")` in a run that goes on.
 

@@ -23,7 +23,7 @@ class Slimming(Method):
     The gradient of the term is λ·sgn(γ), added after the backward pass; at γ = 0 it is 0. Afterwards the criterion
     `"norm_scale"` ranks channels by |γ|, all layers together: `structured.prune(run, data, 0.7, "norm_scale")` cuts
     them, and `structured.shrink` takes them out. `strength` is λ, 1e-4 to 1e-5 in the paper with SGD; Adam scales its
-    steps by the gradients, so that other values suit. `scales` has the quantiles of |γ| by layer at the end of each epoch.
+    steps by the gradients, so that other values suit. `scales` has quantiles of |γ| by layer at the end of each epoch.
 
     Deviations: the authors begin with all γ at 0.5; here they begin as the network has them.
     """

@@ -35,7 +35,7 @@ class Attention(nn.MultiheadAttention):
         made = cls(full.embed_dim, heads, head_dim, device=weight.device, dtype=weight.dtype, **options)
         return made.train(full.training)
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,

@@ -1,4 +1,4 @@
-"""Network slimming in its three stages, and anew: Liu et al. 2017, with the controls of Liu et al., "Rethinking", 2019."""
+"""Network slimming in three stages: Liu et al. 2017, with the controls of Liu et al., "Rethinking", 2019."""
 
 from collections.abc import Sequence
 from pathlib import Path
