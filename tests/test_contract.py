@@ -44,7 +44,12 @@ METHODS: dict[str, list[lab.Method]] = {
     "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.9, share=0.1, eval_interval=3, patience=1)],
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
+    "GroupLasso": [methods.GroupLasso(1e-3), methods.OneShot(0.5, "filter_l2", scope="layer", unit="channel")],
+    "GroupLasso-columns": [methods.GroupLasso(over={"columns": 1e-3, "channels": 1e-3}, size=True)],
     "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
+    "Silence": [methods.OneShot(0.5, scope="layer", unit="channel"), methods.Silence()],
+    "Silence-scheduled": [methods.Gradual(lab.Linear(0.5), "filter_l1", "layer", "channel"), methods.Silence()],
+    "Slimming": [methods.Slimming(1e-2), methods.OneShot(0.5, "norm_scale", unit="channel")],
     "SoftSharing": [methods.SoftSharing(tau=0.1)],
     "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.5)],
     "TargetedDropout": [methods.TargetedDropout(0.9)],
@@ -84,6 +89,10 @@ def test_the_list_names_every_method():
 def test_contract(model, data, made, tmp_path, monkeypatch):
     if any("fc*" in str(m) for m in made) and not hasattr(model, "fc1"):
         made = [methods.Gradual(lab.Narang({"*conv*": 0.5}))]
+    if any(isinstance(m, methods.Slimming) for m in made) and not any(
+        "bn" in name for name, _ in model.named_modules()
+    ):
+        model = lab.build("vgg16", data, seed=0, width=0.0625)  # it needs scales to slim
     if any(isinstance(m, methods.N2NSkip) for m in made):  # it has nothing to share with on a plain net
         built = vars(model)["_pruninglab"]
         model = lab.build("n2nskip", data, seed=0, base=built["name"], **built["options"])

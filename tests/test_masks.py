@@ -285,3 +285,66 @@ def test_the_layer_table_counts_by_hand():
     assert masks.sparsity == pytest.approx(5 / 6)
     assert "83.33%" in masks._repr_html_()
     assert "1 of 6 kept" in repr(masks)
+
+
+# --- n of m ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_of_four_by_hand():
+    scores = {"a": torch.tensor([[1.0, 4, 2, 3, 9, 9, 1, 9], [5, 5, 5, 5, 0, 1, 0, 0]])}
+    half = lab.keep_top(scores, 0.5, scope="2:4")["a"]
+    assert bits(half) == [0, 1, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
+    # a quarter: the four lowest of those eight that may go (0, 0, 1, 1), the 0 in place 5 of the last row is not one
+    quarter = lab.keep_top(scores, 0.25, scope="2:4")["a"]
+    assert bits(quarter) == [0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+    with pytest.raises(lab.ConfigError, match=r"leaves 8 of the 16 weights of the layers together.*at most 0\.5,"):
+        lab.keep_top(scores, 0.6, scope="2:4")
+
+
+def test_neighbours_lie_along_the_input_dimension():
+    score = torch.zeros(1, 4, 1, 2)
+    score[0, :, 0, 0], score[0, :, 0, 1] = t(1, 2, 3, 4), t(4, 3, 2, 1)
+    kept = lab.keep_top({"conv": score}, 0.75, scope="1:4")["conv"]
+    assert kept[0, :, 0].int().tolist() == [[0, 1], [0, 0], [0, 0], [1, 0]]
+
+
+def test_n_of_m_with_few_inputs_and_by_layer():
+    scores = {"first": torch.rand(4, 1, 3, 3), "second": torch.rand(4, 6)}
+    with pytest.raises(lab.ConfigError, match="leave out with `skip` what has fewer than 4 inputs"):
+        lab.keep_top(scores, 0.5, scope="2:4")
+    masks = lab.keep_top(scores, {"second": 1 / 3}, scope="2:4")  # 2 of 4, and both of the 2 that are left
+    assert masks["first"].all()
+    assert masks["second"].sum(1).tolist() == [4, 4, 4, 4]
+    with pytest.raises(lab.ConfigError, match="of second, and 12 were to be left"):
+        lab.keep_top(scores, {"second": 0.5}, scope="2:4")
+    with pytest.raises(lab.ConfigError, match="single weights"):
+        lab.keep_top(scores, 0.1, scope="2:4", unit="channel")
+    with pytest.raises(lab.ConfigError, match="5:4 cannot be"):
+        lab.keep_top(scores, 0.1, scope="5:4")
+    with pytest.raises(lab.ConfigError, match="one such as '2:4'"):
+        lab.keep_top(scores, 0.1, scope="2-4")
+
+
+@given(seed=st.integers(0, 10**6), steps=st.lists(st.floats(0.01, 0.5), max_size=4))
+def test_n_of_m_is_reached_along_any_schedule(seed, steps):
+    """Whatever was cut before, half of every four are left at the end, and nothing comes back."""
+    source = torch.Generator().manual_seed(seed)
+    masks = lab.Masks({"a": torch.ones(3, 8, dtype=torch.bool)})
+    for sparsity in [*sorted(steps), 0.5]:
+        new = lab.keep_top({"a": torch.rand(3, 8, generator=source)}, sparsity, scope="2:4", within=masks, clamp=True)
+        assert not (new["a"] & ~masks["a"]).any()
+        masks = new
+        assert masks["a"].view(3, 2, 4).sum(-1).min() >= 2
+    assert (masks["a"].view(3, 2, 4).sum(-1) == 2).all()
+
+
+@pytest.mark.parametrize("method", ["OneShot", "Gradual", "ADMM", "PGD"])
+def test_methods_reach_two_of_four(method):
+    x, y = torch.randn(60, 8), torch.arange(60) % 2
+    data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=0.2)
+    made = getattr(lab.methods, method)(lab.Cubic(0.5) if method == "Gradual" else 0.5, scope="2:4")
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
+    run = lab.fit(model, data, made, epochs=2, batch_size=12, progress=False)
+    assert run.status == "done"
+    for mask in run.masks.values():
+        assert (mask.unflatten(1, (-1, 4)).sum(-1) == 2).all()

@@ -4,7 +4,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,22 +23,27 @@ class Slimming(Method):
     The gradient of the term is λ·sgn(γ), added after the backward pass; at γ = 0 it is 0. Afterwards the criterion
     `"norm_scale"` ranks channels by |γ|, all layers together: `structured.prune(run, data, 0.7, "norm_scale")` cuts
     them, and `structured.shrink` takes them out. `strength` is λ, 1e-4 to 1e-5 in the paper with SGD; Adam scales its
-    steps by the gradients, so that other values suit. `scales` has quantiles of |γ| by layer at the end of each epoch.
-
-    Deviations: the authors begin with all γ at 0.5; here they begin as the network has them.
+    steps by the gradients, so that other values suit. `begin` sets all γ at the start, 0.5 in the authors' code; by
+    default they are as the network has them. `scales` has |γ| of every channel, by layer, at the end of each epoch.
     """
 
     strength: float = 1e-4
-    scales: list[dict[str, float | str]] = field(init=False)
+    begin: float | None = None
+    scales: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < math.inf:
             raise ConfigError(f"strength={self.strength!r}; expected a number of at least 0, such as 1e-4.")
+        if self.begin is not None and not 0 < self.begin < math.inf:
+            raise ConfigError(f"begin={self.begin!r}; expected a scale above 0, such as 0.5, or None.")
 
     def on_start(self, run: "Run") -> None:
         self.scales = []
         if not _scales(run):
             raise ConfigError("this network has no batch norm with scales, so that there is nothing to slim.")
+        if self.begin is not None:
+            for scale in _scales(run).values():
+                scale.data.fill_(self.begin)
 
     @torch.no_grad()
     def on_grad(self, run: "Run") -> None:
@@ -48,9 +53,8 @@ class Slimming(Method):
             torch._foreach_add_(gradients, torch._foreach_sign(felt), alpha=self.strength)
 
     def on_epoch(self, run: "Run") -> None:
-        for name, scale in _scales(run).items():
-            low, middle, high = scale.detach().abs().quantile(scale.new_tensor([0.1, 0.5, 0.9])).tolist()
-            self.scales.append({"step": run.step, "layer": name, "tenth": low, "median": middle, "ninth": high})
+        sizes = {name: scale.detach().abs().tolist() for name, scale in _scales(run).items()}
+        self.scales.append({"step": run.step, "scales": sizes})
 
 
 def _scales(run: "Run") -> Mapping[str, torch.Tensor]:
