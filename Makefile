@@ -20,7 +20,7 @@ demo: $(READY) ## prune a small network in the first notebook, headless, into ru
 	$(PY) -m pruninglab demo
 
 test: check ## ruff, pyright, the tests, and every notebook against its committed outputs
-	$(PYTEST) $(WORKERS)
+	$(PYTEST) $(WORKERS) --dist loadgroup
 	$(PYTEST) $(WORKERS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
 
 lab: $(READY) ## open the notebooks in JupyterLab

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 from . import (
     before_training,
     budgets,
+    compare,
     connectivity,
     criteria,
     impact,
@@ -18,10 +19,13 @@ from . import (
     measure,
     methods,
     models,
+    papers,
     projections,
     recipes,
+    regrowth,
     results,
     schedules,
+    second_order,
     storage,
     structured,
 )
@@ -36,12 +40,12 @@ from .schedules import Constant, ConstantRate, CosineRate, Cubic, Exponential, L
 from .train import fit, prune
 
 if TYPE_CHECKING:
-    from . import plots
+    from . import plots, sweep, widgets
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "plots":  # matplotlib and seaborn take longer to import than the rest
-        return import_module(".plots", __name__)
+    if name in ("plots", "sweep", "widgets"):  # they take longer to import than the rest, or need what is extra
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -67,6 +71,7 @@ __all__ = [
     "before_training",
     "budgets",
     "build",
+    "compare",
     "connectivity",
     "criteria",
     "fit",
@@ -80,14 +85,19 @@ __all__ = [
     "measure",
     "methods",
     "models",
+    "papers",
     "plots",
     "projections",
     "prunable",
     "prune",
     "recipes",
+    "regrowth",
     "results",
     "schedules",
+    "second_order",
     "storage",
     "structured",
+    "sweep",
+    "widgets",
     "wrap",
 ]

@@ -1,8 +1,10 @@
-"""`python -m pruninglab demo | data | results`: what a terminal needs; everything else is a notebook or a script."""
+"""`python -m pruninglab demo | data | results | sweep | report`: what a terminal needs; the rest is notebooks."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import __version__, results
 from .errors import ConfigError, DataError, RunError
@@ -10,31 +12,110 @@ from .errors import ConfigError, DataError, RunError
 
 def demo(out: Path) -> None:
     """Run the first notebook headless; leave it executed, as a page, and as records; print its table."""
-    import nbformat
-    import papermill
-    from nbconvert import HTMLExporter
+    from . import headless
 
-    source = Path(__file__).parent.parent / "notebooks" / "00_start.ipynb"
-    if not source.exists():
-        raise ConfigError(
-            "the notebooks are not part of the installed package; run `make demo` in a clone of the repository."
-        )
+    source = _notebook("00_start.ipynb")
     out.mkdir(parents=True, exist_ok=True)
-    executed = out / source.name
+    executed, page = out / source.name, out / "00_start.html"
     print(f"Running {source.name}: five ways to prune LeNet-5 on real 8x8 digits, about half a minute on two cores.")
-    papermill.execute_notebook(
-        source,
-        executed,
-        {"out": str(out.resolve())},
-        kernel_name="python3",
-        execution_timeout=600,
-        extra_arguments=["--log-level=ERROR"],
-    )
-    page = executed.with_suffix(".html")
-    page.write_text(HTMLExporter().from_notebook_node(nbformat.read(executed, 4))[0], encoding="utf-8")
+    headless.execute(source, executed, {"out": str(out.resolve())}, folder=source.parent, limit=1800)
+    _write_page(executed, page)
     print(f"\n{results.compare_text(results.load(out))}\n")
     print(f"Executed notebook: {executed}\nPage to open in a browser: {page}")
     print("Open JupyterLab with: make lab")
+
+
+def report(folder: Path, out: Path, by: str) -> None:
+    """Compare the records of a folder in the notebook made for it, as one HTML file."""
+    from tempfile import TemporaryDirectory
+
+    from . import headless
+
+    source = _notebook("14_compare.ipynb")
+    if results.load(folder).empty:
+        raise DataError(f"no records found in {folder}; give a folder that a sweep or `record=` has written.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as work:
+        executed = Path(work) / source.name
+        parameters = {"folder": str(folder.resolve()), "by": by}
+        headless.execute(source, executed, parameters, folder=source.parent, limit=1800)
+        _write_page(executed, out, exclude_input=True)
+    print(f"Page to open in a browser: {out}")
+
+
+def _notebook(name: str) -> Path:
+    source = Path(__file__).parent.parent / "notebooks" / name
+    if not source.exists():
+        raise ConfigError(
+            f"{name} is not part of the installed package; run this in a clone of the repository, where the notebooks "
+            "are."
+        )
+    return source
+
+
+def _write_page(executed: Path, page: Path, **settings: Any) -> None:
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    content = HTMLExporter(embed_images=True, **settings).from_notebook_node(nbformat.read(executed, 4))[0]
+    page.write_text(content, encoding="utf-8")
+
+
+def sweep(given: argparse.Namespace) -> int:
+    """Run a grid; 0 if every cell is done, 1 if some failed or are missing."""
+    try:
+        from .parameters import read_grid
+        from .sweep import plan
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"a sweep needs {error.name}: pip install 'pruninglab[sweep]'.") from None
+
+    values = read_grid(given.grid) if given.grid else {}
+    for assignment in given.p:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"-p {assignment} sets nothing; write -p name=value,value or -p seed=0:3.")
+        values[name.strip()] = text
+    planned = plan(given.notebook, values, given.out)
+    if given.dry_run:
+        found = planned.records()
+        for name in planned.cells:
+            print(f"{found[name]['status'] if name in found else 'to run':<8}{name}")
+        jobs = given.jobs or 1 if given.scheduler else _jobs(given.jobs, given.threads)
+        print(f"{len(planned.cells)} cells in {planned.out}: {planned.estimate(jobs)}")
+        return 0
+    planned.run(
+        jobs=given.jobs, threads=given.threads, scheduler=given.scheduler, resources=dict(given.resources),
+        cell_limit=given.cell_limit, limit=given.limit, retry_failed=given.retry_failed,
+    )  # fmt: skip
+    print(f"\n{planned}\n\nTable with pictures: {planned.out / 'index.html'}")
+    if planned.missing:
+        print("Some cells are missing; the same command goes on with them.")
+    if planned.failed:
+        print("Some cells failed; --retry-failed runs them again.")
+    return 1 if planned.failed or planned.missing else 0
+
+
+def _jobs(jobs: int | None, threads: int) -> int:
+    from dask.system import CPU_COUNT
+
+    return jobs or max(CPU_COUNT // threads, 1)
+
+
+def _seconds(text: str) -> float:
+    """`90`, `90s`, `10m` or `2h`."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not parts or not float(parts.group(1)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; expected 90, 90s, 10m or 2h")
+    return float(parts.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[parts.group(2)]
+
+
+def _resource(text: str) -> tuple[str, float]:
+    """`GPU=1`."""
+    name, _, amount = text.partition("=")
+    try:
+        return name, float(amount)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no resource; expected GPU=1") from None
 
 
 def data() -> None:
@@ -48,14 +129,33 @@ def data() -> None:
 def show(pattern: str, csv: Path | None) -> None:
     """All records that a pattern finds, as a table or as CSV."""
     frame = results.load(pattern)
-    for path, why in frame.attrs["skipped"].items():
-        print(f"left out: {path}: {why}", file=sys.stderr)
+    for kind, said in (("skipped", "left out"), ("failed", "failed cell")):
+        for name, why in frame.attrs[kind].items():
+            print(f"{said}: {name}: {why}", file=sys.stderr)
     if frame.empty:
         raise DataError(f"no records found by {pattern!r}; give a folder, a file or a pattern such as 'runs/**'.")
     if csv:
         frame.to_csv(csv, index=False)
     else:
         print(results.compare_text(frame))
+
+
+def _add_sweep(commands: Any) -> None:
+    add = commands.add_parser("sweep", help="run a notebook for every combination of parameters").add_argument
+    add("notebook", type=Path)
+    add(
+        "-p", action="append", default=[], metavar="NAME=VALUES", help="density=0.1,0.05 or seed=0:3; repeat for a grid"
+    )
+    add("--grid", type=Path, metavar="FILE", help="parameters and values in a TOML or YAML file; -p goes before it")
+    add("--out", type=Path, required=True, help="folder of the sweep; what is finished there is not run again")
+    add("--jobs", type=int, metavar="N", help="cells at a time (default: one for each core)")
+    add("--threads", type=int, default=1, metavar="N", help="threads of each cell (default: 1)")
+    add("--scheduler", metavar="ADDRESS", help="a running Dask cluster, tcp://host:8786, instead of one made here")
+    add("--resources", type=_resource, nargs="+", default=[], metavar="NAME=N", help="what each cell takes: GPU=1")
+    add("--cell-limit", type=_seconds, metavar="TIME", help="kill a cell after 90s, 10m or 2h: it has failed")
+    add("--limit", type=_seconds, metavar="TIME", help="kill what still runs after that; the same command goes on")
+    add("--retry-failed", action="store_true", help="run cells again that have failed")
+    add("--dry-run", action="store_true", help="list the cells and how long they may take")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,14 +168,26 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("results", help="print records as a table")
     command.add_argument("pattern", help="a folder, a file, or a pattern such as 'runs/**'")
     command.add_argument("--csv", type=Path, help="write all columns to this file instead")
+    command = commands.add_parser("report", help="compare the records of a folder, as one HTML file")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--out", type=Path, default=Path("report.html"))
+    command.add_argument("--by", default="", help="column that names the ways, such as param_method")
+    _add_sweep(commands)
     given = parser.parse_args(arguments)
     try:
         if given.command == "demo":
             demo(given.out)
         elif given.command == "data":
             data()
+        elif given.command == "report":
+            report(given.folder, given.out, given.by)
+        elif given.command == "sweep":
+            return sweep(given)
         else:
             show(given.pattern, given.csv)
+    except KeyboardInterrupt:
+        print("pruninglab: broken off; the same command goes on from what is finished", file=sys.stderr)
+        return 130
     except (ConfigError, DataError, RunError) as error:
         print(f"pruninglab: {error}", file=sys.stderr)
         return 2

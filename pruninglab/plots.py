@@ -18,16 +18,18 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from scipy import stats
 from torch import Tensor
 
-from . import storage
+from . import gates, papers, storage
+from .compare import Comparison
 from .errors import ConfigError
 from .impact import Impact
 from .masks import Masks, units
-from .methods import GatedPruning, RelevanceL2, Slimming, weightmom
+from .methods import L0, GatedPruning, RelevanceL2, Slimming, VariationalDropout, weightmom
 from .methods.relevance import EDGES
 from .recipes import Trials
 from .results import Result
 from .run import Run
 from .schedules import Schedule
+from .second_order import Quadratic
 from .structured import Shrunk
 
 
@@ -47,27 +49,27 @@ class Figure(matplotlib_figure.Figure):
 
 
 COLOURS = sns.color_palette("colorblind")
+NOTHING = "there is nothing to draw; give at least one run or result."
 _STYLE: dict[str, Any] = sns.axes_style("whitegrid") | {"axes.spines.top": False, "axes.spines.right": False}
 
 
 def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     """Validation accuracy and sparsity by epoch."""
-    results = _results(runs)
-    names = _labels(results, labels)
+    if not runs:
+        raise ConfigError(NOTHING)
+    names = _labels(runs, labels)
     figure, (left, right) = _figure(2)
-    for result, name, colour in zip(results, names, COLOURS * len(names), strict=False):
-        epochs = [h["epoch"] for h in result.history]
-        left.plot(epochs, _accuracies(result), marker="o", ms=3, color=colour, label=name)
-        right.plot(epochs, [h["sparsity"] for h in result.history], marker="o", ms=3, color=colour, label=name)
+    for run, name, colour in zip(runs, names, cycle(COLOURS), strict=False):
+        epochs = [h["epoch"] for h in run.history]
+        left.plot(epochs, _accuracies(run), marker="o", ms=3, color=colour, label=name)
+        right.plot(epochs, [h["sparsity"] for h in run.history], marker="o", ms=3, color=colour, label=name)
     left.set(xlabel="epoch", ylabel="validation accuracy")
     right.set(xlabel="epoch", ylabel="sparsity of weights", ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(results) > 1:
+    if len(runs) > 1:
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    ends = "; ".join(
-        f"{n}: accuracy {r.history[-1]['val_accuracy']:.3f}" for n, r in zip(names, results, strict=True) if r.history
-    )
+    ends = "; ".join(f"{n}: accuracy {_accuracies(r)[-1]:.3f}" for n, r in zip(names, runs, strict=True) if r.history)
     return _with_alt(figure, f"Validation accuracy and sparsity by epoch. At the end {ends}.")
 
 
@@ -160,10 +162,11 @@ def residuals(run: Run) -> Figure:
     return _with_alt(figure, f"Distance of W to Z by layer, at the first and the last update: {words}.")
 
 
-def trajectories(run: Run, layer: str = "") -> Figure:
+def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
     """Magnitude and momentum of the weights that WeightMom followed in a layer (the largest, if none is named).
 
-    A line ends with an x where its weight is cut. The chosen weights are drawn in full, the random ones dotted.
+    `only` is the number of one of them. A line ends with an x where its weight is cut. The chosen weights are drawn in
+    full, the random ones dotted.
     """
     method: Any = next((m for m in run.methods if getattr(m, "trajectories", None)), None)
     if method is None:
@@ -174,10 +177,16 @@ def trajectories(run: Run, layer: str = "") -> Figure:
     kept = run.masks[layer].cpu().flatten()[method.watched[layer].cpu()].tolist()
     magnitude, momentum, threshold = method.trajectories[layer].cpu().unbind(1)
     lasts = (magnitude > 0).sum(0).tolist()  # what is cut after an epoch is 0 from the next one on
+    if only is not None and not 0 <= only < len(kept):
+        raise ConfigError(
+            f"only={only}, but {len(kept)} weights of {layer} were followed; expected 0 to {len(kept) - 1}."
+        )
     chosen = method.watch - method.watch // 2
     figure, panels = _figure(2)
     for axes, values, said in zip(panels, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
         for i, (last, stays) in enumerate(zip(lasts, kept, strict=True)):
+            if only not in (None, i):
+                continue
             line = {"color": COLOURS[0] if stays else COLOURS[1], "ls": "-" if i < chosen else ":", "lw": 1.2}
             axes.plot(range(1, last + 1), values[:last, i], **line)
             if not stays and last:
@@ -190,6 +199,11 @@ def trajectories(run: Run, layer: str = "") -> Figure:
     styles |= {"chosen": ("grey", "-"), "random": ("grey", ":")}
     handles = [Line2D([], [], color=colour, ls=ls, label=label) for label, (colour, ls) in styles.items()]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    if only is not None:
+        fate = "stays" if kept[only] else f"is cut after epoch {lasts[only]}"
+        return _with_alt(
+            figure, f"Weight {only} of those followed in {_short(layer)}, over {len(magnitude)} epochs: it {fate}."
+        )
     stay = (
         f"{sum(kept[:chosen])} of {len(kept[:chosen])} chosen and {sum(kept[chosen:])} of {len(kept[chosen:])} random"
     )
@@ -329,6 +343,24 @@ def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Fig
     return _with_alt(figure, f"Weights of {layer}: {int(kept.sum()):,} of {kept.numel():,} left, the others blank.")
 
 
+def matrices(sides: Mapping[str, tuple[Run, Masks]], layer: str) -> Figure:
+    """The weights of one layer of several runs under masks, side by side, as matrices; what is cut is grey."""
+    figure, panels = _figure(len(sides), height=3.2)
+    said = []
+    for axes, (name, (run, masks)) in zip(panels, sides.items(), strict=True):
+        weight, kept = run.weights[layer].detach().cpu().flatten(1), masks[layer].cpu().flatten(1)
+        top = float(weight.abs().max()) or 1.0
+        shown = weight.masked_fill(~kept, float("nan"))
+        axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="none")
+        axes.set(title=name, xlabel="inputs", ylabel=f"outputs of {_short(layer)}")
+        axes.set_facecolor("0.88")
+        axes.grid(visible=False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        said.append(f"{name} {int(kept.sum()):,} of {kept.numel():,}")
+    return _with_alt(figure, f"Weights left of {_short(layer)}: {'; '.join(said)}.")
+
+
 def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     """Accuracy against the share of weights left, a line for each way: its mean, a dot for each run, hollow if alone.
 
@@ -362,6 +394,24 @@ def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     axes.invert_xaxis()
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return _with_alt(figure, f"{score.replace('_', ' ').capitalize()} by share of weights left: {'; '.join(said)}.")
+
+
+def frontier(found: Comparison) -> Figure:
+    """A comparison as `ways` draws it; diamonds are what papers print for this data and model, without n or spread."""
+    figure = ways(found.runs.assign(sparsity=found.runs["level"]), found.score)
+    (axes,) = figure.axes
+    metric = "top-5" if found.score == "test_top5" else "top-1"
+    printed = papers.published(*found.task)
+    printed = printed[(printed["metric"] == metric) & (printed["counted"] == found.counted) & (printed["sparsity"] > 0)]
+    if printed.empty:
+        return figure
+    axes.plot(1 - printed["sparsity"], printed["accuracy"], "D", mfc="none", color="black", label="published")
+    for legend in figure.legends:
+        legend.remove()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    rows = zip(printed["method"], printed["accuracy"], printed["sparsity"], strict=True)
+    words = "; ".join(f"{method} {accuracy:.4f} at {1 - sparsity:.2%}" for method, accuracy, sparsity in rows)
+    return _with_alt(figure, f"{figure.alt} Published: {words}.")
 
 
 def sensitivity(curves: pd.DataFrame, score: str = "accuracy") -> Figure:
@@ -573,6 +623,114 @@ def gate(run: Run) -> Figure:
     return _with_alt(figure, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
 
 
+def learned_gates(run: Run, layer: str = "") -> Figure:
+    """What the gates of L0 or the noise of variational dropout learned, epoch by epoch.
+
+    Left how log α is distributed, in all layers or in one, and the line beyond which a gate is closed; in the middle
+    the share of gates that are open in each layer; right the strength of the penalty, steered if to a sparsity.
+    """
+    method = next((m for m in run.methods if isinstance(m, L0 | VariationalDropout) and m.seen), None)
+    if method is None:
+        raise ConfigError("this run learned no gates; draw one that was trained with VariationalDropout or L0.")
+    table = pd.DataFrame(method.seen)
+    if layer and layer not in set(table["layer"]):
+        raise ConfigError(f"layer={layer!r} has no gates here; expected one of {', '.join(table['layer'].unique())}.")
+    epochs = np.unique(table["step"]) / run.steps_per_epoch
+    chosen = table[table["layer"] == layer] if layer else table
+    counts = np.array([np.sum(of["counts"].tolist(), axis=0) for _, of in chosen.groupby("step")]).T
+    figure, panels = _figure(3, width=12.0)
+    edges = np.concatenate(([2 * epochs[0] - epochs[1] if len(epochs) > 1 else epochs[0] - 1], epochs))
+    image = panels[0].pcolormesh(edges, gates.EDGES, np.where(counts, counts, np.nan), norm=LogNorm(), cmap="viridis")
+    figure.colorbar(image, ax=panels[0], label="gates")
+    limit, closed = (method.threshold, "above") if isinstance(method, VariationalDropout) else (-np.log(11), "below")
+    panels[0].axhline(limit, color=COLOURS[3], ls="--", lw=1.5)
+    panels[0].set(ylabel=f"log α of {_short(layer) if layer else 'all layers'}")
+    panels[0].set_title(f"{closed} the line a gate is closed", fontsize=9)
+    panels[0].grid(visible=False)
+    said = []
+    for colour, (name, of) in zip(cycle(COLOURS), table.groupby("layer", sort=False), strict=False):
+        shares = (of["open"] / of["total"]).to_numpy()
+        panels[1].plot(
+            epochs, np.where(shares > 0, shares, np.nan), marker="o", ms=3, color=colour, label=_short(str(name))
+        )
+        said.append(f"{_short(str(name))} {shares[0]:.1%} to {shares[-1]:.1%}")
+    panels[1].set(yscale="log", ylabel="share of gates that are open")
+    panels[2].plot(epochs, table.groupby("step")["strength"].first(), marker="o", ms=3, color=COLOURS[0])
+    panels[2].set(ylabel="strength of the penalty", ylim=(0, None))
+    for axes in panels:
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"Open gates by layer, at the first and the last epoch: {'; '.join(said)}.")
+
+
+def regrowth(run: Run) -> Figure:
+    """What was dropped and what grew in each layer and epoch, as shares of its kept weights; what is left of the start.
+
+    What was dropped and grew again in one epoch counts in both.
+    """
+    rows = [row for method in run.methods for row in getattr(method, "changes", [])]
+    if not rows:
+        raise ConfigError("this run moved no weights; draw one that was trained with RigL, SET or SparseMomentum.")
+    table = pd.DataFrame(rows).assign(epoch=lambda t: t["step"] // run.steps_per_epoch + 1)
+    how: dict[str, Any] = {"index": "layer", "columns": "epoch", "sort": False}
+    sums = table.pivot_table(**how, values=["dropped", "grown"], aggfunc="sum")
+    kept = table.pivot_table(**how, values="kept", aggfunc="last").clip(lower=1)
+    shares = {which: sums[which] / kept for which in ("dropped", "grown")}
+    names, epochs = list(kept.index), list(kept.columns)
+    figure, panels = _figure(3, width=12.0, height=0.2 * len(names) + 2.0)
+    most = max(float(share.max(axis=None)) for share in shares.values()) or 1.0
+    extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
+    look: dict[str, Any] = {"vmin": 0, "vmax": most, "cmap": "viridis", "aspect": "auto", "extent": extent}
+    images = [axes.imshow(share, **look) for axes, share in zip(panels, shares.values(), strict=False)]
+    for axes, which in zip(panels, shares, strict=False):
+        axes.set(title=which, xlabel="epoch", yticks=range(len(names)))
+        axes.set_yticklabels([_short(str(name)) for name in names] if which == "dropped" else [], fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(False)
+    figure.colorbar(images[1], ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %")
+    total: Any = table.groupby("step")[["original", "kept"]].sum()
+    left = total["original"] / total["kept"].clip(lower=1)
+    panels[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=COLOURS[0])
+    panels[2].set(xlabel="step", ylabel="share of kept weights", ylim=(0, 1.03), title="kept since the start")
+    moved = f"{table['grown'].sum():,} weights grew in {table['step'].nunique()} updates"
+    return _with_alt(figure, f"{moved}; of the kept ones {left.iloc[-1]:.0%} were there at the start.")
+
+
+def two_weights(quadratic: Quadratic) -> Figure:
+    """Two weights at the minimum of their quadratic, and where three ways to cut one of them lead."""
+    if quadratic.weights.numel() != 2:
+        raise ConfigError(f"this quadratic is of {quadratic.weights.numel()} weights; two can be drawn.")
+    w, hessian, both = quadratic.weights, quadratic.hessian[0], torch.ones_like(quadratic.weights, dtype=torch.bool)
+    ranks = {
+        "magnitude": w.abs(),
+        "damage (diagonal of H)": hessian.diagonal() * w.square(),
+        "surgeon (all of H)": quadratic.costs(both),
+    }
+    kept = {name: both ^ torch.nn.functional.one_hot(rank.flatten().argmin(), 2).bool() for name, rank in ranks.items()}
+    ends = {n: quadratic.minimum(k) if n.startswith("surgeon") else torch.where(k, w, 0) for n, k in kept.items()}
+    losses = {name: quadratic.value(end) for name, end in ends.items()}
+    figure, (axes,) = _figure(1, width=6.2, height=3.6)
+    reach = 1.6 * max(float(torch.stack([w, *ends.values()]).abs().max()), 1e-9)
+    line = torch.linspace(-reach / 3, reach, 121, dtype=w.dtype)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1) - w.flatten()
+    heights = 0.5 * ((grid @ hessian) * grid).sum(-1)
+    axes.contour(line, line, heights, levels=sorted({0.2 * max(losses.values()), *losses.values()}), colors="grey")
+    axes.plot(*w.flatten().tolist(), "*", color="black", ms=11, label="minimum")
+    for (name, end), colour, marker in zip(ends.items(), COLOURS, "so^", strict=False):
+        points = torch.stack([w.flatten(), end.flatten()]).T
+        axes.plot(*points.tolist(), "--", color=colour, lw=1)
+        axes.plot(
+            *points[:, 1].tolist(), marker, color=colour, ms=8, mfc="none", mew=2, label=f"{name}: +{losses[name]:.3g}"
+        )
+    axes.axhline(0, color="black", lw=0.8)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel="first weight", ylabel="second weight", aspect="equal")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    words = "; ".join(f"{name} {loss:.3g}" for name, loss in losses.items())
+    return _with_alt(figure, f"The loss around two weights, and what cutting one of them adds to it: {words}.")
+
+
 def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     """Bytes of the dense file, of that file after bzip2 (what papers quote), and of the sparse file."""
     results = _results(runs)
@@ -618,9 +776,9 @@ def _check_comparable(results: pd.DataFrame) -> None:
         raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
 
 
-def _accuracies(result: Result) -> list[float]:
+def _accuracies(run: Run | Result) -> list[float]:
     """By epoch; NaN where a record has none."""
-    return [float("nan") if h["val_accuracy"] is None else h["val_accuracy"] for h in result.history]
+    return [float("nan") if h["val_accuracy"] is None else h["val_accuracy"] for h in run.history]
 
 
 def _jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
@@ -633,7 +791,7 @@ def _jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def _results(runs: Sequence[Run | Result]) -> list[Result]:
     if not runs:
-        raise ConfigError("there is nothing to draw; give at least one run or result.")
+        raise ConfigError(NOTHING)
     return [run.result if isinstance(run, Run) else run for run in runs]
 
 
@@ -644,7 +802,7 @@ def _labels(runs: Sequence[Any], labels: Sequence[str] | None) -> list[str]:
         if len(set(labels)) != len(labels):
             raise ConfigError(f"two runs have the same label: {', '.join(labels)}.")
         return list(labels)
-    names = [r.result.name if isinstance(r, Run) else r.name if isinstance(r, Result) else "masks" for r in runs]
+    names = ["masks" if isinstance(r, Masks) else r.name for r in runs]
     return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 

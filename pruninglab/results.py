@@ -75,14 +75,40 @@ class Result:
     def name(self) -> str:
         return " + ".join(m["type"] for m in self.config["methods"]) or "Dense"
 
+    @property
+    def way(self) -> str:
+        """The methods and their settings, but for how much is cut: the same at every sparsity."""
+        methods = [text(_without_amount(m)) for m in self.config["methods"] if m["type"] != "Dense"]
+        return " + ".join(methods) or ("given masks" if self.config["masks"] else "Dense")
+
+    @property
+    def control(self) -> str:
+        """Which control of a comparison this run can be, if any."""
+        if self.way == "Dense" and not self.sparsity["weights"]:
+            return "dense"
+        weights = sum(layer["total"] for layer in self.layers)
+        if len(self.config["methods"]) != 1 or not self.cuts or self.cuts[0]["before"] < weights:
+            return ""
+        method = self.config["methods"][0]
+        if method.get("criterion") == "random":
+            return "random mask"
+        if method["type"] != "OneShot" or method.get("unit") != "weight" or not isinstance(method["criterion"], str):
+            return ""
+        return _MAGNITUDES.get((method["criterion"], method["scope"]), "")
+
     def row(self) -> dict[str, Any]:
         """One line of a table: what is compared, without the history."""
-        config = self.config
+        config, budget = self.config, self.budget
+        own = budget["steps"]
+        if self.status == "diverged":  # it was given as many as the others
+            own = budget["steps_planned"] - self.start.get("from_step", 0)
         return {
             "data": config["data"]["name"],
             "model": config["model"]["name"],
             "method": self.name,
             "settings": " + ".join(text(m) for m in config["methods"]),
+            "way": self.way,
+            "control": self.control,
             "seed": config["seed"],
             "chosen_on": "test" if self._chosen_on_test else "val",
             "status": self.status,
@@ -90,6 +116,7 @@ class Result:
             "collapsed_layers": len(self.collapsed),
             "test_accuracy": self.accuracy["test"].get("accuracy"),
             "val_accuracy": self.accuracy["val"].get("accuracy"),
+            "test_top5": self.accuracy["test"].get("top5"),
             "sparsity_weights": self.sparsity["weights"],
             "sparsity_weights_and_biases": self.sparsity["weights_and_biases"],
             "sparsity_all": self.sparsity["all"],
@@ -102,10 +129,20 @@ class Result:
             "bzip2_bytes": self.size["bzip2_bytes"],
             "payload_bytes": self.size.get("payload_bytes"),
             "sparse_bytes": self.size.get("sparse_bytes"),
-            "steps": self.budget["steps"],
-            "steps_before": self.budget["steps_before"],
+            "steps": budget["steps"],
+            "steps_before": budget["steps_before"],
+            "total_steps": budget["steps_before"] + own,
+            "batch_size": config["batch_size"],
             "start": self.start["kind"],
             "start_hash": self.start["weights"],
+            "dense_hash": self.start["dense"],
+            "split": config["data"]["fingerprint"],
+            "init_seed": config["model"].get("seed"),
+            "form": config["model"]["form"],
+            "metric": text(self.accuracy["metric"]),
+            "test_images": config["data"]["test"],
+            "device": self.environment["device"],
+            "commit": self.environment["commit"],
             "seconds": self.times.get("seconds"),
         }
 
@@ -170,25 +207,68 @@ class Result:
         )
 
 
+_MAGNITUDES = {
+    ("magnitude", "global"): "global magnitude",
+    ("magnitude", "layer"): "layer magnitude",
+    ("layer_magnitude", "global"): "layer magnitude",
+}
+
+
+def _without_amount(described: Any) -> Any:
+    """A described method without what says how much is cut."""
+    if not isinstance(described, dict):
+        return described
+    return {k: _without_amount(v) for k, v in described.items() if k not in ("sparsity", "final", "target")}
+
+
 def load(pattern: str | Path) -> pd.DataFrame:
     """All records that a pattern finds (`"runs/**"`, a folder, a file), one row each, with `path`.
 
-    Files that are no records are left out and listed in `frame.attrs["skipped"]`.
+    Runs of a sweep's cell have its parameters in columns `param_…`; cells that failed are in `frame.attrs["failed"]`.
+    Files that are no records are left out and listed in `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the
+    table out, and with pyarrow installed `frame.to_parquet("all.parquet")`.
     """
     pattern = str(pattern)
     if os.path.isdir(pattern):
         pattern = os.path.join(glob.escape(pattern), "**")
     if pattern.endswith("**"):
         pattern = os.path.join(pattern, "*.json")
-    rows, skipped = [], {}
+    rows, skipped, cells = [], {}, {}
     for path in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.basename(path) == "cell.json" and (cell := _cell(path)):
+            cells[os.path.dirname(path)] = cell
+            continue
         try:
             rows.append({**Result.read(path).row(), "path": path})
         except (DataError, KeyError, TypeError, AttributeError) as error:
             skipped[path] = str(error)
+    if cells:
+        rows = [row | _parameters(cell) for row in rows if (cell := _cell_of(row["path"], cells))["status"] == "done"]
     frame = pd.DataFrame(rows)
     frame.attrs["skipped"] = skipped
+    frame.attrs["failed"] = {cell["name"]: cell["error"] for cell in cells.values() if cell["status"] != "done"}
     return frame
+
+
+def _cell(path: str) -> dict[str, Any] | None:
+    """The record of a sweep's cell."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and {"sweep", "parameters", "status"} <= content.keys() else None
+
+
+def _cell_of(path: str, cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The cell in whose folder this is, or one that stands for none."""
+    folder = os.path.dirname(path)
+    while folder and folder not in cells and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return cells.get(folder, {"status": "done", "parameters": {}})
+
+
+def _parameters(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"param_{name}": value for name, value in cell["parameters"].items()}
 
 
 def table(runs: Mapping[str, Any]) -> pd.DataFrame:
@@ -379,6 +459,15 @@ def _target(target: dict[str, Any] | None) -> str:
     sparsity = target["sparsity"]
     share = f"{sparsity:.2%}" if isinstance(sparsity, int | float) else str(sparsity)
     return f"{share} ({target['scope']}, by {target['unit']})"
+
+
+@functools.cache
+def code_hash() -> str:
+    """The package's own source, as it is now, committed or not."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @functools.cache

@@ -140,6 +140,10 @@ class Run:
         self.find_weights()
 
     @property
+    def name(self) -> str:
+        return " + ".join(type(m).__name__ for m in self.methods) or "Dense"
+
+    @property
     def progress(self) -> float:
         return self.step / self.steps if self.steps else 1.0
 
@@ -171,20 +175,32 @@ class Run:
         """Whether no method means to cut any more."""
         return all(method.settled for method in self.methods)
 
-    @torch.no_grad()
     def grow(self, masks: Mapping[str, Tensor]) -> int:
         """Bring weights back. They start at 0, and so does what the optimizer remembers of them. Returns how many."""
         Masks(masks).check(self.weights)
-        new = Masks({name: mask.to(self.device) & ~self._masks[name] for name, mask in masks.items()})
+        return self.exchange(self._masks | {name: mask.to(self.device) for name, mask in masks.items()})
+
+    @torch.no_grad()
+    def exchange(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> int:
+        """Cut and grow at once, so that exactly `masks` is kept: one entry of `cuts`. Returns how many came back.
+
+        With `values` a weight comes back with its entry there, and with the optimizer's memory of it as it is: for
+        weights that were trained on while they were out.
+        """
+        Masks(masks).check(self.weights)
+        wanted = Masks({name: mask.to(self.device) for name, mask in masks.items()})
+        new = wanted & ~self._masks
         states = self.optimizer.state if hasattr(self, "optimizer") else {}
         for name, grown in new.items():
             weight = self.weights[name]
+            if values is not None:
+                weight.copy_(torch.where(grown, values[name], weight))
+                continue
             for tensor in (weight, *states.get(weight, {}).values()):
                 if isinstance(tensor, Tensor) and tensor.shape == grown.shape:
                     tensor.masked_fill_(grown, 0)
         revived = new.kept
-        if revived:
-            self._change(self._masks | new, revived)
+        self._change(wanted, revived)
         return revived
 
     def score(self, criterion: "str | criteria.Criterion") -> dict[str, Tensor]:

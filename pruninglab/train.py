@@ -68,7 +68,7 @@ def fit(
     device: str = "auto",
     precision: str = "auto",
     inplace: bool = False,
-    progress: bool = True,
+    progress: bool | Callable[[Run], None] = True,
 ) -> Run:
     """Train `model` on `data` with `methods`, and measure what comes out.
 
@@ -79,6 +79,7 @@ def fit(
     `skip`, `biases` and `norms` say which weights are in scope. `patience` ends after so many epochs without a better
     validation score; `keep="best"` ends with the best state instead of the last. `checkpoint` is a file written every
     `every` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON record.
+    `progress` shows a bar; a function in its place is called with the run after every step, and may `run.interrupt()`.
     """
     parent = model if isinstance(model, Run) else None
     source = model.model if isinstance(model, Run) else model
@@ -183,7 +184,14 @@ def prune(
     return model, masks
 
 
-def _train(run: Run, loss_sum: float, seen: int, checkpoint: Path | None, every: int, progress: bool) -> None:
+def _train(
+    run: Run,
+    loss_sum: float,
+    seen: int,
+    checkpoint: Path | None,
+    every: int,
+    progress: bool | Callable[[Run], None],
+) -> None:
     """The loop, in full."""
     began, saved = time.perf_counter(), run.step
     methods, randomness, loss_fn = run.methods, run.randomness, run.options.loss
@@ -196,7 +204,7 @@ def _train(run: Run, loss_sum: float, seen: int, checkpoint: Path | None, every:
             checkpoints.save(run, checkpoint, float(losses), seen, time.perf_counter() - began)
         return run.step
 
-    with Bar(run.steps, " + ".join(type(m).__name__ for m in methods) or "Dense", progress) as bar:
+    with Bar(run.steps, run.name, progress is True) as bar:
         bar.update(run.step)
         while run.epoch < run.epochs and run.status == "running" and not run.interrupted:
             for run.x, run.y in _batches(run):  # noqa: B020 (these are attributes of it)
@@ -223,6 +231,8 @@ def _train(run: Run, loss_sum: float, seen: int, checkpoint: Path | None, every:
                 losses += loss.detach() * len(run.y)
                 seen += len(run.y)
                 bar.update()
+                if callable(progress):
+                    progress(run)
                 if run.status != "running" or run.interrupted:
                     break
                 if run.step - saved >= every and run.step % run.steps_per_epoch:

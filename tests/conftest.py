@@ -1,15 +1,17 @@
 """What every test starts from: one thread, exact denormals, no window, its own cache, the same examples each time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the kernels and workers of a test inherit it
 
 import hypothesis
 import matplotlib
+import nbformat
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
@@ -47,3 +49,17 @@ def blobs() -> lab.Data:
     y = torch.arange(300) % 4
     x = 2.0 * torch.randn(4, 10, generator=source)[y] + torch.randn(300, 10, generator=source)
     return lab.wrap(TensorDataset(x[:200], y[:200]), TensorDataset(x[200:], y[200:]), val=0.2, name="blobs")
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a notebook of these cells, the first with its parameters, and returns its path."""
+
+    def write(parameters: str, *cells: str, name: str = "tiny.ipynb") -> Path:
+        tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        made = new_notebook(cells=[tagged, *map(new_code_cell, cells)])
+        path = tmp_path / name
+        path.write_text(nbformat.writes(made), encoding="utf-8")
+        return path
+
+    return write

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import methods
+from pruninglab import methods, second_order
 
 METHODS: dict[str, list[lab.Method]] = {
     "Dense": [methods.Dense()],
@@ -41,6 +41,9 @@ METHODS: dict[str, list[lab.Method]] = {
     "RelevanceL2-code": [methods.RelevanceL2(sign="code", second_order="literal"), methods.OneShot(0.5)],
     "L2": [methods.L2(), methods.OneShot(0.5)],
     "L1": [methods.L1(), methods.GatedPruning(0.0, eval_interval=3, counting="epoch", target=0.5)],
+    "L0": [methods.L0(droprate=0.9)],
+    "L0-steered-channel": [methods.L0(0.3, unit="channel", droprate=0.9, end=0.7)],
+    "L0-steered-schedule": [methods.L0(lab.Linear(0.9), droprate=0.8, warmup=(0.2, 0.4))],
     "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.9, share=0.1, eval_interval=3, patience=1)],
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
@@ -54,6 +57,9 @@ METHODS: dict[str, list[lab.Method]] = {
     "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.5)],
     "TargetedDropout": [methods.TargetedDropout(0.9)],
     "TargetedDropout-units": [methods.TargetedDropout(lab.Linear(0.5), 0.9, unit="channel", end=0.5)],
+    "VariationalDropout": [methods.VariationalDropout()],
+    "VariationalDropout-steered": [methods.VariationalDropout(0.05, strength=0.01, sampled="*conv*", end=0.7)],
+    "VariationalDropout-missed": [methods.VariationalDropout(lab.Linear(0.9), lr=0.1, warmup=(0.2, 0.4))],
     "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
     "WeightMom-window": [
         methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1, watch=4)
@@ -61,6 +67,21 @@ METHODS: dict[str, list[lab.Method]] = {
     "WeightMom-together": [methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, reading="off")],
     "N2NSkip": [methods.N2NSkip(0.9)],
     "N2NSkip-snip-channel": [methods.N2NSkip(0.8, "snip", 0.3, "channel", scope="layer")],
+    "SET": [methods.SET(0.9)],
+    "SET-magnitude-layer": [methods.SET(0.7, "layer", every=2, end=0.8, drop="magnitude")],
+    "RigL": [methods.RigL(0.9)],
+    "RigL-from-snip": [methods.OneShot(0.8, "snip"), methods.RigL(0.8, share=0.5, every=2)],
+    "RigL-patterns": [methods.RigL({"*conv*": 0.8}, every=3, end=1.0)],
+    "SparseMomentum": [methods.SparseMomentum(0.9)],
+    "SparseMomentum-erk": [methods.SparseMomentum(0.8, "erk", every=2, beta=0.5)],
+    "DynamicSurgery": [methods.DynamicSurgery(0.9)],
+    "DynamicSurgery-crate": [methods.DynamicSurgery(crate=0.5, gamma=0.5, end=1.0)],
+    "GlobalSparseMomentum": [methods.GlobalSparseMomentum(0.9)],
+    "GlobalSparseMomentum-beside": [methods.GlobalSparseMomentum(0.9, 0.05, coupled=False, scope="erk", end=0.5)],
+    "OneShot-obd": [methods.OneShot(0.5, second_order.OBD("fisher"))],
+    "OneShot-obd-hutchinson": [methods.OneShot(0.5, second_order.OBD("hutchinson", draws=2))],
+    "OptimalBrainSurgeon": [methods.OptimalBrainSurgeon(0.9, rounds=2, batches=1)],
+    "OptimalBrainSurgeon-erk": [methods.OptimalBrainSurgeon(0.5, scope="erk", rounds=1, batches=1, dampening=0.1)],
     "SynFlow": [methods.SynFlow(0.9, rounds=10)],
     "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
 }

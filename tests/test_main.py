@@ -1,6 +1,7 @@
 """The command line: what it prints, what it leaves, and how it fails."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -9,6 +10,8 @@ import pytest
 import pruninglab as lab
 from pruninglab.__main__ import main
 from pruninglab.progress import Bar
+
+COMMITTED = Path(__file__).parent.parent / "notebooks" / "results" / "start"
 
 
 def test_data_lists_what_can_be_loaded_now(capsys):
@@ -45,6 +48,18 @@ def test_demo_leaves_a_notebook_a_page_records_and_a_table(tmp_path, capsys, mon
     assert frame["status"].tolist() == ["done"] * 5
     assert len(set(frame["steps"])) == len(set(frame["start_hash"])) == 1
     assert (tmp_path / "out" / "curves.png").exists()
+
+
+def test_report_is_one_page_of_a_folder(tmp_path, capsys):
+    page = tmp_path / "sub" / "page.html"
+    assert main(["report", str(COMMITTED), "--out", str(page)]) == 0
+    content = page.read_text()
+    assert "Controls that are missing" not in content
+    assert "one pair, so nothing can be said" in content
+    assert "data:image/png;base64," in content
+    assert "lab.compare.compare(" not in content  # what was asked, not how
+    assert main(["report", str(tmp_path / "nothing"), "--out", str(page)]) == 2
+    assert "no records found" in capsys.readouterr().err
 
 
 def test_errors_are_one_line_and_a_status(tmp_path, capsys):

@@ -114,6 +114,24 @@ def test_committed_form(path: Path) -> None:
     assert problems(path) == []
 
 
+OTHERS = {
+    "00_start": {"model_name": "lenet300", "sparsity": 0.8, "dense_epochs": 1, "epochs": 1, "seed": 3},
+    "02_before_training": {"sparsity": 0.9, "epochs": 1, "batches": 1, "seed": 1},
+    "15_workbench": {"sparsity": 0.8, "epochs": 2, "images": 50, "seed": 2},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_papermill_runs_them_with_other_parameters(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.ipynb"
+    how = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False, "execution_timeout": 300}
+    papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", out, OTHERS[name], **how)
+    ran: Any = nbformat.read(out, as_version=4)
+    assert ran.metadata.papermill.exception is None
+    injected = next(cell for cell in ran.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert all(f"{parameter} = " in injected.source for parameter in OTHERS[name])
+
+
 # The checker itself, on a notebook that is fine and on the same one with a single fault.
 
 

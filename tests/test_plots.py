@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from torch import nn
 
 import pruninglab as lab
-from pruninglab.methods import L2, GatedPruning, Gradual, OneShot, RelevanceL2, WeightMom
+from pruninglab.methods import L0, L2, GatedPruning, Gradual, OneShot, RelevanceL2, RigL, VariationalDropout, WeightMom
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,37 @@ def test_gate_draws_each_decision_and_what_it_did(gated):
     )
 
 
+def test_regrowth_draws_shares_by_layer_and_epoch(runs):
+    data = lab.load("digits", train=200, test=60, size=14)
+    run = lab.fit(lab.build("lenet5", data), data, RigL(0.9, every=1, end=1.0), epochs=3, batch_size=60, progress=False)
+    figure: Any = lab.plots.regrowth(run)
+    moved: Any = run.methods[0]
+    table = pd.DataFrame(moved.changes)
+    assert sorted(table["step"].unique()) == [1, 2, 3, 4, 5, 6, 7, 8]  # three steps an epoch
+    second: Any = table[table["layer"].eq("fc1.weight") & table["step"].between(3, 5)]
+    shown = figure.axes[1].images[0].get_array()
+    assert shown.shape == (4, 3)
+    assert shown[2, 1] == pytest.approx(second["grown"].sum() / second["kept"].iloc[-1])
+    curve = np.asarray(figure.axes[2].lines[0].get_ydata())
+    assert curve[0] == 1
+    assert curve[-1] == pytest.approx(moved.original / run.masks.kept)
+    assert f"{table['grown'].sum():,} weights grew in 8 updates" in figure.alt
+    with pytest.raises(lab.ConfigError, match="moved no weights"):
+        lab.plots.regrowth(runs[0])
+
+
+def test_two_weights_end_where_they_are_cut():
+    """By hand: magnitude cuts the first at 2/2, damage the second at 1.1²/2, and the surgeon moves the first along."""
+    one = torch.tensor([[[1.0, 1.1]]], dtype=torch.float64)
+    quadratic = lab.second_order.Quadratic(one, torch.tensor([[[2.0, 1.0], [1.0, 1.0]]], dtype=torch.float64))
+    figure: Any = lab.plots.two_weights(quadratic)
+    ends = [line.get_xydata()[-1].tolist() for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert ends == [[0, 1.1], [1, 0], [pytest.approx(1.55), 0]]
+    assert "magnitude 1; damage (diagonal of H) 0.605; surgeon (all of H) 0.303" in figure.alt
+    with pytest.raises(lab.ConfigError, match="3 weights"):
+        lab.plots.two_weights(lab.second_order.Quadratic(torch.ones(1, 1, 3), torch.eye(3)[None]))
+
+
 def test_layers_beside_a_reference(runs):
     figure = lab.plots.layers(runs[0], reference={"fc1.weight": 0.001, "conv1.weight": 0.3})
     diamonds = next(line for line in figure.axes[0].lines if line.get_marker() == "D")
@@ -362,3 +394,26 @@ def test_milliseconds_have_their_intervals():
     assert [segment[:, 0].tolist() for segment in segments] == [[1, 4], [0.5, 1.5]]
     with pytest.raises(lab.ConfigError, match="no times"):
         lab.plots.milliseconds(pd.DataFrame({"parameters": [1]}))
+
+
+@pytest.mark.parametrize("method", [VariationalDropout(strength=0.01), L0(droprate=0.8, unit="channel")])
+def test_learned_gates_are_drawn_as_they_were_seen(blobs, method):
+    net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
+    run = lab.fit(net, blobs, method, epochs=3, batch_size=40, progress=False)
+    ours: Any = run.methods[0]
+    figure: Any = lab.plots.learned_gates(run, "0.weight")
+    heat, shares, strength, _ = figure.axes
+    counts = np.array([row["counts"] for row in ours.seen if row["layer"] == "0.weight"]).T
+    assert np.array_equal(np.ma.filled(heat.collections[0].get_array(), 0), counts)
+    assert counts.sum() == 3 * (320 if isinstance(method, VariationalDropout) else 32)
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in shares.lines]
+    assert drawn == [[r["open"] / r["total"] for r in ours.seen if r["layer"] == name] for name in run.weights]
+    assert strength.lines[0].get_ydata()[-1] == ours.seen[-1]["strength"]
+    assert figure.alt.startswith("Open gates by layer, at the first and the last epoch: 0 ")
+    with pytest.raises(lab.ConfigError, match="has no gates here"):
+        lab.plots.learned_gates(run, "fc")
+
+
+def test_no_gates_to_draw(runs):
+    with pytest.raises(lab.ConfigError, match="learned no gates"):
+        lab.plots.learned_gates(runs[0])

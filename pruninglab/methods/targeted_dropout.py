@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from .. import gates
 from ..errors import ConfigError
 from ..masks import UNITS, Masks, Sparsity
 from ..method import Method
@@ -47,6 +48,7 @@ class TargetedDropout(Method):
         run.aim(self._schedule()(1.0), self.scope, self.unit)
         if run.steps == 0:
             raise ConfigError("TargetedDropout acts in training, and epochs=0 has no step; use OneShot or more epochs.")
+        gates.alone(run, "TargetedDropout")
         self.settled = False
         inside = run.net
 

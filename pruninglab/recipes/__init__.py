@@ -2,6 +2,7 @@
 
 from .admm import admm
 from .deep_compression import deep_compression
+from .dense import dense_start
 from .enhanced import enhanced
 from .gated import bonetta, gated, search
 from .iterative import iterative
@@ -17,6 +18,7 @@ __all__ = [
     "admm",
     "bonetta",
     "deep_compression",
+    "dense_start",
     "enhanced",
     "gated",
     "iterative",

@@ -149,3 +149,33 @@ def test_relevance_costs_at_most_five_percent_of_a_step(data):
     twice = ratio(lambda: epoch(double), lambda: epoch(plain))
     print(f"\nstep with relevance / plain step, lenet5, batch {BATCH}: {found:.3f}; by double backward {twice:.2f}")
     assert found <= 1.05
+
+
+def test_a_slider_of_pruning_by_hand_answers_in_time_for_a_hand(data):
+    """Milliseconds are a machine's own: as a ratio, an answer costs less than four looks at the same images."""
+    run = lab.fit(lab.build("lenet5", data, seed=0), data, epochs=1, progress=False)
+    hand = lab.widgets.PruneByHand(run, images=200)
+    shares = iter([0.02 + 0.001 * i for i in range(1000)])
+
+    def move() -> None:
+        hand.keep(next(shares))
+
+    each = [seconds(move) for _ in range(20)]
+    looks = ratio(move, lambda: run.evaluate(hand._images))
+    print(f"a slider answers in {1000 * statistics.median(each):.0f} ms, {looks:.1f} looks at its 200 images")
+    assert looks < 4
+
+
+def test_watching_a_training_costs_less_than_3_percent(data):
+    model = lab.build("lenet5", data, seed=0)
+    live = lab.widgets.LivePanel(method="Dense")
+    live._go.set()
+
+    def watched() -> None:
+        live._drawn = live._cost = 0.0
+        live._began = time.perf_counter()
+        lab.fit(model, data, lab.methods.Dense(), epochs=4, progress=live._watch)
+
+    cost = ratio(watched, lambda: lab.fit(model, data, lab.methods.Dense(), epochs=4, progress=False), rounds=5) - 1
+    print(f"watching costs {cost:.1%} of the time")
+    assert cost < 0.03

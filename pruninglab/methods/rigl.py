@@ -1,0 +1,56 @@
+"""RigL: Evci, Gale, Menick, Castro and Elsen, "Rigging the lottery: making all tickets winners", 2020."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .. import regrowth
+from ..masks import Masks, Sparsity, grow
+from ..method import Method
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+
+@dataclass
+class RigL(Method):
+    """Train at one sparsity; now and then drop each layer's smallest weights, and grow where the gradient is largest.
+
+    It starts from a random mask whose layers have the shares of `scope`, or from the run's masks where these are as
+    sparse already. Each update drops a share of the kept weights of a layer by |w| and grows as many by |∂L/∂w| of that
+    batch, among all that are missing. One that is dropped and grown at once stays as it was; a new one starts at 0, and
+    so does what the optimizer remembers of it. The share falls along half a cosine from `share` to 0 at the share `end`
+    of the training. `every` is the number of steps from update to update; None is the paper's 100, and fewer in a
+    short run, for 50 updates; but 10 or more (in the shortest, for 4), since a new weight that has not had the time to
+    grow is the next to go.
+
+    Deviations: the step of an update is taken too, where the authors skip it; so a new weight is moved at once by the
+    gradient that chose it. Under Adam, whose count of steps goes on, the first steps of a new weight are larger than
+    others, three to seven times in the first hundred.
+    """
+
+    sparsity: Sparsity
+    scope: str = "erk"
+    share: float = 0.3
+    every: int | None = None
+    end: float = 0.75
+    settled: bool = field(init=False)
+    interval: int = field(init=False)
+    changes: list[dict[str, Any]] = field(init=False)
+    first: Masks = field(init=False)
+    ever: Masks = field(init=False)
+    original: int = field(init=False)
+    explored: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        regrowth.check(self)
+
+    def on_start(self, run: "Run") -> None:
+        steps = regrowth.last(self, run)
+        regrowth.start(self, run, min(100, max(steps // 50, min(10, steps // 4))))
+
+    def on_grad(self, run: "Run") -> None:
+        if regrowth.due(self, run):
+            felt = regrowth.gradients(run)
+            counts = regrowth.drops(run.masks, felt, regrowth.annealed(self, run))
+            left = regrowth.without_smallest(run.weights, run.masks, counts)
+            regrowth.exchange(self, run, grow(left, felt, counts))

@@ -1,0 +1,107 @@
+"""The papers' tables: every number, checked by the arithmetic that the numbers owe each other."""
+
+import math
+from typing import Any
+
+import pytest
+
+from pruninglab import ConfigError, papers
+
+LENET5 = {"Conv1": 500, "Conv2": 25_000, "FC1": 400_000, "FC2": 5_000}
+VGG16 = {"Convolutional": 14_710_464, "FC": 123_633_664}
+
+
+def test_every_cell_that_holds_something_is_there():
+    cells = papers.values()
+    assert cells.groupby(["paper", "table"]).size().to_dict() == {
+        ("admm", 1): 36,
+        ("admm", 2): 6,
+        ("admm", 3): 21,
+        ("admm", 4): 15,
+        ("admm", 5): 15,
+        ("admm", 6): 25,
+        ("bonetta", 1): 6,
+        ("bonetta", 2): 16,
+        ("bonetta", 3): 37,
+        ("bonetta", 4): 25,
+        ("bonetta", 5): 15,
+        ("weightmom", 1): 30,
+        ("weightmom", 2): 30,
+    }
+    assert set(cells.loc[cells["value"].isna(), "printed"]) == {"Adam", "SGD"}
+    assert all(cells["source"])
+
+
+@pytest.mark.parametrize(
+    ("printed", "value"),
+    [
+        ("80.27%", (0.8027, "share")),
+        ("61.0M", (61e6, "")),
+        ("6.05K", (6050, "")),
+        ("1,910×", (1910, "times")),
+        ("0.07 MB", (70_000, "bytes")),
+        ("2.73KB", (2730, "bytes")),
+        ("1e-4", (0.0001, "")),
+        ("2 (3 for output layer)", (2, "")),
+    ],
+)
+def test_what_is_printed_becomes_a_number(printed, value):
+    assert papers.number(printed) == (pytest.approx(value[0]), value[1])
+    assert math.isnan(papers.number("Adam")[0])
+
+
+def left(row: dict[str, str], sizes: dict[str, int]) -> float:
+    """Sparsity in percent, by the shares that the row gives of each layer."""
+    return 100 - sum(float(row[layer]) * size for layer, size in sizes.items()) / sum(sizes.values())
+
+
+def test_shares_by_layer_come_to_the_printed_sparsity_except_where_the_caveat_says_so():
+    found = {}
+    for number, sizes in ((3, LENET5), (4, LENET5), (5, VGG16)):
+        table = papers.table("bonetta", number)
+        for row in table.to_dict("records"):
+            name, *_ = row.values()
+            if row["Sparsity (%)"] != "–" and "-" not in row.values():
+                found[number, str(name)[:13]] = left(row, sizes), float(row["Sparsity (%)"])
+    odd = {key for key, (by_layer, printed) in found.items() if abs(by_layer - printed) > 0.25}
+    assert odd == {(4, "Our method"), (4, "Tart. et al.,"), (5, "Tart. et al.,")}
+    assert found[4, "Our method"][0] == pytest.approx(97.3, abs=0.05)
+    said = papers.published().query("counted == 'weights_and_biases'")
+    assert said["caveat"].str.contains(r"sparsity, not \d").sum() == 3
+
+
+def test_rates_are_those_of_the_parameter_counts_except_where_the_caveat_says_so():
+    odd = []
+    for number, total in ((1, 61.0e6), (3, 138e6), (4, 25.6e6), (5, 430.5e3)):
+        for row in papers.table("admm", number).to_dict("records"):
+            rate, counted = papers.number(row["Rate"])[0], total / papers.number(row["No. Para."])[0]
+            if abs(rate / counted - 1) > 0.02:
+                odd.append((number, row["Method"]))
+    assert odd == [(3, "ADMM Pruning (Zhang et al., 2018b)"), (5, "Network Pruning (Han et al., 2015)")]
+
+
+def test_the_copied_tables_are_the_same_and_said_to_be():
+    first: Any = papers.table("weightmom", 1)
+    second = papers.table("weightmom", 2)
+    assert first.equals(second)
+    assert first.groupby("Method")["10%"].nunique().max() == 1
+    rows = papers.published("CIFAR10", "vgg16")
+    assert rows["caveat"].str.contains("no number to reproduce").all()
+    assert rows["sparsity"].tolist() == [0, *[0.9, 0.95, 0.98] * 3]
+
+
+def test_published_rows_stand_in_the_words_of_records():
+    rows = papers.published("MNIST", "lenet5")
+    ours = rows[rows["method"] == "Our method"].iloc[0]
+    assert (ours["accuracy"], ours["sparsity"], ours["counted"]) == (0.9922, 0.997, "weights_and_biases")
+    assert "chosen on the test images" in ours["caveat"]
+    progressive = rows[rows["method"] == "Progressive Weight Pruning"].iloc[0]
+    assert (progressive["accuracy"], progressive["counted"]) == (0.99, "weights")
+    assert progressive["sparsity"] == pytest.approx(1 - 1 / 167, abs=1e-6)
+    assert set(papers.published("ImageNet", "alexnet")["metric"]) == {"top-5"}
+    assert papers.published("MNIST", "vgg16").empty
+
+
+def test_a_table_that_is_not_there():
+    with pytest.raises(ConfigError, match="no table 7 of 'admm'"):
+        papers.table("admm", 7)

@@ -1,0 +1,386 @@
+"""Second order against independent answers: finite differences, constrained minima, least squares, single images."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pruninglab as lab
+from pruninglab import second_order
+from pruninglab.methods import OneShot, OptimalBrainSurgeon
+from pruninglab.second_order import OBD, Quadratic, full, layerwise
+
+QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+ESTIMATES = ("gauss_newton", "fisher", "hutchinson", "exact")
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture
+def source() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+@pytest.fixture
+def batches(source) -> Batches:
+    make = lambda n: (torch.randn(n, 5, generator=source).double(), torch.randint(3, (n,), generator=source))  # noqa: E731
+    return [make(7), make(4)]
+
+
+def squares(z: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(z[:, 0], y)
+
+
+def random_quadratic(source: torch.Generator, groups: int = 1, rows: int = 1, inputs: int = 7) -> Quadratic:
+    factors = torch.randn(groups, inputs, 2 * inputs, generator=source, dtype=torch.float64)
+    weights = torch.randn(groups, rows, inputs, generator=source, dtype=torch.float64)
+    return Quadratic(weights, factors @ factors.transpose(1, 2))
+
+
+# Optimal brain damage
+
+
+def test_the_exact_diagonal_is_that_of_finite_differences(net, batches):
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    exact = OBD("exact", batches=2).diagonal(net, batches)
+    assert exact.keys() == dict(net.named_parameters()).keys()
+    step = 1e-4
+    with torch.no_grad():
+        middle = F.cross_entropy(net(x), y)
+        for name, w in net.named_parameters():
+            for i in range(w.numel()):
+                values = w.view(-1)
+                before = values[i].item()
+                around = torch.zeros((), dtype=torch.float64)
+                for moved in (before + step, before - step):
+                    values[i] = moved
+                    around += F.cross_entropy(net(x), y)
+                values[i] = before
+                assert exact[name].flatten()[i].item() == pytest.approx(
+                    (around - 2 * middle).item() / step**2, abs=1e-6
+                )
+    damage = OBD("exact", batches=2)(net, batches)
+    for name, w in net.named_parameters():
+        assert torch.equal(damage[name], 0.5 * exact[name] * w.detach() ** 2)
+
+
+def test_hutchinson_converges_to_the_exact_diagonal(net, batches):
+    exact = OBD("exact", batches=2).diagonal(net, batches)
+    distance = {}
+    for draws in (10, 1000):
+        torch.manual_seed(0)
+        estimate = OBD("hutchinson", batches=2, draws=draws).diagonal(net, batches)
+        distance[draws] = sum((estimate[n] - h).square().sum().item() for n, h in exact.items()) ** 0.5
+    norm = sum(h.square().sum().item() for h in exact.values()) ** 0.5
+    assert distance[1000] < distance[10] / 5  # the root of a hundred, were it not for chance
+    assert distance[1000] < 0.2 * norm
+
+
+def test_one_sign_is_enough_where_weights_do_not_interact(source):
+    """z·Hz is the diagonal itself, whatever the signs, if there is nothing beside it."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    x = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]])
+    loss = lambda z, y: z.square().sum(1).mean()  # noqa: E731
+    diagonal = OBD("hutchinson", draws=1, loss=loss).diagonal(Apart(), [(x, torch.zeros(2))])
+    assert diagonal["weight"].tolist() == [10.0, 4.0, 0.0]
+
+
+def test_fisher_and_gauss_newton_are_means_over_single_images(net, batches):
+    expected = {
+        kind: {n: torch.zeros_like(w) for n, w in net.named_parameters()} for kind in ("fisher", "gauss_newton")
+    }
+    for image, label in ((x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))):
+        likely = net(image).softmax(1)[0].detach()
+        for c in range(3):
+            grads = torch.autograd.grad(F.cross_entropy(net(image), torch.tensor([c])), list(net.parameters()))
+            for (name, _), g in zip(net.named_parameters(), grads, strict=True):
+                expected["gauss_newton"][name] += likely[c] * g**2 / 11
+                expected["fisher"][name] += (c == label.item()) * g**2 / 11
+    for kind, diagonal in expected.items():
+        found = OBD(kind, batches=2).diagonal(net, batches)
+        for name, h in diagonal.items():
+            assert torch.allclose(found[name], h, rtol=1e-10, atol=1e-15)
+
+
+def test_gauss_newton_is_exact_where_logits_are_linear(batches):
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 3).double()
+    exact, found = (OBD(kind, batches=2).diagonal(linear, batches) for kind in ("exact", "gauss_newton"))
+    assert all(torch.allclose(found[n], h, atol=1e-14) for n, h in exact.items())
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_a_model_is_left_as_it_was(estimate):
+    data = lab.load("digits", train=60, test=20, size=8)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
+    before = copy.deepcopy(model.state_dict())
+    _, masks = lab.prune(model, 0.5, OBD(estimate, draws=2), data=data)
+    assert masks.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("estimate", ["fisher", "hutchinson"])
+def test_attention_and_sequences(estimate):
+    data = lab.load("sorting", train=60, test=20)
+    model = lab.build(lab.models.transformer, data, width=8, layers=1, heads=2)
+    run = lab.fit(model, data, OneShot(0.5, OBD(estimate, draws=2)), epochs=0, batch_size=20, **QUIET)
+    assert run.status == "done"
+    with pytest.raises(lab.ConfigError, match="one label a sample"):
+        lab.fit(model, data, OneShot(0.5, "obd"), epochs=0, **QUIET)
+    with pytest.raises(lab.ConfigError, match=r"not blocks\.0\.attention\.in_proj_weight; leave it out with `skip`"):
+        lab.fit(model, data, OptimalBrainSurgeon(0.5), epochs=0, **QUIET)
+    left = lab.fit(model, data, OptimalBrainSurgeon(0.5, rounds=2), epochs=0, skip="*attention*", **QUIET)
+    assert left.status == "done"
+
+
+# The surgeon, on quadratics
+
+
+def test_the_minimum_is_that_of_the_constrained_problem(source):
+    """Solved here with one Lagrange multiplier for each removed weight."""
+    q = random_quadratic(source, groups=2, rows=3)
+    kept = torch.rand(2, 3, 7, generator=source) < 0.5
+    kept[0, 0], kept[1, 2] = True, False
+    found = q.minimum(kept)
+    assert torch.equal(found[0, 0], q.weights[0, 0])
+    assert not found[1, 2].any()
+    for group in range(2):
+        for row in range(3):
+            gone = torch.eye(7, dtype=torch.float64)[~kept[group, row]]
+            corner = torch.zeros(len(gone), len(gone), dtype=torch.float64)
+            system = torch.cat([torch.cat([q.hessian[group], gone.T], 1), torch.cat([gone, corner], 1)])
+            right = torch.cat([q.hessian[group] @ q.weights[group, row], torch.zeros(len(gone), dtype=torch.float64)])
+            assert torch.allclose(found[group, row], torch.linalg.solve(system, right)[:7], atol=1e-10)
+
+
+@pytest.mark.parametrize("left", [1, 2, 4, 6, 7])
+def test_a_cost_is_what_the_minimum_rises_by(source, left):
+    q = random_quadratic(source, rows=2)
+    kept = torch.zeros(1, 2, 7, dtype=torch.bool)
+    kept[..., torch.randperm(7, generator=source)[:left]] = True
+    costs = q.costs(kept)
+    assert not costs[~kept].any()
+    for place in kept.nonzero():
+        without = kept.clone()
+        without[tuple(place)] = False
+        rise = q.value(q.minimum(without)) - q.value(q.minimum(kept))
+        assert costs[tuple(place)].item() == pytest.approx(rise, rel=1e-8)
+
+
+def test_one_by_one_with_the_papers_update_comes_to_the_same(source):
+    """w ← w - w_q/[H⁻¹]_qq·H⁻¹e_q, and H⁻¹ loses its row and column."""
+    q = random_quadratic(source)
+    w, inverse, kept = q.weights[0, 0].clone(), torch.linalg.inv(q.hessian[0]), torch.ones(7, dtype=torch.bool)
+    for _ in range(4):
+        costs = torch.where(kept, w**2 / (2 * inverse.diagonal()), torch.inf)
+        cheapest = int(costs.argmin())
+        assert int(torch.where(kept, q.costs(kept[None, None])[0, 0], torch.inf).argmin()) == cheapest
+        column = inverse[:, cheapest] / inverse[cheapest, cheapest]
+        w -= w[cheapest] * column
+        inverse -= torch.outer(column, inverse[cheapest])
+        kept[cheapest] = False
+        inverse[~kept] = inverse[:, ~kept] = 0.0
+        inverse.diagonal()[~kept] = 1.0
+    assert torch.allclose(q.minimum(kept[None, None])[0, 0], w * kept, atol=1e-10)
+
+
+def test_magnitude_is_the_case_of_equal_curvature():
+    w = torch.tensor([[[0.5, -2.0, 1.0]]], dtype=torch.float64)
+    q = Quadratic(w, torch.eye(3, dtype=torch.float64)[None])
+    kept = torch.tensor([[[True, True, True]]])
+    assert torch.equal(q.costs(kept), w**2 / 2)
+    kept[0, 0, 1] = False
+    assert torch.equal(q.minimum(kept), w * kept)
+
+
+def test_two_weights_by_hand():
+    """H = [[2, 1], [1, 1]], w = (1, 1.1): the smaller goes by magnitude, the second by curvature and by the surgeon."""
+    q = Quadratic(torch.tensor([[[1.0, 1.1]]]).double(), torch.tensor([[[2.0, 1.0], [1.0, 1.0]]]).double())
+    both = torch.tensor([[[True, True]]])
+    assert q.costs(both)[0, 0].tolist() == pytest.approx([0.5, 1.21 / 4])  # H⁻¹ has 1 and 2 on its diagonal
+    first = q.minimum(torch.tensor([[[True, False]]]))
+    assert first[0, 0].tolist() == pytest.approx([1 + 1.1 / 2, 0])
+    assert q.value(first) == pytest.approx(1.21 / 4)
+    assert q.value(torch.tensor([[[1.0, 0.0]]]).double()) == pytest.approx(1.21 / 2)
+
+
+def test_the_full_surgeon_on_a_quadratic_loss_is_its_optimum(source):
+    """Linear regression at its minimum: what is left are the least squares of the kept inputs."""
+    x = torch.randn(50, 6, generator=source).double() @ torch.randn(6, 6, generator=source).double()
+    y = x @ torch.randn(6, generator=source).double() + torch.randn(50, generator=source).double()
+    model = nn.Linear(6, 1, bias=False).double()
+    model.weight.data = torch.linalg.lstsq(x, y[:, None]).solution.T
+    q = full(model, [(x, y)], ["weight"], estimate="exact", loss=squares)
+    kept = torch.tensor([[[True, False, True, True, False, False]]])
+    best = torch.linalg.lstsq(x[:, kept[0, 0]], y[:, None]).solution[:, 0]
+    assert torch.allclose(q.minimum(kept)[kept], best, rtol=1e-9)
+    rise = squares(x @ q.minimum(kept)[0].T, y) - squares(model(x), y)
+    assert q.value(q.minimum(kept)) == pytest.approx(rise.item(), rel=1e-9)
+
+
+def test_full_hessians_agree_with_their_diagonals(net, batches):
+    names = list(lab.prunable(net))
+    for kind in ("exact", "gauss_newton", "fisher"):
+        q = full(net, batches, names, estimate=kind, number=2, dampening=100.0)
+        diagonal = OBD(kind, batches=2).diagonal(net, batches)
+        flat = torch.cat([diagonal[name].flatten() for name in names])
+        undamped = q.hessian[0].diagonal() - 100.0 * flat.mean()
+        assert torch.allclose(undamped, flat, atol=1e-12)
+        assert torch.equal(q.hessian, q.hessian.transpose(1, 2)) or kind != "exact"
+
+
+# The surgeon, layer by layer
+
+
+def test_a_linear_layer_becomes_the_least_squares_on_its_kept_inputs(source):
+    x = torch.randn(200, 8, generator=source).double() @ torch.randn(8, 8, generator=source).double()
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 5).double()
+    y = torch.zeros(200).long()
+    q = layerwise(layer, [(x[:120], y), (x[120:], y)], ["weight"])["weight"]
+    kept = torch.rand(1, 5, 8, generator=source) < 0.5
+    found = q.minimum(kept)[0]
+    outputs = x @ layer.weight.detach().T
+    for row, own in enumerate(kept[0]):
+        best = torch.linalg.lstsq(x[:, own], outputs[:, row, None]).solution[:, 0]
+        assert torch.allclose(found[row, own], best, rtol=1e-9, atol=1e-12)
+    assert q.value(found[None]) == pytest.approx((0.5 * (x @ found.T - outputs).square().sum() / 200).item())
+
+
+CONVOLUTIONS = [
+    (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (5, 4, 9, 9)),
+    (nn.Conv2d(3, 4, (1, 3), dilation=2), (5, 3, 9, 9)),
+    (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (5, 2, 6, 6)),
+    (nn.Conv1d(4, 4, 3, padding="same", groups=4), (20, 4, 9)),
+    (nn.Conv3d(2, 3, 2), (5, 2, 4, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS, ids=[str(layer) for layer, _ in CONVOLUTIONS])
+def test_a_convolution_loses_the_squared_error_of_its_output(layer, shape, source):
+    """For any weights the quadratic is the error measured by running the layer; nothing near its minimum errs less."""
+    layer = copy.deepcopy(layer).double()
+    x = torch.randn(shape, generator=source).double()
+    q = layerwise(layer, [(x, torch.zeros(len(x)))], ["weight"])["weight"]
+    before = layer(x).detach()
+
+    def error(weights: Tensor) -> float:
+        layer.weight.data = weights.view(layer.weight.shape)
+        gap = layer(x).detach() - before
+        return (0.5 * gap.square().sum() / (gap.numel() / gap.shape[1])).item()
+
+    kept = torch.rand(q.weights.shape, generator=source) < 0.6
+    best = q.minimum(kept)
+    assert q.value(best) == pytest.approx(error(best), rel=1e-9)
+    for _ in range(5):
+        near = best + 1e-3 * kept * torch.randn(best.shape, generator=source)
+        assert error(near) > error(best)
+        assert q.value(near) == pytest.approx(error(near), rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[lab.Run, lab.Data]:
+    data = lab.load("digits", train=400, test=100, size=8)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 30), nn.ReLU(), nn.Linear(30, 10)
+    )
+    return lab.fit(model, data, epochs=12, lr=0.01, batch_size=40, **QUIET), data
+
+
+def test_the_surgeon_keeps_more_than_magnitude_without_training(trained):
+    dense, data = trained
+    surgeon = lab.fit(dense, data, OptimalBrainSurgeon(0.8), epochs=0, **QUIET)
+    shares = {name: 1 - kept / dense.masks[name].numel() for name, kept in surgeon.masks.kept_by_layer.items()}
+    plain = lab.fit(dense, data, OneShot(shares), epochs=0, **QUIET)
+    assert surgeon.masks.kept == surgeon.result.target["kept"] == plain.masks.kept  # pyright: ignore[reportOptionalSubscript]
+    losses = [run.result.accuracy["test"]["loss"] for run in (dense, surgeon, plain)]
+    assert losses[0] < losses[1] < losses[2] / 2
+    errors: Any = surgeon.methods[0]
+    assert [e["layer"] for e in errors.errors] == list(dense.weights)
+    assert all(e["moved"] < e["unmoved"] < 1 for e in errors.errors)
+
+
+def test_more_rounds_err_less(trained):
+    dense, data = trained
+    errors = {}
+    for rounds in (1, 16):
+        run: Any = lab.fit(dense, data, OptimalBrainSurgeon(0.8, scope="layer", rounds=rounds), epochs=0, **QUIET)
+        errors[rounds] = sum(e["moved"] for e in run.methods[0].errors)
+    assert errors[16] < errors[1]
+
+
+def test_the_full_form_keeps_more_than_magnitude(blobs):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 6), nn.Tanh(), nn.Linear(6, 4))
+    dense = lab.fit(net, blobs, epochs=150, lr=0.02, batch_size=160, **QUIET)
+    each = {"epochs": 0, "batch_size": 160, **QUIET}
+    surgeon = lab.fit(dense, blobs, OptimalBrainSurgeon(0.7, "full", rounds=20, dampening=1e-3), **each)
+    plain = lab.fit(dense, blobs, OneShot(0.7), **each)
+    before, after, magnitude = (run.evaluate("train")["loss"] for run in (dense, surgeon, plain))
+    assert surgeon.masks.kept == plain.masks.kept == 25
+    assert after - before < (magnitude - before) / 2
+    found: Any = surgeon.methods[0]
+    assert [e["layer"] for e in found.errors] == ["all"]
+    assert found.errors[0]["moved"] < found.errors[0]["unmoved"]
+
+
+def test_what_was_pruned_before_stays_and_is_no_loss(trained):
+    dense, data = trained
+    first = lab.fit(dense, data, OneShot(0.5), epochs=1, batch_size=40, **QUIET)
+    run = lab.fit(first, data, OptimalBrainSurgeon(0.7, rounds=2), epochs=0, **QUIET)
+    assert not any(bool((run.masks[n] & ~m).any()) for n, m in first.masks.items())
+    assert run.masks.sparsity == pytest.approx(0.7, abs=1e-3)
+    again = lab.fit(first, data, OptimalBrainSurgeon(0.5), epochs=0, **QUIET)
+    assert all(torch.equal(again.weights[n], w) for n, w in first.weights.items())  # nothing to cut, nothing to move
+
+
+@pytest.mark.parametrize(
+    ("match", "make", "options"),
+    [
+        ("form='rows'", lambda: OptimalBrainSurgeon(0.5, "rows"), {}),
+        ("rounds=0", lambda: OptimalBrainSurgeon(0.5, rounds=0), {}),
+        ("dampening=-1", lambda: OptimalBrainSurgeon(0.5, dampening=-1.0), {}),
+        ("estimate='guess'", lambda: OptimalBrainSurgeon(0.5, "full", estimate="guess"), {}),
+        ("that of the cross-entropy", lambda: OptimalBrainSurgeon(0.5, "full", loss=squares), {}),
+        ("not 0.bias; leave it out", lambda: OptimalBrainSurgeon(0.5), {"biases": True}),
+        ("not positive definite", lambda: OptimalBrainSurgeon(0.5, dampening=0.0), {}),
+        ("estimate='guess'", lambda: OneShot(0.5, OBD("guess")), {}),
+        ("draws=0", lambda: OneShot(0.5, OBD("hutchinson", draws=0)), {}),
+    ],
+)
+def test_wrong_settings_are_refused(trained, match, make, options):
+    dense, data = trained  # the corners of a digit are dark: inputs without any variance
+    with pytest.raises(lab.ConfigError, match=match):
+        lab.fit(dense.model, data, make(), epochs=0, **options, **QUIET)
+
+
+def test_what_is_too_large_is_refused(monkeypatch, trained):
+    dense, data = trained
+    monkeypatch.setattr(second_order, "MOST_WEIGHTS", 1000)
+    monkeypatch.setattr(second_order, "MOST_ROWS", 1000)
+    with pytest.raises(lab.ConfigError, match=r"all 2,532 weights is too large; at most 1,000"):
+        lab.fit(dense, data, OptimalBrainSurgeon(0.5, "full"), epochs=0, **QUIET)
+    with pytest.raises(lab.ConfigError, match=r"each of 2,580 weights; at most 1,000"):
+        lab.prune(dense, 0.5, OBD("exact"), data=data)
+    with pytest.raises(lab.ConfigError, match="needs data"):
+        lab.prune(dense, 0.5, "obd")

@@ -1,0 +1,254 @@
+"""The panels, driven from Python as their controls would; `test_browser.py` presses the real ones."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+import pruninglab as lab
+from pruninglab import methods, widgets
+
+
+@pytest.fixture(scope="module")
+def data() -> lab.Data:
+    return lab.load("digits", train=300, test=60)
+
+
+@pytest.fixture(scope="module")
+def run(data) -> lab.Run:
+    return lab.fit(lab.build("lenet5", data, seed=0), data, epochs=3, progress=False)
+
+
+@pytest.fixture
+def hand(run) -> widgets.PruneByHand:
+    return widgets.PruneByHand(run)
+
+
+def measured(run: lab.Run, masks: lab.Masks) -> float:
+    """Accuracy on the validation images of the run's model with only these weights."""
+    pruned, _ = lab.prune(run.model, 0.0)
+    masks.apply_({name: w.data for name, w in lab.prunable(pruned).items()})
+    x, y = next(iter(run.data.val.batches([torch.arange(len(run.data.val))])))
+    with torch.inference_mode():
+        return float((pruned.eval()(x).argmax(1) == y).float().mean())
+
+
+def test_the_slider_of_all_layers_is_global_magnitude(run, hand):
+    hand.keep(0.1)
+    _, magnitude = lab.prune(run, 0.9)
+    assert hand.masks.fingerprint == magnitude.fingerprint
+    assert hand.accuracy == hand.rival == pytest.approx(measured(run, magnitude))
+
+
+def test_a_layer_s_slider_moves_that_layer_alone_and_the_rival_keeps_as_many(run, hand):
+    hand.keep(0.1)
+    before = dict(hand.kept)
+    hand.keep(0.5, "fc1.weight")
+    assert hand.kept == before | {"fc1.weight": round(0.5 * run.weights["fc1.weight"].numel())}
+    assert hand.masks.kept == sum(hand.kept.values())
+    smallest_kept = run.weights["fc1.weight"].abs()[hand.masks["fc1.weight"]].min()
+    assert smallest_kept >= run.weights["fc1.weight"].abs()[~hand.masks["fc1.weight"]].max()
+    _, magnitude = lab.prune(run, 1 - hand.masks.kept / hand.masks.total)
+    assert hand.accuracy == pytest.approx(measured(run, hand.masks))
+    assert hand.rival == pytest.approx(measured(run, magnitude))
+
+
+def test_the_run_is_left_alone_and_the_masks_go_into_a_training(data, run, hand):
+    before = lab.results.tensor_hash(run.model.state_dict())
+    hand.keep(0.05)
+    after = lab.fit(run, data, masks=hand.masks, epochs=1, progress=False)
+    assert after.masks.kept == hand.masks.kept
+    assert lab.results.tensor_hash(run.model.state_dict()) == before
+
+
+def test_what_is_pruned_already_stays_so(data, run):
+    pruned = lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
+    hand = widgets.PruneByHand(pruned)
+    hand.keep(1.0)
+    assert hand.masks.fingerprint == pruned.masks.fingerprint
+    hand.keep(1.0, "fc1.weight")
+    assert hand.kept["fc1.weight"] == pruned.masks.kept_by_layer["fc1.weight"]
+
+
+def test_the_suggested_layer_costs_least_by_weight(run, hand):
+    hand.keep(0.02)
+    before, costs, halves = hand.accuracy, {}, {}
+    for layer, kept in hand.kept.items():
+        halves[layer] = kept - kept // 2
+        pruned = {layer: run.weights[layer].detach().abs() * hand.masks[layer]}
+        fewer = lab.keep_top(pruned, 1 - halves[layer] / pruned[layer].numel())
+        costs[layer] = (before - measured(run, lab.Masks({**hand.masks, **fewer}))) / (kept // 2)
+    name, fewer = hand.suggest(0.5)
+    assert costs[name] == pytest.approx(min(costs.values()))
+    assert fewer == halves[name]
+
+
+def test_the_suggestion_can_be_taken(hand):
+    hand.keep(0.02)
+    before = dict(hand.kept)
+    ask, take, hint = hand.box.children[0].children[1].children[1].children
+    ask.click()
+    assert hand.kept == before
+    name, fewer = hand.suggest()
+    assert hint.value == f"{name.removesuffix('.weight')} could go from {before[name]:,} to {fewer:,} weights"
+    take.click()
+    assert hand.kept == before | {name: fewer}
+    assert hint.value == ""
+
+
+def test_the_words_are_those_of_what_is_left(run, hand):
+    hand.keep(0.1)
+    assert f"{hand.masks.kept:,} of {run.masks.total:,}" in repr(hand)
+    assert f"{hand.accuracy:.2%} by hand" in repr(hand)
+    assert "level with global magnitude" in hand._text.value
+    sizes = lab.storage.sizes(run.model, hand.masks)
+    assert f"{lab.budgets.file_bytes(run, hand.masks):,} bytes" in hand._text.value
+    assert lab.budgets.file_bytes(run, hand.masks) < sizes["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda run: widgets.PruneByHand(run, images=0), "images=0"),
+        (lambda run: widgets.PruneByHand(run).keep(0.1, "fc9"), "no layer 'fc9'"),
+        (lambda run: widgets.MaskExplorer(), "give runs"),
+        (lambda run: widgets.MaskExplorer(run, layer="fc9"), "no layer 'fc9'"),
+        (lambda run: widgets.MaskExplorer(run).trajectory(0), "watch=24"),
+        (lambda run: widgets.LivePanel(method="Best"), "method='Best'"),
+        (lambda run: widgets.LivePanel().figure(), "press Start"),
+    ],
+)
+def test_what_is_wrong_is_said(run, wrong, said):
+    with pytest.raises(lab.ConfigError, match=said):
+        wrong(run)
+
+
+def test_saved_without_its_widgets_a_panel_is_its_figure_and_words(hand):
+    data, metadata = hand._repr_mimebundle_()
+    assert data["image/png"]
+    assert "weights" in data["text/plain"] == metadata["image/png"]["alt"]
+    assert "application/vnd.jupyter.widget-view+json" in data
+
+
+# The explorer
+
+
+def test_the_explorer_shows_runs_as_pruned_and_criteria_at_a_density(data, run):
+    pruned = lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
+    explorer = widgets.MaskExplorer(pruned, run, labels=["pruned", "dense"], layer="conv2.weight")
+    assert explorer.masks(0) == pruned.masks
+    assert explorer.masks(1).kept == run.masks.total
+    side = explorer._sides[1]
+    side["by"].value, side["density"].value = "magnitude", 0.1
+    assert explorer.masks(1).fingerprint == pruned.masks.fingerprint
+    assert f"{explorer.masks(1)['conv2.weight'].sum():,} of" in side["words"].value
+    assert "dense, magnitude at 10.00%" in explorer.figure().alt
+
+
+def test_a_watched_weight_is_a_button_that_shows_its_trajectory(data, run):
+    method = methods.WeightMom(lab.Cubic(0.9), window=2, min_epochs_below=1, watch=6)
+    pruned = lab.fit(run, data, method, epochs=3, progress=False)
+    explorer = widgets.MaskExplorer(pruned, layer="conv2.weight")
+    assert len(explorer._weights.children) == 6
+    assert not explorer._path.value
+    explorer._weights.children[2].click()
+    assert bytes(explorer._path.value).startswith(b"\x89PNG")
+    assert "Weight 2 of those followed in conv2" in explorer.trajectory(2).alt
+
+
+# The live panel
+
+NEED_A_CHOICE = ("GatedPruning", "DynamicSurgery")
+"""A bound or a threshold has to be given; the panel says so."""
+
+
+def panel(**changed) -> widgets.LivePanel:
+    return widgets.LivePanel(**{"epochs": 2, "seed": 3, "batch_size": 300, **changed})
+
+
+def test_the_panel_leaves_the_run_that_fit_makes():
+    live = panel()
+    live.start()
+    run = live.wait(120)
+    data = lab.load("digits", seed=3)
+    model = lab.build("lenet5", data, seed=3)
+    plain = lab.fit(model, data, methods.Gradual(lab.Cubic(0.9)), epochs=2, seed=3, batch_size=300, progress=False)
+    assert run is not None
+    assert lab.results.tensor_hash(run.model.state_dict()) == lab.results.tensor_hash(plain.model.state_dict())
+    assert run.result.config == plain.result.config
+    assert run.history == plain.history
+    assert live._text.value == "done"
+    assert not live._buttons["Start"].disabled
+
+
+def test_pause_stands_still_and_stop_ends_within_a_step():
+    live, steps, seen = panel(epochs=500), [], threading.Event()
+    watched = live._watch
+
+    def watch(run):
+        steps.append(run.step)
+        seen.set()
+        watched(run)
+
+    live._watch = watch
+    live.start()
+    assert seen.wait(60)
+    live.pause()
+    at = standing(live, steps)
+    assert "paused" in live._text.value
+    assert live._buttons["Pause"].description == "Resume"
+    seen.clear()
+    live.resume()
+    assert seen.wait(60)
+    live.pause()
+    at = standing(live, steps)
+    live.stop()
+    run = live.wait(60)
+    assert run is not None
+    assert (run.status, run.step) == ("interrupted", at)
+    assert live._text.value.startswith("interrupted")
+
+
+def standing(live, steps) -> int:
+    """The step at which a paused panel stands, once it does."""
+    for _ in range(600):
+        if "paused" in live._text.value:
+            return steps[-1]
+        threading.Event().wait(0.1)
+    raise AssertionError("it never paused")
+
+
+def test_what_was_chosen_wrongly_is_said_in_the_panel():
+    live = panel(method="N2NSkip")
+    live.start()
+    assert live.wait(60) is None
+    assert "n2nskip" in live._text.value
+    assert not live._buttons["Start"].disabled
+    live = panel(method="GatedPruning")
+    live.start()
+    assert live.wait(60) is None
+    assert "needs one bound" in live._text.value
+
+
+@pytest.mark.parametrize("name", [n for n in methods.__all__ if n not in (*widgets.BESIDE_OTHERS, *NEED_A_CHOICE)])
+def test_every_method_is_offered_with_its_own_defaults(name):
+    made: Any = panel(method=name).chosen()
+    kind = getattr(methods, name)
+    try:
+        expected = kind()
+    except TypeError:  # its first field has no default
+        expected = kind(made.sparsity if hasattr(made, "sparsity") else lab.Cubic(0.9))
+    assert repr(made) == repr(expected)
+
+
+def test_fields_are_read_as_python_writes_them():
+    live = panel(method="WeightMom")
+    boxes = {control.description: control for control in live._fields.children}
+    boxes["beta"].value, boxes["mode"].value, boxes["window"].value = "0.5", "window_max", "7"
+    boxes["min epochs below"].value = "3"
+    made: Any = live.chosen()
+    assert (made.beta, made.mode, made.window) == (0.5, "window_max", 7)
+    boxes["window"].value = "7 or 8"
+    with pytest.raises(lab.ConfigError, match="window='7 or 8'"):
+        live.chosen()
