@@ -6,11 +6,9 @@ Fang et al., "DepGraph: towards any structural pruning", CVPR 2023.
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import accumulate
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,10 +22,9 @@ from . import _html
 from .errors import ConfigError
 from .models.attention import Attention
 from .models.resnet import PadShortcut
-from .reach import Conv, Norm
+from .reach import CONVS, LAYERS, Norm
 
-LAYERS = (Conv, nn.Linear)
-HANDLED = (*LAYERS, Norm, nn.PReLU, PadShortcut)
+HANDLED = (*LAYERS, Norm, PadShortcut)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,11 @@ class Part:
     @property
     def weight(self) -> str:
         return f"{self.layer}.{'in_proj_weight' if self.side == 'heads' else 'weight'}"
+
+    @property
+    def blocks(self) -> int:
+        """How many rows of a weight give a channel: queries, keys and values of a head are one below the other."""
+        return 3 if self.side == "heads" else 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class Group:
     def givers(self) -> list[Part]:
         return [part for part in self.parts if part.side in ("out", "heads")]
 
+    def whole(self, channels: Tensor) -> Tensor:
+        """Of these channels those whose units are all there."""
+        return torch.ones_like(channels).scatter_reduce(0, self.unit, channels, "amin")[self.unit]
+
     def missing(self, kept: Tensor) -> Iterator[Tensor]:
         """For each layer that would be left without any of the `kept` units: those that it has."""
         for part in sorted(self.parts, key=lambda part: len(part.channel)):  # what serves a part serves the whole
@@ -74,14 +80,12 @@ class Group:
 
     def entries(self, model: nn.Module, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
         """What gives these channels, by parameter name: rows of weights, biases, and scales and shifts of norms."""
-        for part in self.parts:
-            layer = model.get_submodule(part.layer)
-            if part.side == "in" or isinstance(layer, nn.PReLU):
-                continue
-            mine = part.index[chosen[part.channel]]
-            for tensor, blocks in (("weight", 1), ("bias", 1), ("in_proj_weight", 3), ("in_proj_bias", 3)):
+        for part in (p for p in self.parts if p.side != "in"):
+            layer, mine = model.get_submodule(part.layer), part.index[chosen[part.channel]]
+            for tensor in ("in_proj_weight", "in_proj_bias") if part.side == "heads" else ("weight", "bias"):
                 if isinstance(held := getattr(layer, tensor, None), nn.Parameter):
-                    yield f"{part.layer}.{tensor}", torch.cat([mine + i * (len(held) // blocks) for i in range(blocks)])
+                    step = len(held) // part.blocks
+                    yield f"{part.layer}.{tensor}", torch.cat([mine + i * step for i in range(part.blocks)])
 
 
 class Groups(Sequence[Group]):
@@ -106,6 +110,24 @@ class Groups(Sequence[Group]):
         """The weights none of whose output channels can be removed: `skip` for a run that prunes channels."""
         free = {part.weight for group in self if not group.fixed for part in group.givers}
         return list(dict.fromkeys(p.weight for g in self if g.fixed for p in g.givers if p.weight not in free))
+
+    def silent(self, model: nn.Module, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The biases, and scales and shifts of norms, of channels that all their layers give by weights that are cut.
+
+        By parameter name, which entries; `alive` are masks, and what has none is alive.
+        """
+        found: dict[str, Tensor] = {}
+        for group in (g for g in self if not g.fixed):
+            dead = torch.ones(group.size, dtype=torch.bool)
+            for part in group.givers:
+                mask = alive.get(part.weight, torch.ones_like(model.get_parameter(part.weight), dtype=torch.bool))
+                dead[part.channel] &= ~mask.flatten(1).any(1).cpu().view(part.blocks, -1).any(0)[part.index]
+            for name, entries in group.entries(model, dead) if dead.any() else ():
+                tensor = model.get_parameter(name)
+                if tensor.ndim == 1:
+                    flags = found.setdefault(name, torch.zeros(len(tensor), dtype=torch.bool, device=tensor.device))
+                    flags[entries.to(tensor.device)] = True
+        return found
 
     def table(self) -> pd.DataFrame:
         rows = [
@@ -148,29 +170,18 @@ def groups(model: nn.Module, x: Tensor) -> Groups:
 def outputs(layer: Any) -> int:
     """How many channels a layer gives; of the shortcut that pads, how many it adds."""
     if isinstance(layer, LAYERS):
-        return layer.out_channels if isinstance(layer, Conv) else layer.out_features
-    return getattr(layer, width(layer))
+        return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return layer.added if isinstance(layer, PadShortcut) else layer.num_features
 
 
 def inputs(layer: Any) -> int:
     if isinstance(layer, LAYERS):
-        return layer.in_channels if isinstance(layer, Conv) else layer.in_features
+        return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     return outputs(layer)
 
 
-def width(layer: nn.Module) -> str:
-    """The attribute that says the width of a module that hands on each channel by itself."""
-    if isinstance(layer, Norm):
-        return "num_features"
-    return "added" if isinstance(layer, PadShortcut) else "num_parameters"
-
-
 def is_depthwise(layer: Any) -> bool:
-    return isinstance(layer, Conv) and layer.groups == layer.out_channels == layer.in_channels > 1
-
-
-def is_grouped(layer: Any) -> bool:
-    return isinstance(layer, Conv) and layer.groups > 1 and not is_depthwise(layer)
+    return isinstance(layer, CONVS) and layer.groups == layer.out_channels == layer.in_channels > 1
 
 
 def _coupled(model: nn.Module, x: Tensor) -> list[Group]:
@@ -196,7 +207,8 @@ def _coupled(model: nn.Module, x: Tensor) -> list[Group]:
 
 def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pads"]:
     """torch-pruning's graph of a copy in which everything has a gradient; the copy; where it begins and ends."""
-    library = _torch_pruning()
+    import torch_pruning
+
     traced = copy.deepcopy(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(True)
@@ -214,25 +226,15 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pa
         ends.append(logits.grad_fn)
         return logits
 
-    graph = library.DependencyGraph()
+    graph = torch_pruning.DependencyGraph()
     with torch.enable_grad():
-        graph.build_dependency(traced, start, forward_fn=forward, customized_pruners={PadShortcut: pads}, verbose=False)
+        graph.build_dependency(traced, start, forward_fn=forward, customized_pruners={PadShortcut: pads}, verbose=False)  # pyright: ignore[reportArgumentType]
     for module, node in graph.module2node.items():
         if isinstance(module, PadShortcut):
             for dependency in node.dependencies:
                 if dependency.target in node.inputs:
                     dependency.index_mapping[0] = _Below(pads.inputs[module])
     return graph, traced, ends, pads
-
-
-def _torch_pruning() -> ModuleType:
-    try:
-        return import_module("torch_pruning")
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "which channels go together is found by torch-pruning, which is not installed: "
-            "pip install 'pruninglab[structured]'"
-        ) from None
 
 
 class _Pads:
@@ -274,9 +276,9 @@ def _group(traced: nn.Module, items: Sequence[Any], roots: Sequence[int], ends: 
         is_layer = node.type.name in ("CONV", "LINEAR")
         side = item.dep.handler.__name__.split("_")[1] if is_layer else "through"
         name = names.get(module, "")
-        if side != "in":
+        if side != "in" or not isinstance(module, LAYERS):
             fixed = fixed or _obstacle(node, name, ends)
-        if not isinstance(module, HANDLED) or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
+        if not isinstance(module, HANDLED):
             continue
         index, channel = torch.tensor(item.idxs), torch.tensor([place.get(root, -1) for root in item.root_idxs])
         if isinstance(module, PadShortcut):  # only what it adds is its own
@@ -303,8 +305,8 @@ def _obstacle(node: Any, name: str, ends: Sequence[Any]) -> str:
         return "a parameter outside of layers belongs to them"
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
         return f"{name} takes its statistics over all of them"
-    if isinstance(module, Conv) and (module.transposed or (kind == "DEPTHWISE_CONV" and not is_depthwise(module))):
-        return f"{name} is a transposed convolution, or makes several of each"
+    if kind == "DEPTHWISE_CONV" and not is_depthwise(module):
+        return f"{name} makes several of each"
     return f"{name}, a {type(module).__name__}, cannot be narrowed" if name and not isinstance(module, HANDLED) else ""
 
 
@@ -317,7 +319,7 @@ def _with_grouped(model: nn.Module, found: Sequence[Group]) -> list[Group]:
     for number, group in enumerate(found):
         for part in group.parts:
             layer: Any = model.get_submodule(part.layer)
-            if not is_grouped(layer):
+            if not isinstance(layer, CONVS) or layer.groups == 1 or is_depthwise(layer):
                 continue
             section = part.index // ((inputs(layer) if part.side == "in" else outputs(layer)) // layer.groups)
             for which, channel in zip(section.tolist(), part.channel.tolist(), strict=True):
@@ -359,11 +361,7 @@ def _heads(name: str, layer: nn.MultiheadAttention) -> Group:
 def _unless_tied(model: nn.Module, group: Group) -> Group:
     """Fixed, where layers share a weight: what is cut of one would be missing in the other."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    tied = [
-        part.layer
-        for part in group.parts
-        if any(uses[id(p)] > 1 for p in model.get_submodule(part.layer).parameters(recurse=False))
-    ]
-    return (
-        replace(group, fixed=f"{tied[0]} shares its weights with another layer") if tied and not group.fixed else group
-    )
+    for part in group.parts if not group.fixed else ():
+        if any(uses[id(p)] > 1 for p in model.get_submodule(part.layer).parameters(recurse=False)):
+            return replace(group, fixed=f"{part.layer} shares its weights with another layer")
+    return group

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from .errors import ConfigError
 from .masks import _named
-from .reach import Conv, Norm, hooked, norms_after
+from .projections import n_of_m
+from .reach import LAYERS, Norm, hooked, norms_after
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Criterion = Callable[[nn.Module, Batches | None], dict[str, Tensor]]
@@ -151,7 +152,7 @@ class Activation:
                 sums[layer] = sums.get(layer, torch.zeros(())) + passed.sum(1)
                 counts[layer] = counts.get(layer, 0) + passed.shape[1]
 
-        with hooked(model, (Conv, nn.Linear, Norm), after=add):
+        with hooked(model, (*LAYERS, Norm), after=add):
             for x, _ in chosen:
                 model(x)
         return {
@@ -159,6 +160,25 @@ class Activation:
             for name, w in _matrices(model)
             if _layer(name) in sums
         }
+
+
+@dataclass(frozen=True)
+class NofM:
+    """Another criterion by the pattern n:m: the n highest of every m neighbours along the inputs go last, all layers
+    ranked together.
+
+    A sparsity of 1 - n/m, one cut or along a schedule, then leaves at most n of every m: 2:4 at one half.
+    """
+
+    criterion: "str | Criterion" = "magnitude"
+    n: int = 2
+    m: int = 4
+
+    def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
+        scores = {name: s.double() for name, s in resolve(self.criterion)(model, batches).items()}
+        low, high = min(float(s.min()) for s in scores.values()), max(float(s.max()) for s in scores.values())
+        between = {name: (s - low) / ((high - low) or 1.0) for name, s in scores.items()}
+        return {name: between[name] + 2 * kept for name, kept in n_of_m(between, self.n, self.m).items()}
 
 
 BY_NAME: dict[str, Criterion] = {

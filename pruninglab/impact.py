@@ -19,8 +19,7 @@ from torch import nn
 from . import _html
 from .data import Split
 from .errors import ConfigError
-from .reach import evaluating
-from .run import Run
+from .run import Run, evaluating
 
 BINS = 15
 

@@ -14,7 +14,6 @@ from typing import Any, Self
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 
 from . import _html
@@ -195,9 +194,7 @@ def keep_top(
 
     `scope`: `"global"` ranks all layers together, `"layer"` gives every layer the same share, `"erk"` gives each a
     density in proportion to (sum of its dimensions) / (their product). Both shares are rounded so that the total is
-    exact, and never empty a layer. `"2:4"` and the like rank all layers together and leave the 2 highest of every 4
-    neighbours along the input dimension: at 0.5 exactly those, of fewer than 4 neighbours 2 as well. A dict as
-    `sparsity` sets each layer by itself; layers that no pattern matches stay.
+    exact, and never empty a layer. A dict as `sparsity` sets each layer by itself; layers that no pattern matches stay.
     `unit`: whole `"channel"`s (first dimension) or `"kernel"`s (first two) by their mean score; a sparsity then counts
     units. `within`: masks that may only shrink; nothing outside them is kept. To keep more than they hold is refused,
     or with `clamp` means to keep all that they hold.
@@ -209,8 +206,6 @@ def keep_top(
     flat = {name: _unit_scores(name, score, unit) for name, score in scores.items()}
     alive = {n: _unit_alive(s, None if within is None else within[n], unit) for n, s in scores.items()}
     caps = [int(mask.sum()) for mask in alive.values()]
-    if pattern := n_to_m(scope):
-        flat = _protected(flat, alive, scores, sparsity, unit, *pattern)
     if isinstance(sparsity, Mapping):
         keeps = _by_pattern(sparsity, {name: len(s) for name, s in flat.items()}, caps, clamp)
     else:
@@ -222,36 +217,12 @@ def keep_top(
                 f"sparsity {sparsity:g} asks to keep {keep:,} of {total:,}, but only {sum(caps):,} are left. "
                 "Pruned weights are never revived by a cut; `grow` brings weights back."
             )
-        if scope == "global" or pattern:
+        if scope == "global":
             top = _top(torch.cat(list(flat.values())), torch.cat(list(alive.values())), keep)
             return _expand(dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True)), scores, unit)
         keeps = spread(keep, _quotas(scope, scores, unit), caps, least=1)
     chosen = {n: _top(flat[n], alive[n], k) for n, k in zip(flat, keeps, strict=True)}
     return _expand(chosen, scores, unit)
-
-
-def n_to_m(scope: str) -> tuple[int, int] | None:
-    """The numbers of a scope such as "2:4"."""
-    n, colon, m = scope.partition(":")
-    if not (colon and n.isdecimal() and m.isdecimal()):
-        return None
-    if not 0 < int(n) <= int(m):
-        raise ConfigError(f"{scope} cannot be: of every m neighbours n are kept, and 0 < n <= m.")
-    return int(n), int(m)
-
-
-def top_neighbours(scores: Tensor, n: int, m: int) -> Tensor:
-    """The n highest of every m neighbours along the second dimension; ties go to the first. One dimension is all kept.
-
-    A last group of fewer than m keeps n of them too, or all.
-    """
-    if scores.ndim < 2:
-        return torch.ones_like(scores, dtype=torch.bool)
-    by_input = scores.movedim(1, -1)
-    groups = F.pad(by_input, (0, -by_input.shape[-1] % m), value=-math.inf).unflatten(-1, (-1, m))
-    order = groups.sort(dim=-1, descending=True, stable=True).indices
-    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :n], True)
-    return kept.flatten(-2)[..., : by_input.shape[-1]].movedim(-1, 1).contiguous()
 
 
 def grow(masks: Masks, scores: Scores, counts: int | Mapping[str, int]) -> Masks:
@@ -349,34 +320,6 @@ def _top(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
     return chosen
 
 
-def _protected(
-    flat: dict[str, Tensor], alive: Mapping[str, Tensor], scores: Scores, sparsity: Sparsity, unit: str, n: int, m: int
-) -> dict[str, Tensor]:
-    """The scores, those infinite that a pattern n:m leaves; refuses what would have to cut them."""
-    if unit != "weight":
-        raise ConfigError(f"{n}:{m} is about single weights; unit={unit!r} cannot be had with it.")
-    ranked, left = {}, []
-    for name, score in flat.items():
-        among = score.masked_fill(~alive[name], -math.inf).view(scores[name].shape)
-        spared = top_neighbours(among, n, m).flatten() & alive[name]
-        ranked[name] = score.masked_fill(spared, math.inf)
-        left.append(int(spared.sum()))
-    totals = [len(score) for score in flat.values()]
-    if isinstance(sparsity, Mapping):
-        keeps = _by_pattern(sparsity, dict(zip(flat, totals, strict=True)), totals, clamp=True)
-        tight = [(*row, name) for name, *row in zip(flat, keeps, left, totals, strict=True) if row[0] < row[1]]
-    else:
-        keep = sum(totals) - count(sum(totals), sparsity)
-        tight = [(keep, sum(left), sum(totals), "the layers together")] if keep < sum(left) else []
-    if tight:
-        keep, least, total, where = tight[0]
-        raise ConfigError(
-            f"{n}:{m} leaves {least:,} of the {total:,} weights of {where}, and {keep:,} were to be left. Ask for at "
-            f"most {(total - least) / total:.6g}, or leave out with `skip` what has fewer than {m} inputs."
-        )
-    return ranked
-
-
 def _unit_scores(name: str, score: Tensor, unit: str) -> Tensor:
     score = score.detach().float() if score.dtype != torch.float64 else score.detach()
     if torch.isnan(score).any():
@@ -413,7 +356,7 @@ def _quotas(scope: str, scores: Scores, unit: str) -> list[float]:
     if scope == "erk":
         return [float(sum(s.shape)) if unit == "weight" and s.ndim > 1 else float(s.shape[0]) for s in scores.values()]
     raise ConfigError(
-        f"scope={scope!r} is unknown; expected one of {', '.join(map(repr, SCOPES))}, one such as '2:4', "
+        f"scope={scope!r} is unknown; expected one of {', '.join(map(repr, SCOPES))}, "
         "or give the sparsity as a dict of layer patterns."
     )
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import ConfigError
-from .masks import Masks, Sparsity, keep_top, top_neighbours, units
+from .masks import Masks, Sparsity, keep_top, units
 
 Tensors = Mapping[str, Tensor]
 
@@ -55,7 +56,7 @@ def n_of_m(weights: Tensors, n: int = 2, m: int = 4) -> Masks:
     """
     if not 0 < n <= m:
         raise ConfigError(f"{n}:{m} cannot be: of every m={m} neighbours n={n} are kept, and 0 < n <= m.")
-    return Masks({name: top_neighbours(weight.detach().abs(), n, m) for name, weight in weights.items()})
+    return Masks({name: _groups(weight.detach(), n, m) for name, weight in weights.items()})
 
 
 def keeping(weights: Tensors, counts: Mapping[str, int]) -> dict[str, float]:
@@ -66,3 +67,13 @@ def keeping(weights: Tensors, counts: Mapping[str, int]) -> dict[str, float]:
         if not 0 < count <= (most := weights[name].numel()):
             raise ConfigError(f"{name}: cannot keep {count:,} weights; between 1 and {most:,} can be kept.")
     return {name: 1 - count / weights[name].numel() for name, count in counts.items()}
+
+
+def _groups(weight: Tensor, n: int, m: int) -> Tensor:
+    if weight.ndim < 2:
+        return torch.ones_like(weight, dtype=torch.bool)
+    by_input = weight.abs().movedim(1, -1)
+    groups = F.pad(by_input, (0, -by_input.shape[-1] % m), value=-1.0).unflatten(-1, (-1, m))
+    order = groups.sort(dim=-1, descending=True, stable=True).indices
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+    return kept.flatten(-2)[..., : by_input.shape[-1]].movedim(-1, 1).contiguous()

@@ -4,8 +4,7 @@ It holds one tensor, `streams`, and metadata that every safetensors reader shows
 digits, of the whole file with zeros in their place) and `contents`, a line for each tensor in the order given: dtype
 (`F32<F16` was float32 and is stored as float16), shape, number of values stored, coding of positions, coding of values,
 bytes of the streams of positions, values and code book (z, l or b behind what zlib, lzma or bz2 made smaller), a
-checksum of these, name. A line `= 3 NAME` is one more name of the tensor in line 3, counted from 0. Of a network that
-was made narrower there is also `widths`, as JSON.
+checksum of these, name. A line `= 3 NAME` is one more name of the tensor in line 3, counted from 0.
 """
 
 import hashlib
@@ -85,14 +84,11 @@ class Packed:
 
     lines: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-    widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def content(self) -> bytes:
         """The whole file. Its container is put together here: safetensors leaves the order of metadata to chance."""
         streams = b"".join(stream for entry in self.entries for stream in entry.streams)
         metadata = {"format": FORMAT, "sha256": _BLANK, "contents": "\n".join(self.lines)}
-        if self.widths:
-            metadata["widths"] = json.dumps(self.widths, separators=(",", ":"))
         only = {"dtype": "U8", "shape": [len(streams)], "data_offsets": [0, len(streams)]}
         header = json.dumps({"__metadata__": metadata, "streams": only}, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
@@ -106,11 +102,7 @@ def is_weight(tensor: Tensor) -> bool:
 
 
 def pack(
-    state: Mapping[str, Tensor],
-    values: str = "exact",
-    others: str = "exact",
-    entropy: str | None = None,
-    widths: Mapping[str, Mapping[str, int]] | None = None,
+    state: Mapping[str, Tensor], values: str = "exact", others: str = "exact", entropy: str | None = None
 ) -> Packed:
     """Tensors in their cheapest codings; what the options mean is said at `storage.save`."""
     for what, given, known in (("values", values, VALUES), ("others", others, OTHERS)):
@@ -119,7 +111,7 @@ def pack(
     if entropy is not None and entropy not in codec.ENTROPY:
         known = ", ".join(map(repr, codec.ENTROPY))
         raise ConfigError(f"entropy={entropy!r} is unknown; expected None or one of {known}.")
-    packed = Packed(widths=widths or {})
+    packed = Packed()
     seen: dict[object, int] = {}
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
@@ -185,11 +177,8 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
 
 
-def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]]:
-    """The tensors by name, tied ones shared, and the widths of a network that was made narrower.
-
-    Whatever is wrong with the file is a ValueError that says where.
-    """
+def unpack(content: bytes) -> dict[str, Tensor]:
+    """The tensors by name, tied ones shared. Whatever is wrong with the file is a ValueError that says where."""
     metadata, start = _header(content)
     lines = metadata["contents"].split("\n") if metadata["contents"] else []
     if _digest(content, metadata["sha256"]) != metadata["sha256"]:
@@ -209,7 +198,7 @@ def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]
         except _UNDECODABLE as error:
             raise ValueError(f"{name} cannot be decoded ({error})") from None
         names.append(name)
-    return state, json.loads(metadata["widths"])
+    return state
 
 
 def _header(content: bytes) -> tuple[dict[str, str], int]:
@@ -227,9 +216,7 @@ def _header(content: bytes) -> tuple[dict[str, str], int]:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"it is a safetensors file, but not of the format {FORMAT!r}")
     try:
-        return {key: str(metadata[key]) for key in ("sha256", "contents")} | {
-            "widths": str(metadata.get("widths", "{}"))
-        }, start
+        return {key: str(metadata[key]) for key in ("sha256", "contents")}, start
     except KeyError:
         raise ValueError("its header has been altered") from None
 

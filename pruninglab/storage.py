@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from . import codec, sparsefile, widths
+from . import codec, sparsefile
 from .errors import ConfigError, DataError
 from .masks import Masks, canonical
 
@@ -126,7 +126,7 @@ def save(
     `entropy` (`"zlib"`, `"lzma"`, `"bz2"`) compresses each stream that gets smaller by it.
     """
     path = check_writable(path, "path")
-    packed = _packed(model, values, others, entropy)
+    packed = sparsefile.pack(_state_dict(model), values, others, entropy)
     content = packed.content()
     write_atomic(path, content)
     return _file_sizes(packed, content) | {"rounded": sum(entry.rounded for entry in packed.entries)}
@@ -137,22 +137,17 @@ def load(path: str | Path) -> dict[str, Tensor]: ...
 @overload
 def load(path: str | Path, model: AnyModel) -> AnyModel: ...
 def load(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
-    """The state dict in a sparse file, or `model` with it. What is cut off, altered or foreign is a DataError.
-
-    The file of a network from which channels were removed knows its widths: `model`, built in full, is narrowed.
-    """
+    """The state dict in a sparse file, or `model` with it. What is cut off, altered or foreign is a DataError."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Give a file that storage.save wrote.") from None
     try:
-        state, narrower = sparsefile.unpack(content)
+        state = sparsefile.unpack(content)
     except ValueError as error:
         raise DataError(f"{path} is refused: {error}. Copy it again, or write it again with storage.save.") from None
     if model is None:
         return state
-    if narrower != getattr(model, "_pruninglab", {}).get("widths", {}):
-        widths.narrow_(model, narrower)
     own = model.state_dict()
     if differing := sorted(own.keys() ^ state.keys()) or [n for n, t in state.items() if t.shape != own[n].shape]:
         raise ConfigError(
@@ -166,14 +161,6 @@ def _state_dict(source: Source) -> Mapping[str, Tensor]:
     if isinstance(source, Mapping):
         return source
     return (source if isinstance(source, nn.Module) else source.model).state_dict()
-
-
-def _packed(
-    source: Source, values: str = "exact", others: str = "exact", entropy: str | None = None
-) -> sparsefile.Packed:
-    model = source if isinstance(source, nn.Module) else getattr(source, "model", None)
-    narrower = getattr(model, "_pruninglab", {}).get("widths")
-    return sparsefile.pack(_state_dict(source), values, others, entropy, narrower)
 
 
 def _file_sizes(packed: sparsefile.Packed, content: bytes) -> dict[str, int]:
@@ -209,7 +196,7 @@ def sizes(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[s
     content = state_bytes(model)
     parameters = [p.detach() for p in model.parameters()]
     try:
-        packed = _packed(model)
+        packed = sparsefile.pack(_state_dict(model))
         in_file = _file_sizes(packed, packed.content())
     except ConfigError:  # it holds what the sparse file does not take, complex buffers say; the rest can be counted
         in_file = {}
@@ -231,7 +218,7 @@ def layer_sizes(
     model: Source, *, values: str = "exact", others: str = "exact", entropy: str | None = None
 ) -> pd.DataFrame:
     """Where the bytes of the sparse file go: each weight, all other tensors, the header, and all together."""
-    packed = _packed(model, values, others, entropy)
+    packed = sparsefile.pack(_state_dict(model), values, others, entropy)
     columns = ("layer", "kept", "total", "positions", "values", "data_bytes", "index_bytes", "bytes")
     rows, rest = [], [0, 0, 0, 0, 0]
     for entry in packed.entries:

@@ -19,7 +19,7 @@ from .coupling import Group, Groups
 from .data import Data
 from .errors import ConfigError, RunError
 from .masks import Masks, _named, _unit_scores, canonical, count, prunable, spread
-from .reach import evaluating, silent
+from .reach import evaluating
 from .removal import Removal
 from .run import Run, Shuffled
 from .seeds import generator, own_randomness
@@ -58,7 +58,7 @@ def prune(
     data = example if isinstance(example, Data) else model.data if isinstance(model, Run) and example is None else None
     before = model.masks if isinstance(model, Run) else None
     model, x = _given(model, example)
-    _one_of_scopes(scope)
+    _check_scope(scope)
     found = coupling.groups(model, x) if within is None else within
     patterns = (skip,) if isinstance(skip, str) else tuple(skip)
     weights = prunable(model, skip=patterns)
@@ -83,37 +83,34 @@ def prune(
 def silence(
     model: nn.Module | Run, example: Example | None = None, masks: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """A copy in which channels that no weight reaches are 0: their biases, and scales and shifts of norms, are.
+    """A copy in which channels whose filters are all zeros give 0: their biases, and norms' scales and shifts, are 0.
 
     Without it a filter of zeros still gives its bias, and what a norm makes of it. This changes the logits; in training
     `methods.Silence` does the same.
     """
-    model, x, masks = _masked(model, example, masks)
-    for name, entries in silent(model, x, masks).items():
+    model, x = _masked(model, example, masks)
+    alive = {name: p.detach() != 0 for name, p in model.named_parameters()}
+    for name, entries in coupling.groups(model, x).silent(model, alive).items():
         model.get_parameter(name).data[entries] = 0
     return model
 
 
-def coupled(criterion: str | criteria.Criterion, found: Groups, scope: str = "global") -> "Coupled":
-    """A criterion by which all layers that share a channel score it alike, so that a cut takes or leaves it whole.
-
-    For runs: `Gradual(lab.Cubic(0.5), structured.coupled("filter_l1", groups), unit="channel")`, `skip=groups.fixed`.
-    """
-    return Coupled(criterion, found, _one_of_scopes(scope))
-
-
 @dataclass(frozen=True)
 class Coupled:
-    """What `coupled` makes: for `unit="channel"` and the scope "global" of a method.
+    """A criterion by which all layers that share a channel score it alike, so that a cut takes or leaves it whole.
 
-    The score of a channel is the mean over the layers that give it, with `scope="layer"` the rank of that within the
-    group, so that all groups lose the same share. The best channel of each stays. A sparsity counts a channel in every
-    layer that gives it; the last one to go may be cut in some of its layers only, and cannot be removed then.
+    For runs: `Gradual(lab.Cubic(0.5), Coupled("filter_l1", groups), unit="channel")`, with `Silence()` behind it and
+    `skip=groups.fixed`. The score of a channel is the mean over the layers that give it, with `scope="layer"` the rank
+    of that within the group, so that all groups lose the same share. The best channel of each stays. A sparsity counts
+    a channel in every layer that gives it; the last one to go may be cut in some of its layers only, and stays then.
     """
 
     criterion: str | criteria.Criterion
     groups: Groups = field(repr=False)
     scope: str = "global"
+
+    def __post_init__(self) -> None:
+        _check_scope(self.scope)
 
     def __call__(self, model: nn.Module, batches: criteria.Batches | None) -> dict[str, Tensor]:
         scores = dict(criteria.resolve(self.criterion)(model, batches))
@@ -127,7 +124,7 @@ class Coupled:
                 if part.side != "in" and score is not None and score.ndim > 1:
                     by_row = mean[part.channel].to(score).view(-1, *[1] * (score.ndim - 1))
                     scores[part.weight] = score = score.clone(memory_format=torch.contiguous_format)
-                    score.view(_blocks(part), -1, *score.shape[1:])[:, part.index] = by_row
+                    score.view(part.blocks, -1, *score.shape[1:])[:, part.index] = by_row
         return scores
 
 
@@ -198,17 +195,17 @@ def shrink(
     taken up by a bias or by the running mean of the next norm. That is exact where no zero padding comes between: a
     constant ends at the border of the image. So a channel that still emits one into a padded convolution stays, and
     the report says so; `silence` is the step that sets such constants to 0. In a residual sum a channel goes if all
-    its members are dead. A layer keeps at least one channel, and grouped convolutions as many in each group.
+    its members are dead. A layer keeps at least one channel, and the groups of a grouped convolution go as a whole.
 
     `masks` are applied first (a run's own by default). The logits are compared on the example and on noise: more than
     1e-5 of the largest (or of 1) apart in 32 bits, and more than 1e-9 in 64, is a RunError. `model` is left as it is.
     """
-    small, x, masks = _masked(model, example, masks)
+    small, x = _masked(model, example, masks)
     full = model.model if isinstance(model, Run) else model
     found = coupling.groups(small, x) if within is None else within
     probes = [x, _noise(x)]
     before = [_logits(small, probe) for probe in probes]
-    work = Removal(small, found, x, masks)
+    work = Removal(small, found, x)
     work.free()
     report, kept = work.report(), work.take_out()
     error = max(_difference(_try(small, probe), logits) for probe, logits in zip(probes, before, strict=True))
@@ -220,17 +217,15 @@ def shrink(
                 f"without these channels the logits differ by {error:.1e} of the largest: something in this network "
                 "mixes channels in a way that its graph does not show. Leave the layers in question out of the masks."
             )
-    record = vars(small).get("_pruninglab", {})
-    changed = dict(record.get("widths", {})) | widths.changed(small, full)
-    if changed:
-        vars(small)["_pruninglab"] = {**record, "widths": changed}
+    wide = widths.of(full)
+    widths.record(small, {name: size for name, size in widths.of(small).items() if size != wide.get(name)})
     return Shrunk(small, kept, report, sum(p.numel() for p in full.parameters()), error)
 
 
 def semi_structured(model: nn.Module) -> nn.Module:
     """A copy for NVIDIA GPUs from Ampere on, in 16 bits, whose 2:4 linear layers run on their sparse tensor cores.
 
-    The layers need a 2:4 pattern (`scope="2:4"`) and sides that are multiples of 64; the others stay dense.
+    The layers need a 2:4 pattern (`criteria.NofM`) and sides that are multiples of 64; the others stay dense.
     """
     ready = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     if not ready:
@@ -244,7 +239,7 @@ def semi_structured(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval().half().cuda()
     chosen = [m for m in model.modules() if isinstance(m, nn.Linear) and is_2_to_4(m.weight) and not _odd(m.weight)]
     if not chosen:
-        raise ConfigError('no linear layer has a 2:4 pattern and sides that are multiples of 64; cut with scope="2:4".')
+        raise ConfigError('no linear layer has a 2:4 pattern and sides that are multiples of 64; cut by criteria.NofM.')
     for module in chosen:
         module.weight = nn.Parameter(to_sparse_semi_structured(module.weight.detach()), requires_grad=False)
     return model
@@ -260,10 +255,9 @@ def _odd(weight: Tensor) -> bool:
     return any(side % 64 for side in weight.shape)
 
 
-def _one_of_scopes(scope: str) -> str:
+def _check_scope(scope: str) -> None:
     if scope not in ("global", "layer"):
         raise ConfigError(f"scope={scope!r} is unknown; expected 'global' or 'layer'.")
-    return scope
 
 
 def _scores(
@@ -283,16 +277,11 @@ def _group_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
         if part.side == "in" or name not in scores or scores[name].ndim < 2:
             continue
         rows = _unit_scores(name, scores[name], "channel").double().cpu()
-        mine = rows.view(_blocks(part), -1).mean(0)[part.index]
+        mine = rows.view(part.blocks, -1).mean(0)[part.index]
         if bool(torch.isfinite(mine).all()):
             sums[part.channel] += mine
             seen[part.channel] += 1
     return torch.where(seen > 0, sums / seen, math.inf)
-
-
-def _blocks(part: coupling.Part) -> int:
-    """How many rows of a weight give a channel: queries, keys and values of a head are one below the other."""
-    return 3 if part.side == "heads" else 1
 
 
 def _chosen(free: Sequence[Group], scores: Sequence[Tensor], cut: int, scope: str) -> list[Tensor]:
@@ -344,7 +333,7 @@ def _given(model: nn.Module | Run, example: Example | None) -> tuple[nn.Module, 
 
 def _masked(
     model: nn.Module | Run, example: Example | None, masks: Mapping[str, Tensor] | None
-) -> tuple[nn.Module, Tensor, Mapping[str, Tensor]]:
+) -> tuple[nn.Module, Tensor]:
     """A copy of the network under its masks, in eval mode."""
     masks = model.masks if masks is None and isinstance(model, Run) else masks or {}
     model, x = _given(model, example)
@@ -354,7 +343,7 @@ def _masked(
     Masks(masks).apply_({name: named[name].data for name in masks})
     if any(name != canonical(name) for name, _ in model.named_parameters()):
         raise ConfigError("this model has parametrized weights; make them plain first, with remove_parametrizations.")
-    return model, x, masks
+    return model, x
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from .errors import ConfigError, DataError
 from .masks import Masks, Sparsity, canonical, keep_top, prunable, units
 from .method import Method, fresh, state_of
 from .progress import Bar
-from .reach import evaluating
 from .results import Result, describe, environment, module_flops, percent, sparse_flops, tensor_hash
 from .run import (
     Options,
@@ -31,6 +30,7 @@ from .run import (
     Shuffled,
     Snapshot,
     accuracy,
+    evaluating,
     load_optimizer,
     loss_arguments,
     optimizer_state,

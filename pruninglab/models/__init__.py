@@ -100,9 +100,7 @@ def build(
     else:
         make = partial(made, MODELS[_known(name, available())], shape, classes, options)
     with own_randomness(seed):
-        model = make()
-    if widths:
-        narrow_(model, widths, rescale=True)
+        model = narrow_(make(), widths or {})
     if weights is not None:
         load_weights(model, weights, new_head=new_head)
     made_of = {"name": name if isinstance(name, str) else label(name), "seed": seed, "options": describe(options)}
