@@ -175,7 +175,7 @@ class NofM:
     m: int = 4
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
-        scores = {name: s.double() for name, s in resolve(self.criterion)(model, batches).items()}
+        scores = {name: s.detach().double() for name, s in resolve(self.criterion)(model, batches).items()}
         low, high = min(float(s.min()) for s in scores.values()), max(float(s.max()) for s in scores.values())
         between = {name: (s - low) / ((high - low) or 1.0) for name, s in scores.items()}
         return {name: between[name] + 2 * kept for name, kept in n_of_m(between, self.n, self.m).items()}

@@ -76,7 +76,7 @@ def readings(model: nn.Module, example: Tensor) -> dict[str, Reading]:
 
 
 def links(layer: Any) -> Tensor:
-    """Whether a weight that is not 0 leads from an input channel (of its group) to an output: a matrix, outputs first."""
+    """Whether a weight that is not 0 leads from an input channel (of its group) to an output; a row for each output."""
     linked = layer.weight.detach() != 0
     return linked.flatten(2).any(2) if linked.ndim > 2 else linked
 

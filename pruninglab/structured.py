@@ -239,7 +239,7 @@ def semi_structured(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval().half().cuda()
     chosen = [m for m in model.modules() if isinstance(m, nn.Linear) and is_2_to_4(m.weight) and not _odd(m.weight)]
     if not chosen:
-        raise ConfigError('no linear layer has a 2:4 pattern and sides that are multiples of 64; cut by criteria.NofM.')
+        raise ConfigError("no linear layer has a 2:4 pattern and sides that are multiples of 64; cut by criteria.NofM.")
     for module in chosen:
         module.weight = nn.Parameter(to_sparse_semi_structured(module.weight.detach()), requires_grad=False)
     return model

@@ -52,7 +52,7 @@ def narrow_(model: AnyModel, widths: Mapping[str, Mapping[str, int]]) -> AnyMode
 
 
 def record(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> None:
-    """Note in a network what it was narrowed to: it is in the records of its runs, and `build(…, widths=…)` takes it."""
+    """Note in a network what it was narrowed to: the records of its runs have it, and `build(…, widths=…)` takes it."""
     if widths:
         noted = vars(model).get("_pruninglab", {})
         before = noted.get("widths", {})

@@ -163,3 +163,26 @@ def test_channel_criteria_leave_no_trace(convs, photos):
     assert convs.training
     assert all(torch.equal(v, before[k]) for k, v in convs.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in convs.modules())
+
+
+def test_two_of_four_by_hand():
+    net = nn.Linear(8, 2)
+    net.weight.data = torch.tensor([[1.0, -4, 2, 3, 9, 9, -1, 9], [5, 5, 5, 5, 0, 1, 0, 0]])
+    _, masks = lab.prune(net, 0.5, criteria.NofM())
+    assert masks["weight"].int().tolist() == [[0, 1, 0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0, 0]]
+    # a quarter: the four lowest of those eight that may go; the 0 in place 4 of the last row is not one of them
+    _, masks = lab.prune(net, 0.25, criteria.NofM())
+    assert masks["weight"].int().tolist() == [[0, 1, 1, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 0, 0]]
+    net.weight.data[1, :4] = torch.tensor([-5.0, -6, -7, 1])
+    _, masks = lab.prune(net, 0.75, criteria.NofM(lambda model, batches: {"weight": model.weight}, 1))
+    assert masks["weight"].int().tolist() == [[0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0]]
+
+
+def test_a_schedule_ends_in_two_of_four(blobs):
+    """Of ten inputs the last two are neighbours of none."""
+    cut = lab.methods.Gradual(lab.Cubic(0.5), criteria.NofM("taylor"), cuts=4)
+    net = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+    run = lab.fit(net, blobs, cut, epochs=2, batch_size=20, progress=False)
+    assert run.masks.sparsity == 0.5
+    for mask in run.masks.values():
+        assert F.pad(mask, (0, -mask.shape[1] % 4)).unflatten(1, (-1, 4)).sum(-1).max() <= 2

@@ -1,7 +1,6 @@
 """Channels taken out: equal logits on many networks, each rule by hand on a small one, and what comes out."""
 
 import copy
-import importlib
 import pickle
 from itertools import pairwise
 from types import SimpleNamespace
@@ -12,15 +11,15 @@ import torch
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import coupling, reach, structured, widths
+from pruninglab import reach, structured
 from pruninglab.models.attention import Attention
 from pruninglab.models.resnet import BasicBlock
 
-NETS = {
+NETS: dict[str, Any] = {
     "lenet5": 16,
     "vgg16": 16,
     "resnet20": 16,
-    "resnet50": 8,
+    "resnet50": 16,
     "torchvision:resnet18": 32,
     "torchvision:mobilenet_v2": 32,
     "torchvision:densenet121": 32,
@@ -30,6 +29,11 @@ NETS = {
     "torchvision:efficientnet_b0": 32,
     "torchvision:convnext_tiny": 32,
 }
+THINNER = {  # the dense layers of 100 million weights take most of the time, and show no more
+    "classifier.0": {"in_features": 25088, "out_features": 128},
+    "classifier.3": {"in_features": 128, "out_features": 128},
+    "classifier.6": {"in_features": 128, "out_features": 10},
+}
 
 
 def colour(size: int) -> Any:
@@ -37,13 +41,11 @@ def colour(size: int) -> Any:
     return SimpleNamespace(shape=(3, size, size), classes=10)
 
 
-def lively(model: nn.Module, gain: float = 1.0) -> nn.Module:
+def lively(model: nn.Module) -> nn.Module:
     """As if trained: layers with biases, norms with scales, shifts and statistics of their own."""
     source = torch.Generator().manual_seed(0)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.ndim > 1:
-            tensor.data.mul_(gain)
-        elif tensor.ndim == 1 and name.endswith(("weight", "running_var")):
+        if tensor.ndim == 1 and name.endswith(("weight", "running_var")):
             tensor.data.uniform_(0.5, 1.5, generator=source)
         elif tensor.ndim == 1:
             tensor.data.normal_(0, 0.3, generator=source)
@@ -59,7 +61,7 @@ def audible(model: nn.Module, x: torch.Tensor, share: float) -> nn.Module:
         norm.momentum = 1.0
     with torch.no_grad():
         for weight in (p for p in model.parameters() if p.ndim > 1 and not norms):
-            weight.mul_((1 - share) ** -0.5)
+            weight.mul_(2 * (1 - share) ** -0.5)
         model.train()(x)
     return model.eval()
 
@@ -76,18 +78,17 @@ def images(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def equal(model: nn.Module, small: nn.Module, x: torch.Tensor) -> bool:
+def equal(model: nn.Module, small: nn.Module, x: torch.Tensor, tolerance: float = 1e-5) -> bool:
     with torch.no_grad():
         a, b = model.eval()(x), small.eval()(x)
-    return bool((a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max())))
+    return bool((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max())))
 
 
 @pytest.fixture(scope="module", params=NETS)
 def net(request):
     size = NETS[request.param]
-    options: dict[str, Any] = {"init_weights": False} if "vgg11" in request.param else {}
-    built = lab.build(request.param, colour(size), seed=0, **options)
-    model = lively(built, 1.0 if any(isinstance(m, nn.BatchNorm2d) for m in built.modules()) else 2.0)
+    options: dict[str, Any] = {"init_weights": False, "widths": THINNER} if "vgg11" in request.param else {}
+    model = lively(lab.build(request.param, colour(size), seed=0, **options))
     x = images(2, 3, size, size)
     return model, x, structured.groups(model, x)
 
@@ -96,22 +97,17 @@ def net(request):
 def test_equal_logits_and_no_layer_emptied(net, share):
     model, x, found = net
     pruned, masks = structured.prune(model, x, share, by_chance, within=found)
-    if share == 0.6:
-        audible(pruned, images(16, *x.shape[1:], seed=3), share)
+    audible(pruned, images(16, *x.shape[1:], seed=3), share)
     small = structured.shrink(pruned, x, masks, within=found)
     assert small.removed == int(share * found.channels + 0.5)
     assert not small.report["left"].any()
     assert min(t.numel() for t in small.model.parameters()) > 0
     assert small.parameters < small.before == sum(p.numel() for p in model.parameters())
     assert list(small.model.state_dict()) == list(model.state_dict())
-    fresh = images(*x.shape, seed=2)
-    if share != 0.6:
-        assert equal(pruned, small.model, fresh)
-        return
-    with torch.no_grad():  # a deep network that tells images apart is itself no more exact than 1e-5 in 32 bits
-        before, after = pruned.double()(fresh.double()), small.model.double()(fresh.double())
-    assert before.std(0).max() > 1e-2
-    assert (before - after).abs().max() <= 1e-11 * max(1.0, float(before.abs().max()))
+    fresh = images(4, *x.shape[1:], seed=2)
+    # a deep network is itself not always that exact in 32 bits
+    assert equal(pruned, small.model, fresh) or equal(pruned.double(), small.model.double(), fresh.double(), 1e-9)
+    assert small.model(fresh.to(next(small.model.parameters()).dtype)).std(0).max() > 1e-3  # it tells images apart
 
 
 def test_the_channels_of_a_network_are_all_found():
@@ -279,24 +275,14 @@ def grouped(groups: int) -> Any:
     return lively(net)
 
 
-def test_groups_of_a_convolution_stay_equally_wide():
-    """Of 0-3 and 4-7 the inputs 1, 4 and 6 are dead: one goes from each group, each at its own place."""
-    net, x = grouped(2), images(2, 3, 4, 4)
-    net[0].weight.data[[1, 4, 6]] = net[0].bias.data[[1, 4, 6]] = 0
-    small = structured.shrink(net, x)
-    assert small.model[2].in_channels == 6
-    assert small.model[2].groups == 2
-    assert small.kept["2.weight"][1].tolist() == [[0, 2, 3]] * 4 + [[0, 1, 3]] * 4
-    assert "as many in each group" in small.report["why"].max()
-    assert equal(net, small.model, images(4, 3, 4, 4, seed=3))
-
-
 def test_whole_groups_of_a_convolution_go():
+    """Of 0-1, 2-3, 4-5 and 6-7 all of the second is dead, and of the fourth one of two."""
     net, x = grouped(4), images(2, 3, 4, 4)
     for layer in (net[0], net[2]):
-        layer.weight.data[2:4] = layer.bias.data[2:4] = 0
+        layer.weight.data[[2, 3, 6]] = layer.bias.data[[2, 3, 6]] = 0
     small = structured.shrink(net, x)
     assert (small.model[2].groups, small.model[2].in_channels, small.model[2].out_channels) == (3, 6, 6)
+    assert "goes as a whole" in small.report["why"].max()
     assert equal(net, small.model, images(4, 3, 4, 4, seed=3))
     # what is chosen goes by whole groups, too
     _, masks = structured.prune(grouped(4), x, 0.5)
@@ -342,22 +328,17 @@ def test_heads_go_whole(sorting):
     assert list(lab.prunable(small.model)) == list(lab.prunable(model))
 
 
-def test_attention_of_fewer_heads_computes_what_torch_does():
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_of_some_heads_computes_what_torch_does(batch_first):
     torch.manual_seed(0)
-    full = nn.MultiheadAttention(12, 3, batch_first=True).eval()
+    full = nn.MultiheadAttention(12, 3, batch_first=batch_first).eval()
     nn.init.normal_(full.in_proj_bias)
-    same = Attention.like(full, 3, 4)
-    widths.take_heads(full, same, torch.arange(12))
-    x, y = images(2, 5, 12), images(2, 7, 12)
-    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
-    padding = torch.tensor([[False] * 7, [False] * 4 + [True] * 3])
-    for q, k, more in ((x, x, {"attn_mask": causal}), (x, y, {"key_padding_mask": padding}), (x, y, {})):
-        for a, b in zip(full(q, k, k, **more), same(q, k, k, **more), strict=True):
-            assert torch.allclose(a, b, atol=1e-6)
-    first = nn.MultiheadAttention(12, 3).eval()
-    plain = Attention.like(first, 3, 4)
-    widths.take_heads(first, plain, torch.arange(12))
-    assert torch.allclose(first(x, x, x)[0], plain(x, x, x, need_weights=False)[0], atol=1e-6)
+    same = Attention(full, 3, 4)
+    same.load_state_dict(full.state_dict())
+    x, y = images(2, 5, 12), images(2, 5, 12, seed=2)
+    assert torch.allclose(full(x, y, y)[0], same(x, y, y)[0], atol=1e-6)
+    with pytest.raises(NotImplementedError, match="takes no masks"):
+        same(x, x, x, attn_mask=torch.ones(5, 5))
 
 
 def test_units_of_a_transformer_are_chosen(sorting):
@@ -435,15 +416,6 @@ def test_shared_weights_stay():
     assert "shares its weights with another layer" in small.report["why"][0]
 
 
-def test_masks_say_what_is_dead_where_there_are_any():
-    """A last layer that begins with zeros reads nothing; under masks it is only not trained yet."""
-    net = dense(3, 4, 2)
-    net[2].weight.data.zero_()
-    assert structured.shrink(net, images(3, 3)).removed == 3
-    masks = lab.Masks.full(lab.prunable(net))
-    assert structured.shrink(net, images(3, 3), masks).removed == 0
-
-
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -454,7 +426,8 @@ def test_masks_say_what_is_dead_where_there_are_any():
         (lambda m: structured.prune(m, images(1, 3), 0.5, skip="*"), "no channel of this model can be removed"),
         (lambda m: structured.shrink(m), "expected a torch.nn.Module or a finished Run, and the data set"),
         (lambda m: structured.shrink(m, images(1, 3), {"3.weight": torch.ones(1)}), "which the model does not have"),
-        (lambda m: structured.coupled("l1", structured.groups(m, images(1, 3)), "erk"), "expected 'global' or 'layer'"),
+        (lambda m: structured.Coupled("l1", structured.groups(m, images(1, 3)), "erk"), "expected 'global' or 'layer'"),
+        (lambda m: lab.build("lenet5", colour(16), widths={"0": {"in_features": 2}}), "widths are of another model"),
     ],
 )
 def test_what_cannot_be_is_said(call, said):
@@ -462,21 +435,11 @@ def test_what_cannot_be_is_said(call, said):
         call(dense(3, 4, 2))
 
 
-def test_without_torch_pruning_it_says_what_to_install(monkeypatch):
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(coupling, "import_module", missing)
-    with pytest.raises(lab.ConfigError, match="pip install 'pruninglab\\[structured\\]'"):
-        structured.groups(dense(3, 4, 2), images(1, 3))
-    assert importlib.import_module("pruninglab").structured is structured
-
-
 # --- the pass in which unknown is NaN --------------------------------------------------------------------------------
 
 ACTIVATIONS = (
     *(nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(), nn.GELU(), nn.ELU(), nn.LeakyReLU()),
-    *(nn.Mish(), nn.Softplus(), nn.Sigmoid(), nn.Tanh(), nn.Hardtanh(), nn.Hardshrink(), nn.Softshrink(), nn.PReLU()),
+    *(nn.Mish(), nn.Softplus(), nn.Sigmoid(), nn.Tanh(), nn.Hardtanh(), nn.Hardshrink(), nn.Softshrink()),
     *(nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)),
     *(nn.AdaptiveMaxPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear"), nn.InstanceNorm2d(4), nn.Dropout()),
 )
@@ -499,10 +462,10 @@ def test_readings_by_hand():
     net[0].weight.data[0], net[0].bias.data[0] = 0.0, 3.0
     net[1].weight.data[0], net[1].bias.data[0] = 1.0, 0.0
     found = reach.readings(net.train(), images(1, 1, 5, 5))
-    assert found["0"].constant.tolist() == [False]
+    assert found["0"].low.isnan().all()
     assert found["1"].even.tolist() == [True, False]
     assert (found["2"].low[0], found["2"].high[0]) == (12, 27)  # 4 and 9 places of the kernel are inside
-    assert found["2"].constant.tolist() == [True, False]
+    assert found["2"].low.isnan().tolist() == [False, True]
     assert net.training
 
 
@@ -534,31 +497,19 @@ def test_it_is_plain_and_trains_on(slim, data, tmp_path):
     assert lab.results.tensor_hash(again.model.state_dict()) == lab.results.tensor_hash(run.model.state_dict())
 
 
-def test_its_file_makes_a_network_built_in_full_as_narrow(slim, data, tmp_path):
-    _, small = slim
-    lab.storage.save(small, tmp_path / "small.net")
-    back = lab.storage.load(tmp_path / "small.net", lab.build("vgg16", data, seed=3, width=0.125))
-    assert lab.results.tensor_hash(back.state_dict()) == lab.results.tensor_hash(small.model.state_dict())
-    assert repr(back) == repr(small.model)
-    lab.storage.save(back, tmp_path / "again.net")
-    assert (tmp_path / "again.net").read_bytes() == (tmp_path / "small.net").read_bytes()
-    assert lab.storage.load(tmp_path / "small.net", back) is back
-    with pytest.raises(lab.ConfigError, match="widths are of another model"):
-        lab.storage.load(tmp_path / "small.net", lab.build("lenet5", data))
-    with pytest.raises(lab.ConfigError, match="it only shrinks"):
-        lab.storage.load(tmp_path / "small.net", lab.build("vgg16", data, width=0.0625))
-
-
-def test_attention_comes_back_from_its_file(sorting, tmp_path):
+def test_its_file_and_its_widths_are_the_network(slim, data, sorting, tmp_path):
     model = lab.build(lab.models.transformer, sorting, seed=0)
     pruned, masks = structured.prune(model, sorting, 0.5, scope="layer")
-    small = structured.shrink(pruned, sorting, masks)
-    lab.storage.save(small, tmp_path / "small.net")
-    back = lab.storage.load(tmp_path / "small.net", lab.build(lab.models.transformer, sorting, seed=1))
-    x, _ = next(iter(sorting.test))
-    assert equal(small.model, back, x)
-    twice, masks = structured.prune(back, sorting, 0.5, scope="layer")
-    assert structured.shrink(twice, sorting, masks).model.blocks[0].attention.heads == 1
+    for small, name, given, options in (
+        (slim[1], "vgg16", data, {"width": 0.125}),
+        (structured.shrink(pruned, sorting, masks), lab.models.transformer, sorting, {}),
+    ):
+        lab.storage.save(small, tmp_path / "small.net")
+        back = lab.storage.load(tmp_path / "small.net", lab.build(name, given, seed=3, widths=small.widths, **options))
+        assert lab.results.tensor_hash(back.state_dict()) == lab.results.tensor_hash(small.model.state_dict())
+        assert list(back.state_dict()) == list(small.model.state_dict())
+        x, _ = next(iter(given.test))
+        assert equal(small.model, back, x)
 
 
 def test_new_weights_in_its_form_are_drawn_for_their_inputs(data):
@@ -598,7 +549,7 @@ def test_a_schedule_cuts_whole_groups(data, scope):
     """With the coupled criterion all layers of a residual sum lose the same; one channel may be cut in part."""
     model = lab.build("resnet20", data, seed=0, width=0.5)
     found = structured.groups(model, data)
-    cut = lab.methods.Gradual(lab.Cubic(0.5), structured.coupled("filter_l2", found, scope), unit="channel", cuts=5)
+    cut = lab.methods.Gradual(lab.Cubic(0.5), structured.Coupled("filter_l2", found, scope), unit="channel", cuts=5)
     run = lab.fit(
         model, data, cut, lab.methods.Silence(), epochs=2, batch_size=50, skip=found.fixed, progress=False, lr=1e-2
     )
@@ -612,7 +563,7 @@ def test_a_schedule_cuts_whole_groups(data, scope):
 
 
 def test_two_to_four_needs_a_gpu_that_has_it():
-    model, _ = lab.prune(dense(64, 64, 64), 0.5, scope="2:4")
+    model, _ = lab.prune(dense(64, 64, 64), 0.5, lab.criteria.NofM())
     assert all(structured.is_2_to_4(m.weight) for m in model if isinstance(m, nn.Linear))
     assert not structured.is_2_to_4(torch.ones(4, 4))
     if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
