@@ -31,7 +31,7 @@ def report(folder: Path, out: Path, by: str) -> None:
 
     from . import headless
 
-    source = _notebook("14_compare.ipynb")
+    source = _notebook("15_compare.ipynb")
     if results.load(folder).empty:
         raise DataError(f"no records found in {folder}; give a folder that a sweep or `record=` has written.")
     out.parent.mkdir(parents=True, exist_ok=True)

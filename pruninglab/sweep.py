@@ -1,6 +1,6 @@
 """A grid of notebook runs on Dask: each cell of it an executed notebook and a record, or nothing.
 
-    sweep.plan("notebooks/13_sweep.ipynb", {"density": [0.1, 0.05], "seed": range(3)}, "runs/x").run()
+    sweep.plan("notebooks/14_sweep.ipynb", {"density": [0.1, 0.05], "seed": range(3)}, "runs/x").run()
 
 What lies in the folder:
 

@@ -134,7 +134,7 @@ def test_the_first_notebook_runs_top_to_bottom(page, lab_server):
 
 
 def test_the_panels_answer(page, lab_server):
-    run_all(page, lab_server, "15_workbench.ipynb")
+    run_all(page, lab_server, "16_workbench.ipynb")
     left = re.compile(r"([\d,]+) of 430,500 \(")
 
     bring(page, "Prune by hand")
