@@ -180,7 +180,7 @@ def test_silence_follows_a_schedule(data):
 def test_three_stages_and_their_controls(data, tmp_path):
     settings = {"epochs": 1, "tune": 1, "strength": 1e-3, "batch_size": 90, "progress": False, "folder": tmp_path}
     model = lab.build("vgg16", data, seed=0, width=0.0625)
-    made = slimming(model, data, 0.5, **settings)
+    made: Any = slimming(model, data, 0.5, **settings)
     assert [trial.way for trial in made] == ["dense", "slimmed", "removed", "fine-tuned", "Scratch-E", "Scratch-B"]
     tuned, anew, longer = (made[way] for way in ("fine-tuned", "Scratch-E", "Scratch-B"))
     sizes = [run.result.size["parameters"] for run in (made["dense"], made["removed"], tuned, anew, longer)]

@@ -1,6 +1,7 @@
 """Scores against formulas worked out independently, and criteria that leave no trace."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_channel_criteria_leave_no_trace(convs, photos):
 
 
 def test_two_of_four_by_hand():
-    net = nn.Linear(8, 2)
+    net: Any = nn.Linear(8, 2)
     net.weight.data = torch.tensor([[1.0, -4, 2, 3, 9, 9, -1, 9], [5, 5, 5, 5, 0, 1, 0, 0]])
     _, masks = lab.prune(net, 0.5, criteria.NofM())
     assert masks["weight"].int().tolist() == [[0, 1, 0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0, 0]]
@@ -174,7 +175,7 @@ def test_two_of_four_by_hand():
     _, masks = lab.prune(net, 0.25, criteria.NofM())
     assert masks["weight"].int().tolist() == [[0, 1, 1, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 0, 0]]
     net.weight.data[1, :4] = torch.tensor([-5.0, -6, -7, 1])
-    _, masks = lab.prune(net, 0.75, criteria.NofM(lambda model, batches: {"weight": model.weight}, 1))
+    _, masks = lab.prune(net, 0.75, criteria.NofM(lambda model, batches: {"weight": net.weight}, 1))
     assert masks["weight"].int().tolist() == [[0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0]]
 
 

@@ -36,12 +36,15 @@ THINNER = {  # the dense layers of 100 million weights take most of the time, an
 }
 
 
+shrink: Any = structured.shrink  # whose networks have layers by any name
+
+
 def colour(size: int) -> Any:
     """What a model is built for."""
     return SimpleNamespace(shape=(3, size, size), classes=10)
 
 
-def lively(model: nn.Module) -> nn.Module:
+def lively(model: nn.Module) -> Any:
     """As if trained: layers with biases, norms with scales, shifts and statistics of their own."""
     source = torch.Generator().manual_seed(0)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -98,7 +101,7 @@ def test_equal_logits_and_no_layer_emptied(net, share):
     model, x, found = net
     pruned, masks = structured.prune(model, x, share, by_chance, within=found)
     audible(pruned, images(16, *x.shape[1:], seed=3), share)
-    small = structured.shrink(pruned, x, masks, within=found)
+    small = shrink(pruned, x, masks, within=found)
     assert small.removed == int(share * found.channels + 0.5)
     assert not small.report["left"].any()
     assert min(t.numel() for t in small.model.parameters()) > 0
@@ -138,7 +141,7 @@ def test_a_constant_is_taken_up_by_the_next_bias():
     net[0].weight.data[[1, 2]] = 0
     net[0].bias.data[[1, 2]] = torch.tensor([2.0, -1.0])
     expected = net[2].bias + 2 * net[2].weight[:, 1]
-    small = structured.shrink(net, images(5, 3))
+    small = shrink(net, images(5, 3))
     assert small.model[0].weight.shape == (2, 3)
     assert torch.allclose(small.model[2].bias, expected)
     assert torch.equal(small.model[2].weight, net[2].weight[:, [0, 3]])
@@ -149,7 +152,7 @@ def test_what_nobody_reads_goes_and_so_does_what_only_it_read():
     net = dense(3, 4, 4, 2)
     net[4].weight.data[:, [0, 1]] = 0  # units 0 and 1 of the second layer are not read
     net[2].weight.data[2:, 3] = 0  # unit 3 of the first is read by these two alone
-    small = structured.shrink(net, images(5, 3))
+    small = shrink(net, images(5, 3))
     assert [m.out_features for m in small.model if isinstance(m, nn.Linear)] == [3, 2, 2]
     assert equal(net, small.model, images(7, 3, seed=3))
 
@@ -158,7 +161,7 @@ def test_a_row_that_reads_only_constants_is_constant():
     net = dense(3, 4, 4, 2)
     net[0].weight.data[[0, 1]] = 0
     net[2].weight.data[3, 2:] = 0  # reads units 0 and 1 alone
-    small = structured.shrink(net, images(5, 3))
+    small = shrink(net, images(5, 3))
     assert [m.out_features for m in small.model if isinstance(m, nn.Linear)] == [2, 3, 2]
 
 
@@ -178,7 +181,7 @@ def conv_net(padding: int, norm: bool = True) -> Any:
 @pytest.mark.parametrize("norm", [True, False])
 def test_a_constant_goes_where_nothing_is_padded(norm):
     net = conv_net(padding=0, norm=norm)
-    small = structured.shrink(net, images(2, 1, 6, 6))
+    small = shrink(net, images(2, 1, 6, 6))
     assert small.model[3].in_channels == 3
     assert equal(net, small.model, images(4, 1, 6, 6, seed=3))
     if norm:  # the convolution has no bias: the mean of its norm went down by what is missing
@@ -187,13 +190,13 @@ def test_a_constant_goes_where_nothing_is_padded(norm):
 
 def test_a_constant_stays_where_zeros_are_padded_until_it_is_silenced():
     net, x = conv_net(padding=1), images(2, 1, 6, 6)
-    kept = structured.shrink(net, x)
+    kept = shrink(net, x)
     assert kept.removed == 0
     assert "still emit a constant, and 3 pads with zeros: `silence`" in kept.report["why"].max()
     assert "1 cut but not removed" in repr(kept)
     silent = structured.silence(net, x)
     assert not equal(net, silent, x)  # that is a change, and said
-    small = structured.shrink(silent, x)
+    small = shrink(silent, x)
     assert small.model[3].in_channels == 3
     assert equal(silent, small.model, images(4, 1, 6, 6, seed=3))
     assert net[1].bias[1] == 2  # the given one is left as it is
@@ -202,20 +205,20 @@ def test_a_constant_stays_where_zeros_are_padded_until_it_is_silenced():
 def test_circular_padding_takes_a_constant_along():
     net = conv_net(padding=1)
     net[3].padding_mode = "circular"
-    assert structured.shrink(net, images(2, 1, 6, 6)).removed == 1
+    assert shrink(net, images(2, 1, 6, 6)).removed == 1
 
 
 def test_a_norm_without_scale_makes_a_constant():
     """What network slimming leaves: a scale of 0, whatever the filter before it is."""
     net = conv_net(padding=1)
     net[1].weight.data[3], net[1].bias.data[3] = 0.0, -1.0
-    small = structured.shrink(net, images(2, 1, 6, 6))
+    small = shrink(net, images(2, 1, 6, 6))
     assert small.kept["1.weight"][0].tolist() == [0, 1, 2]
 
 
 def test_a_residual_sum_loses_what_all_its_members_lost():
     torch.manual_seed(0)
-    net = nn.Sequential(
+    net: Any = nn.Sequential(
         *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
         *(BasicBlock(8, 8, 1, "A"), BasicBlock(8, 8, 1, "A")),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)),
@@ -228,7 +231,7 @@ def test_a_residual_sum_loses_what_all_its_members_lost():
         masks[name][[2, 5]] = False
     masks["0.weight"][7] = False  # alive in the blocks
     silent = structured.silence(net, x, masks)
-    small = structured.shrink(silent, x, masks)
+    small = shrink(silent, x, masks)
     assert [small.model[0].out_channels, small.model[3].conv2.out_channels, small.model[7].in_features] == [6, 6, 6]
     assert small.removed == 2
     assert "another layer that gives them is alive" in small.report["why"].max()
@@ -258,7 +261,7 @@ def test_concatenation_and_a_sum_with_the_image(image):
     masks = lab.Masks.full(lab.prunable(net))
     masks["a.weight"][0], masks["b.weight"][[1, 4]], masks["c.weight"][1] = False, False, False
     silent = structured.silence(net, x, masks)
-    small = structured.shrink(silent, x, masks)
+    small = shrink(silent, x, masks)
     assert (small.model.a.out_channels, small.model.b.out_channels, small.model.c.in_channels) == (3, 3, 6)
     assert small.kept["c.weight"][1].tolist()[0] == [1, 2, 3, 4, 6, 7]
     assert small.model.c.out_channels == (3 if image else 2)
@@ -280,7 +283,7 @@ def test_whole_groups_of_a_convolution_go():
     net, x = grouped(4), images(2, 3, 4, 4)
     for layer in (net[0], net[2]):
         layer.weight.data[[2, 3, 6]] = layer.bias.data[[2, 3, 6]] = 0
-    small = structured.shrink(net, x)
+    small = shrink(net, x)
     assert (small.model[2].groups, small.model[2].in_channels, small.model[2].out_channels) == (3, 6, 6)
     assert "goes as a whole" in small.report["why"].max()
     assert equal(net, small.model, images(4, 3, 4, 4, seed=3))
@@ -293,7 +296,7 @@ def test_whole_groups_of_a_convolution_go():
 def test_a_depthwise_filter_of_zeros_is_enough():
     net, x = grouped(8), images(2, 3, 4, 4)
     net[2].weight.data[[0, 5]] = net[2].bias.data[[0, 5]] = 0
-    small = structured.shrink(net, x)
+    small = shrink(net, x)
     assert (small.model[2].groups, small.model[0].out_channels, small.model[4].in_channels) == (6, 6, 6)
     assert equal(net, small.model, images(4, 3, 4, 4, seed=3))
 
@@ -301,7 +304,7 @@ def test_a_depthwise_filter_of_zeros_is_enough():
 def test_a_layer_keeps_one_channel():
     net = dense(3, 4, 2)
     net[0].weight.data.zero_()
-    small = structured.shrink(net, images(5, 3))
+    small = shrink(net, images(5, 3))
     assert small.model[0].out_features == 1
     assert "keeps one channel" in small.report["why"][0]
 
@@ -312,13 +315,13 @@ def sorting():
 
 
 def test_heads_go_whole(sorting):
-    model = lab.build(lab.models.transformer, sorting, seed=0)
+    model: Any = lab.build(lab.models.transformer, sorting, seed=0)
     attention = model.blocks[0].attention
     nn.init.normal_(attention.in_proj_bias)
     attention.in_proj_weight.data[64 + 8 : 64 + 16] = 0  # the values of head 1: its output is their bias
     attention.out_proj.weight.data[:, 24:32] = 0  # nobody reads head 3
     attention.in_proj_weight.data[64 + 1] = 0  # one channel of head 0, which stays
-    small = structured.shrink(model, sorting)
+    small = shrink(model, sorting)
     assert isinstance(small.model.blocks[0].attention, Attention)
     assert small.model.blocks[0].attention.in_proj_weight.shape == (3 * 16, 32)
     assert small.removed == 16
@@ -350,7 +353,7 @@ def test_units_of_a_transformer_are_chosen(sorting):
     rows = masks["blocks.0.attention.in_proj_weight"].any(1).view(3, 4, 8)
     assert (rows == rows[:1, :, :1]).all()
     assert rows[0, :, 0].sum() == 2
-    small = structured.shrink(pruned, sorting, masks)
+    small = shrink(pruned, sorting, masks)
     assert small.removed == 160
     assert small.model.blocks[1].attention.heads == 2
 
@@ -361,10 +364,9 @@ def test_units_of_a_transformer_are_chosen(sorting):
 class Views(nn.Module):
     """Counts on the number of its channels."""
 
-    def __init__(self, tied: bool = False):
+    def __init__(self):
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4 * 16, 2)
-        self.tied = tied
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.conv(x).relu().view(-1, 4 * 16))
@@ -393,25 +395,24 @@ class Hides(nn.Module):
 
 
 def test_code_that_counts_on_its_channels_is_refused_with_the_reason():
-    net, x = Views(), images(2, 3, 4, 4)
+    x, net, splits = images(2, 3, 4, 4), lively(Views()), lively(Splits())
     net.conv.weight.data[1] = net.conv.bias.data[1] = 0
     with pytest.raises(lab.RunError, match=r"does not run .*its code counts on their number"):
-        structured.shrink(net, x)
-    splits = Splits()
+        shrink(net, x)
     splits.conv.weight.data[1] = splits.conv.bias.data[1] = 0
-    assert structured.shrink(splits, x).report["why"].tolist() == ["the code of the network splits them", ""]
+    assert shrink(splits, x).report["why"].tolist() == ["the code of the network splits them", ""]
 
 
 def test_a_difference_of_logits_is_refused():
     with pytest.raises(lab.RunError, match="the logits differ by"):
-        structured.shrink(Hides(), images(2, 3, 4, 4))
+        shrink(Hides(), images(2, 3, 4, 4))
 
 
 def test_shared_weights_stay():
     net = dense(4, 4, 4, 2)
     net[2].weight = net[0].weight
     net[0].weight.data[1] = net[0].bias.data[1] = net[2].bias.data[1] = 0
-    small = structured.shrink(net, images(3, 4))
+    small = shrink(net, images(3, 4))
     assert small.removed == 0
     assert "shares its weights with another layer" in small.report["why"][0]
 
@@ -424,8 +425,8 @@ def test_shared_weights_stay():
         (lambda m: structured.prune(m, images(1, 3), 50), "Did you mean 0.5"),
         (lambda m: structured.prune(m, images(1, 3), 0.5, "taylor"), "needs data"),
         (lambda m: structured.prune(m, images(1, 3), 0.5, skip="*"), "no channel of this model can be removed"),
-        (lambda m: structured.shrink(m), "expected a torch.nn.Module or a finished Run, and the data set"),
-        (lambda m: structured.shrink(m, images(1, 3), {"3.weight": torch.ones(1)}), "which the model does not have"),
+        (lambda m: shrink(m), "expected a torch.nn.Module or a finished Run, and the data set"),
+        (lambda m: shrink(m, images(1, 3), {"3.weight": torch.ones(1)}), "which the model does not have"),
         (lambda m: structured.Coupled("l1", structured.groups(m, images(1, 3)), "erk"), "expected 'global' or 'layer'"),
         (lambda m: lab.build("lenet5", colour(16), widths={"0": {"in_features": 2}}), "widths are of another model"),
     ],
@@ -458,7 +459,7 @@ def test_what_is_unknown_stays_unknown_and_in_its_channel(activation, layout):
 
 def test_readings_by_hand():
     """Filter 0 is dead and gives its bias 3, filter 1 lives; zero padding makes 3 uneven for the depthwise layer."""
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, padding=1, groups=2), nn.Conv2d(2, 1, 1))
+    net: Any = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, padding=1, groups=2), nn.Conv2d(2, 1, 1))
     net[0].weight.data[0], net[0].bias.data[0] = 0.0, 3.0
     net[1].weight.data[0], net[1].bias.data[0] = 1.0, 0.0
     found = reach.readings(net.train(), images(1, 1, 5, 5))
@@ -481,7 +482,7 @@ def data() -> lab.Data:
 def slim(data):
     model = lab.build("vgg16", data, seed=0, width=0.125)
     pruned, masks = structured.prune(model, data, 0.6)
-    return pruned, structured.shrink(pruned, data, masks)
+    return pruned, shrink(pruned, data, masks)
 
 
 def test_it_is_plain_and_trains_on(slim, data, tmp_path):
@@ -500,12 +501,13 @@ def test_it_is_plain_and_trains_on(slim, data, tmp_path):
 def test_its_file_and_its_widths_are_the_network(slim, data, sorting, tmp_path):
     model = lab.build(lab.models.transformer, sorting, seed=0)
     pruned, masks = structured.prune(model, sorting, 0.5, scope="layer")
-    for small, name, given, options in (
-        (slim[1], "vgg16", data, {"width": 0.125}),
-        (structured.shrink(pruned, sorting, masks), lab.models.transformer, sorting, {}),
+    heads, build, thin = shrink(pruned, sorting, masks), lab.build, slim[1]
+    for small, given, full in (
+        (thin, data, build("vgg16", data, seed=3, widths=thin.widths, width=0.125)),
+        (heads, sorting, build(lab.models.transformer, sorting, seed=3, widths=heads.widths)),
     ):
         lab.storage.save(small, tmp_path / "small.net")
-        back = lab.storage.load(tmp_path / "small.net", lab.build(name, given, seed=3, widths=small.widths, **options))
+        back = lab.storage.load(tmp_path / "small.net", full)
         assert lab.results.tensor_hash(back.state_dict()) == lab.results.tensor_hash(small.model.state_dict())
         assert list(back.state_dict()) == list(small.model.state_dict())
         x, _ = next(iter(given.test))
@@ -516,8 +518,8 @@ def test_new_weights_in_its_form_are_drawn_for_their_inputs(data):
     """Deviation times √inputs is 1/√3 for torch's layers, whatever the width; slices would have less."""
     model = lab.build("vgg16", data, seed=0)
     pruned, masks = structured.prune(model, data, 0.5, scope="layer")
-    small = structured.shrink(pruned, data, masks)
-    anew = lab.build("vgg16", data, seed=7, widths=small.widths)
+    small = shrink(pruned, data, masks)
+    anew: Any = lab.build("vgg16", data, seed=7, widths=small.widths)
     assert [p.shape for p in anew.parameters()] == [p.shape for p in small.model.parameters()]
     for layer in (anew.conv5_2, anew.fc1):
         assert float(layer.weight.detach().std() * layer.weight[0].numel() ** 0.5) == pytest.approx(3**-0.5, rel=0.02)
@@ -534,14 +536,11 @@ def test_other_tensors_come_along(slim):
 
 
 def test_shrinking_twice_counts_from_the_first(slim, data):
-    _, small = slim
-    again, masks = structured.prune(small.model, data, 0.5)
-    smaller = structured.shrink(again, data, masks)
-    assert lab.build("vgg16", data, width=0.125, widths=smaller.widths).conv1_1.out_channels <= 4
-    assert smaller.widths.keys() >= small.widths.keys()
-    assert sum(p.numel() for p in lab.build("vgg16", data, width=0.125, widths=smaller.widths).parameters()) == (
-        smaller.parameters
-    )
+    again, masks = structured.prune(slim[1].model, data, 0.5)
+    smaller = shrink(again, data, masks)
+    assert smaller.widths.keys() >= slim[1].widths.keys()
+    built = lab.build("vgg16", data, width=0.125, widths=smaller.widths)
+    assert [p.shape for p in built.parameters()] == [p.shape for p in smaller.model.parameters()]
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
@@ -554,7 +553,7 @@ def test_a_schedule_cuts_whole_groups(data, scope):
         model, data, cut, lab.methods.Silence(), epochs=2, batch_size=50, skip=found.fixed, progress=False, lr=1e-2
     )
     assert run.status == "done"
-    small = structured.shrink(run, within=found)
+    small = shrink(run, within=found)
     assert small.report["left"].sum() <= 1
     assert small.removed > 0.4 * found.channels
     assert small.report["removed"].ge(1).sum() > len(found) // 2
@@ -563,6 +562,7 @@ def test_a_schedule_cuts_whole_groups(data, scope):
 
 
 def test_two_to_four_needs_a_gpu_that_has_it():
+    model: Any
     model, _ = lab.prune(dense(64, 64, 64), 0.5, lab.criteria.NofM())
     assert all(structured.is_2_to_4(m.weight) for m in model if isinstance(m, nn.Linear))
     assert not structured.is_2_to_4(torch.ones(4, 4))
