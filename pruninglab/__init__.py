@@ -16,6 +16,7 @@ from . import (
     levels,
     losses,
     masks,
+    measure,
     methods,
     models,
     papers,
@@ -26,6 +27,7 @@ from . import (
     schedules,
     second_order,
     storage,
+    structured,
 )
 from .data import Data, load, wrap
 from .errors import ConfigError, DataError, RunError
@@ -80,6 +82,7 @@ __all__ = [
     "load",
     "losses",
     "masks",
+    "measure",
     "methods",
     "models",
     "papers",
@@ -93,6 +96,7 @@ __all__ = [
     "schedules",
     "second_order",
     "storage",
+    "structured",
     "sweep",
     "widgets",
     "wrap",

@@ -23,13 +23,14 @@ from .compare import Comparison
 from .errors import ConfigError
 from .impact import Impact
 from .masks import Masks, units
-from .methods import L0, GatedPruning, RelevanceL2, VariationalDropout, weightmom
+from .methods import L0, GatedPruning, RelevanceL2, Slimming, VariationalDropout, weightmom
 from .methods.relevance import EDGES
 from .recipes import Trials
 from .results import Result
 from .run import Run
 from .schedules import Schedule
 from .second_order import Quadratic
+from .structured import Shrunk
 
 
 class Figure(matplotlib_figure.Figure):
@@ -484,6 +485,68 @@ def calibration(found: Impact) -> Figure:
     left.legend(frameon=False, fontsize=8)
     said = ", ".join(f"{which} {error:.3f}" for which, error in errors.items())
     return _with_alt(figure, f"Accuracy by confidence. Expected calibration error: {said}.")
+
+
+def scales(run: Run, share: float | None = None) -> Figure:
+    """How slimming sorts the channels: |γ| of all, the smallest first, one line an epoch; dashed where `share` goes."""
+    method = next((m for m in run.methods if isinstance(m, Slimming)), None)
+    if method is None or not method.scales:
+        raise ConfigError("this run has no scales to show; train with methods.Slimming for an epoch or more.")
+    figure, (axes,) = _figure(1)
+    lines = [np.sort(np.concatenate(list(entry["scales"].values()))) for entry in method.scales]
+    for i, line in enumerate(lines):
+        colour = sns.light_palette(COLOURS[0], len(lines) + 2)[i + 2]
+        axes.plot(np.arange(1, len(line) + 1) / len(line), line, color=colour, label=f"epoch {i + 1}")
+    first, last = np.median(lines[0]), np.median(lines[-1])
+    said = f"The median scale is {first:.3g} after the first epoch and {last:.3g} after the last"
+    if share is not None:
+        axes.axvline(share, color="black", ls="--", lw=1)
+        said += f"; {share:.0%} are below {np.quantile(lines[-1], share):.3g}"
+    axes.set(xlabel="share of the channels", ylabel="scale of the norm, |γ|", ylim=(0, None))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, said + ".")
+
+
+def widths(shrunk: Shrunk) -> Figure:
+    """Channels of each group of layers, before and after: what is still there in colour."""
+    rows = [row for row in shrunk.report.to_dict("records") if row["removed"] or row["left"]]
+    if not rows:
+        raise ConfigError("no channel was removed or cut here, so that there is nothing to draw.")
+    figure, (axes,) = _figure(1, width=6.5, height=0.28 * len(rows) + 1.2)
+    at, left = np.arange(len(rows)), [row["channels"] - row["removed"] for row in rows]
+    axes.barh(at, [row["channels"] for row in rows], color="0.85", label="removed")
+    axes.barh(at, left, color=COLOURS[0], label="left")
+    axes.set(xlabel="channels", yticks=at)
+    axes.set_yticklabels([_first(row["layers"]) for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    said = [f"{_first(row['layers'])} {n} of {row['channels']}" for row, n in zip(rows, left, strict=True)]
+    return _with_alt(figure, f"Channels left: {', '.join(said)}.")
+
+
+def milliseconds(table: pd.DataFrame) -> Figure:
+    """Time of a forward pass with its interval, for each size of batch: the table of `measure.truth`."""
+    batches = [int(column[3:]) for column in table.columns if column.startswith("ms_") and column[3:].isdecimal()]
+    if not batches:
+        raise ConfigError("this table has no times; make it with measure.truth(models, data).")
+    figure, panels = _figure(len(batches), width=3.6 * len(batches) + 0.5, height=0.4 * len(table) + 1.2)
+    said = []
+    for axes, batch in zip(panels, batches, strict=True):
+        middle, low, high = (table[f"{column}_{batch}"].to_numpy() for column in ("ms", "ms_low", "ms_high"))
+        colours = [COLOURS[i % len(COLOURS)] for i in range(len(table))]
+        axes.barh(range(len(table)), middle, color=colours, xerr=[middle - low, high - middle], ecolor="0.3")
+        axes.set(xlabel=f"milliseconds, batch of {batch}", yticks=range(len(table)))
+        axes.set_yticklabels(list(table.index) if axes is panels[0] else [])
+        axes.invert_yaxis()
+        times = [f"{name} {ms:.3g}" for name, ms in zip(table.index, middle, strict=True)]
+        said.append(f"batch of {batch}: {', '.join(times)}")
+    return _with_alt(figure, f"Milliseconds of a forward pass, {'; '.join(said)}.")
+
+
+def _first(layers: str) -> str:
+    """The first of several layers, and how many more there are."""
+    first, *others = layers.split(", ")
+    return f"{first} + {len(others)}" if others else first
 
 
 def _half_interval(scores: np.ndarray) -> float:

@@ -1,7 +1,6 @@
 """`Run`, the one argument that methods get; `Snapshot`, all that a rewind restores; `evaluate`, the one measure."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from .data import Data
 from .errors import ConfigError, DataError
 from .masks import Masks, Sparsity, keep_top, prunable, units
 from .method import Method
+from .reach import evaluating
 from .results import Result, describe, text
 from .schedules import Rate
 from .seeds import generator, own_randomness
@@ -401,15 +401,3 @@ def _optimized(run: Run) -> dict[str, Tensor]:
     names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
     groups = run.optimizer.param_groups
     return {names.get(p, f"{i}/{j}"): p for i, group in enumerate(groups) for j, p in enumerate(group["params"])}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Generator[None]:
-    """Eval mode, and afterwards each module's own mode again: some may have been frozen by their owner."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

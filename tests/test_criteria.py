@@ -1,6 +1,7 @@
 """Scores against formulas worked out independently, and criteria that leave no trace."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -71,3 +72,118 @@ def test_names_and_their_errors(net):
     with pytest.raises(lab.ConfigError, match="needs data"):
         criteria.Taylor()(net, None)
     assert repr(criteria.Movement(3)).startswith("Movement(batches=3")
+
+
+# --- of channels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def convs() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(16, 5)),
+    )
+    net[1].weight.data = torch.tensor([0.5, -2.0, 0.1])
+    net[1].bias.data = torch.tensor([0.3, -0.3, 0.0])
+    return net.eval()
+
+
+@pytest.fixture
+def photos() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    source = torch.Generator().manual_seed(1)
+    return [(torch.randn(n, 2, 6, 6, generator=source), torch.randint(5, (n,), generator=source)) for n in (7, 4)]
+
+
+def by_filter(scores: torch.Tensor) -> torch.Tensor:
+    """One score for each, and the same at each of its weights."""
+    rows = scores.flatten(1)
+    assert (rows == rows[:, :1]).all()
+    return rows[:, 0]
+
+
+def test_norms_of_filters(convs):
+    for name in ("0.weight", "3.weight", "6.weight"):
+        w = convs.get_parameter(name).detach()
+        assert torch.allclose(by_filter(criteria.filter_l1(convs)[name]), torch.stack([f.abs().sum() for f in w]))
+        assert torch.allclose(by_filter(criteria.filter_l2(convs)[name]), torch.stack([f.norm() for f in w]))
+    assert "0.bias" not in criteria.filter_l1(convs)
+
+
+def test_geometric_median_against_all_pairs(convs):
+    w = convs[3].weight.detach().double()
+    expected = [sum(float(((w[i] - w[j]) ** 2).sum()) ** 0.5 for j in range(4)) for i in range(4)]
+    assert by_filter(criteria.geometric_median(convs)["3.weight"]).tolist() == pytest.approx(expected)
+    # of two equal filters and one far away, one of the equal ones goes first
+    convs[3].weight.data[0] = convs[3].weight.data[1]
+    convs[3].weight.data[2] += 10
+    scores = by_filter(criteria.geometric_median(convs)["3.weight"])
+    assert scores.argmax() == 2
+    assert scores[0] == scores[1]
+
+
+def test_the_scale_of_the_norm_that_follows(convs, photos):
+    scores = criteria.norm_scale(convs, photos)
+    assert by_filter(scores["0.weight"]).tolist() == pytest.approx([0.5, 2.0, 0.1])
+    assert torch.isinf(scores["3.weight"]).all()  # no norm follows
+    assert torch.isinf(scores["6.weight"]).all()
+    with pytest.raises(lab.ConfigError, match="pass data="):
+        criteria.norm_scale(convs)
+    _, masks = lab.prune(convs, 1 / 12, lambda model, batches: criteria.norm_scale(model, photos), unit="channel")
+    assert masks["0.weight"].flatten(1).any(1).tolist() == [True, True, False]
+
+
+def test_taylor_of_filters_is_the_derivative_by_a_gate(convs, photos):
+    """A factor c on each filter, at c = 1."""
+    x, y = photos[0]
+    gates = torch.ones(4, requires_grad=True)
+    gated = {"3.weight": convs[3].weight.detach() * gates.view(-1, 1, 1, 1)}
+    (expected,) = torch.autograd.grad(F.cross_entropy(torch.func.functional_call(convs, gated, (x,)), y), gates)
+    assert torch.allclose(by_filter(criteria.FilterTaylor()(convs, photos)["3.weight"]), expected.abs(), rtol=1e-4)
+
+
+def test_activation_is_what_a_relu_lets_pass(convs, photos):
+    with torch.no_grad():
+        passed = torch.cat([convs[:3](x) for x, _ in photos])
+        later = torch.cat([convs[:5](x) for x, _ in photos])
+        last = torch.cat([convs(x) for x, _ in photos]).relu()
+    scores = criteria.Activation(batches=2)(convs, photos)
+    assert torch.allclose(by_filter(scores["0.weight"]), passed.mean((0, 2, 3)))  # behind the norm
+    assert torch.allclose(by_filter(scores["3.weight"]), later.mean((0, 2, 3)))
+    assert torch.allclose(by_filter(scores["6.weight"]), last.mean(0))
+    with pytest.raises(lab.ConfigError, match="at least one"):
+        criteria.Activation(batches=0)(convs, photos)
+
+
+def test_channel_criteria_leave_no_trace(convs, photos):
+    before = copy.deepcopy(convs.state_dict())
+    convs.train()
+    for name in ("filter_l1", "filter_l2", "geometric_median", "norm_scale", "filter_taylor", "activation"):
+        scored = lab.run.scored(convs, name, photos, lab.prunable(convs))
+        assert scored.keys() == lab.prunable(convs).keys()
+    assert convs.training
+    assert all(torch.equal(v, before[k]) for k, v in convs.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in convs.modules())
+
+
+def test_two_of_four_by_hand():
+    net: Any = nn.Linear(8, 2)
+    net.weight.data = torch.tensor([[1.0, -4, 2, 3, 9, 9, -1, 9], [5, 5, 5, 5, 0, 1, 0, 0]])
+    _, masks = lab.prune(net, 0.5, criteria.NofM())
+    assert masks["weight"].int().tolist() == [[0, 1, 0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0, 0]]
+    # a quarter: the four lowest of those eight that may go; the 0 in place 4 of the last row is not one of them
+    _, masks = lab.prune(net, 0.25, criteria.NofM())
+    assert masks["weight"].int().tolist() == [[0, 1, 1, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 0, 0]]
+    net.weight.data[1, :4] = torch.tensor([-5.0, -6, -7, 1])
+    _, masks = lab.prune(net, 0.75, criteria.NofM(lambda model, batches: {"weight": net.weight}, 1))
+    assert masks["weight"].int().tolist() == [[0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0]]
+
+
+def test_a_schedule_ends_in_two_of_four(blobs):
+    """Of ten inputs the last two are neighbours of none."""
+    cut = lab.methods.Gradual(lab.Cubic(0.5), criteria.NofM("taylor"), cuts=4)
+    net = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+    run = lab.fit(net, blobs, cut, epochs=2, batch_size=20, progress=False)
+    assert run.masks.sparsity == 0.5
+    for mask in run.masks.values():
+        assert F.pad(mask, (0, -mask.shape[1] % 4)).unflatten(1, (-1, 4)).sum(-1).max() <= 2

@@ -354,6 +354,48 @@ def test_calibration_draws_what_it_measures(found):
     assert "dense 0.300, pruned 0.095" in figure.alt
 
 
+@pytest.fixture(scope="module")
+def slimmed() -> tuple[lab.Run, lab.structured.Shrunk]:
+    data = lab.load("digits", train=200, test=60, size=16)
+    model = lab.build("vgg16", data, width=0.0625)
+    run = lab.fit(model, data, lab.methods.Slimming(0.1, begin=0.5), epochs=2, batch_size=45, progress=False)
+    pruned, masks = lab.structured.prune(run, data, 0.5)
+    return run, lab.structured.shrink(pruned, data, masks)
+
+
+def test_scales_are_sorted_and_marked(slimmed):
+    run, _ = slimmed
+    figure = lab.plots.scales(run, 0.5)
+    *curves, mark = figure.axes[0].lines
+    assert len(curves) == 2
+    last = np.concatenate(list(run.methods[0].scales[-1]["scales"].values()))
+    assert np.allclose(curves[-1].get_ydata(), np.sort(last))
+    assert np.asarray(mark.get_xdata()).tolist() == [0.5, 0.5]
+    assert f"50% are below {np.quantile(last, 0.5):.3g}" in figure.alt
+    with pytest.raises(lab.ConfigError, match="no scales to show"):
+        lab.plots.scales(lab.fit(run, run.data, epochs=0, progress=False))
+
+
+def test_widths_before_and_after(slimmed):
+    _, small = slimmed
+    figure: Any = lab.plots.widths(small)
+    before, after = ([bar.get_width() for bar in bars] for bars in figure.axes[0].containers)
+    assert sum(before) - sum(after) == small.removed
+    assert f"conv1_1 {after[0]:.0f} of {before[0]:.0f}" in figure.alt
+    with pytest.raises(lab.ConfigError, match="no channel was removed"):
+        lab.plots.widths(lab.structured.shrink(small.model, torch.zeros(1, 1, 16, 16)))
+
+
+def test_milliseconds_have_their_intervals():
+    columns = {"ms_1": [2.0, 1.0], "ms_low_1": [1.0, 0.5], "ms_high_1": [4.0, 1.5]}
+    figure = lab.plots.milliseconds(pd.DataFrame(columns, index=["dense", "removed"]))
+    assert figure.alt == "Milliseconds of a forward pass, batch of 1: dense 2, removed 1."
+    segments = figure.axes[0].collections[0].get_segments()  # pyright: ignore[reportAttributeAccessIssue]
+    assert [segment[:, 0].tolist() for segment in segments] == [[1, 4], [0.5, 1.5]]
+    with pytest.raises(lab.ConfigError, match="no times"):
+        lab.plots.milliseconds(pd.DataFrame({"parameters": [1]}))
+
+
 @pytest.mark.parametrize("method", [VariationalDropout(strength=0.01), L0(droprate=0.8, unit="channel")])
 def test_learned_gates_are_drawn_as_they_were_seen(blobs, method):
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))

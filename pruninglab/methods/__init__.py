@@ -4,6 +4,7 @@ from .admm import ADMM
 from .gated import GatedPruning
 from .global_sparse_momentum import GlobalSparseMomentum
 from .gradual import Gradual
+from .group_lasso import GroupLasso
 from .l0 import L0
 from .lobster import LOBSTER
 from .n2nskip import N2NSkip
@@ -14,6 +15,8 @@ from .relevance import L1, L2, RelevanceL2
 from .rigl import RigL
 from .sensitivity import Sensitivity
 from .shared import SharedWeights
+from .silence import Silence
+from .slimming import Slimming
 from .soft_sharing import SoftSharing
 from .sparse_evolution import SET
 from .sparse_momentum import SparseMomentum
@@ -37,6 +40,7 @@ __all__ = [
     "GatedPruning",
     "GlobalSparseMomentum",
     "Gradual",
+    "GroupLasso",
     "N2NSkip",
     "OneShot",
     "OptimalBrainSurgeon",
@@ -45,6 +49,8 @@ __all__ = [
     "RigL",
     "Sensitivity",
     "SharedWeights",
+    "Silence",
+    "Slimming",
     "SoftSharing",
     "SparseMomentum",
     "SynFlow",

@@ -18,6 +18,7 @@ from .. import _torchvision
 from ..errors import ConfigError
 from ..results import describe, label
 from ..seeds import own_randomness
+from ..widths import Widths, narrow_
 from .alexnet import alexnet
 from .lenet import lenet5, lenet300
 from .n2nskip import n2nskip
@@ -79,13 +80,16 @@ def build(
     seed: int = 0,
     weights: str | Path | None = None,
     new_head: bool = False,
+    widths: Widths | None = None,
     **options: Any,
 ) -> nn.Module:
     """A model for the data's images and classes, on the CPU. The same seed draws the same bits.
 
     `name` is one of `available()`, `torchvision:NAME`, or a function `(shape, classes) -> nn.Module`; `options` are
     that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with `new_head=True` its last
-    linear layer is left out, so that it may come from data with other classes.
+    linear layer is left out, so that it may come from data with other classes. `widths` are those of a network from
+    which channels were removed (`structured.shrink(…).widths`, and in its record): the same form with new weights,
+    drawn as for so many inputs.
     """
     classes = data.classes
     shape: Any = tuple(data.shape) if len(data.shape) == 1 else checked(data.shape, classes)  # tokens, or images
@@ -96,11 +100,12 @@ def build(
     else:
         make = partial(made, MODELS[_known(name, available())], shape, classes, options)
     with own_randomness(seed):
-        model = make()
+        model = narrow_(make(), widths or {})
     if weights is not None:
         load_weights(model, weights, new_head=new_head)
     made_of = {"name": name if isinstance(name, str) else label(name), "seed": seed, "options": describe(options)}
-    vars(model)["_pruninglab"] = made_of | ({"weights": str(weights)} if weights is not None else {})
+    made_of |= {"weights": str(weights)} if weights is not None else {}
+    vars(model)["_pruninglab"] = made_of | getattr(model, "_pruninglab", {})
     return model
 
 

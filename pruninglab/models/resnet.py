@@ -7,7 +7,7 @@ layer by torch's default.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +26,8 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 class PadShortcut(nn.Module):
     """Option A of the paper: every stride-th pixel, and zeros in the channels that are added. No parameters."""
+
+    widths: ClassVar[tuple[str, ...]] = ("added",)
 
     def __init__(self, added: int, stride: int):
         super().__init__()

@@ -9,6 +9,7 @@ from .iterative import iterative
 from .progressive import progressive
 from .quantize import quantize
 from .scratch import scratch
+from .slimming import slimming
 from .tickets import tickets
 from .trials import Trials
 
@@ -25,5 +26,6 @@ __all__ = [
     "quantize",
     "scratch",
     "search",
+    "slimming",
     "tickets",
 ]

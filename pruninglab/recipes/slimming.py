@@ -1,0 +1,70 @@
+"""Network slimming in three stages: Liu et al. 2017, with the controls of Liu et al., "Rethinking", 2019."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import structured
+from ..data import Data
+from ..methods.slimming import Slimming, slimmable
+from ..run import Run
+from ..seeds import own_randomness
+from ..train import fit
+from ..widths import narrow_
+from .admm import ended, stage
+from .tickets import redrawn, untrained
+from .trials import Trials
+
+
+def slimming(
+    model: nn.Module,
+    data: Data,
+    share: float,
+    *,
+    epochs: int,
+    tune: int,
+    strength: float = 1e-4,
+    begin: float | None = None,
+    scope: str = "global",
+    lr: float = 1e-3,
+    tune_lr: float | None = None,
+    folder: str | Path | None = None,
+    **options: Any,
+) -> Trials:
+    """Train the untrained `model` with a penalty on its channels' scales, take out `share` of them, and fine-tune.
+
+    What comes out is a smaller plain network, fine-tuned for `tune` epochs at a tenth of the learning rate. `strength`
+    and `begin` are those of `methods.Slimming`, `scope` that of `structured.prune`. Beside it stand the network as it
+    was, trained without a penalty ("dense"), and the small one with new weights: "Scratch-E" for `epochs`, "Scratch-B"
+    for as much computation as the dense training took. Both are charged with the training that found their form.
+
+    `folder` holds a checkpoint and a record of each training, and the same call goes on from them.
+    """
+    untrained(model, options)
+    slimmable(model)
+    made = Trials()
+
+    def train(way: str, net: nn.Module, length: int, *methods: Slimming, rate: float = lr, before: list[Run]) -> Run:
+        files = stage(folder, way.replace(" ", "-").lower())
+        return made.add(way, fit(net, data, *methods, epochs=length, lr=rate, **files, **options), *before)
+
+    dense = train("dense", model, epochs, before=[])
+    if ended(dense):
+        return made
+    slim = train("slimmed", model, epochs, Slimming(strength, begin), before=[])
+    if ended(slim):
+        return made
+    seed = options.get("seed", 0)
+    pruned, masks = structured.prune(slim, data, share, "norm_scale", scope=scope, seed=seed)
+    small = structured.shrink(pruned, data, masks)
+    train("removed", small.model, 0, before=[slim])
+    rate = lr / 10 if tune_lr is None else tune_lr
+    tuned = train("fine-tuned", small.model, tune, rate=rate, before=[slim])
+    with own_randomness(seed):
+        anew = narrow_(redrawn(model, seed), small.widths)
+    longer = dense.result.flops["dense"] / tuned.result.flops["dense"]
+    for way, length in (("Scratch-E", epochs), ("Scratch-B", round(epochs * longer))):
+        if not ended(made.made[-1].run):
+            train(way, anew, length, before=[slim])
+    return made
