@@ -1,12 +1,11 @@
 """Network slimming: Liu et al., "Learning efficient convolutional networks through network slimming", 2017."""
-# pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ..errors import ConfigError
 from ..method import Method
@@ -39,24 +38,24 @@ class Slimming(Method):
 
     def on_start(self, run: "Run") -> None:
         self.scales = []
-        if not _scales(run):
-            raise ConfigError("this network has no batch norm with scales, so that there is nothing to slim.")
-        if self.begin is not None:
-            for scale in _scales(run).values():
+        for scale in scales(run.model).values():
+            if self.begin is not None:
                 scale.data.fill_(self.begin)
 
     @torch.no_grad()
     def on_grad(self, run: "Run") -> None:
-        felt = [w for w in _scales(run).values() if w.grad is not None]
-        if felt:
-            gradients = [w.grad for w in felt if w.grad is not None]
-            torch._foreach_add_(gradients, torch._foreach_sign(felt), alpha=self.strength)
+        for scale in scales(run.model).values():
+            if scale.grad is not None:
+                scale.grad.add_(scale.sign(), alpha=self.strength)
 
     def on_epoch(self, run: "Run") -> None:
-        sizes = {name: scale.detach().abs().tolist() for name, scale in _scales(run).items()}
+        sizes = {name: scale.detach().abs().tolist() for name, scale in scales(run.model).items()}
         self.scales.append({"step": run.step, "scales": sizes})
 
 
-def _scales(run: "Run") -> Mapping[str, torch.Tensor]:
-    norms = {name: m.weight for name, m in run.model.named_modules() if isinstance(m, Norm)}
-    return {name: scale for name, scale in norms.items() if scale is not None and scale.requires_grad}
+def scales(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The scales of all batch norms that are trained, by the norms' names."""
+    norms = {name: m.weight for name, m in model.named_modules() if isinstance(m, Norm)}
+    if not (found := {name: scale for name, scale in norms.items() if scale is not None and scale.requires_grad}):
+        raise ConfigError("this network has no batch norm with scales, so that there is nothing to slim.")
+    return found
