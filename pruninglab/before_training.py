@@ -4,7 +4,7 @@ Each scores a copy, so that no weight or buffer moves.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from .criteria import BY_NAME, Batches
 from .errors import ConfigError
@@ -95,8 +97,10 @@ class SynFlow:
 
     Tanaka, Kunin, Yamins and Ganguli, "Pruning neural networks without any data by iteratively conserving synaptic
     flow", 2020. In float64, since the products over a deep network leave the range of float32, and in eval mode, since
-    BatchNorm would divide the flow out. The data gives the shape of an input alone. One round of it empties layers;
-    `lab.methods.SynFlow` does the paper's hundred.
+    BatchNorm would divide the flow out. LayerNorm does so in any mode, and here only scales and shifts. The data gives
+    the shape of an input alone; of tokens the input is number 1 at each place. One round of it empties layers;
+    `lab.methods.SynFlow` does the paper's hundred. Attention conserves no flow: at equal tokens its queries and keys
+    are felt through the places alone, and are cut before its values.
     """
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
@@ -108,13 +112,30 @@ class SynFlow:
             if tensor.is_floating_point():
                 tensor.data.abs_()
         named = _trainable(probe)
-        with torch.enable_grad():
-            flow = probe(torch.ones_like(x[:1], dtype=torch.float64)).sum()
+        ones = torch.ones_like(x[:1], dtype=torch.float64 if x.is_floating_point() else x.dtype)
+        with torch.enable_grad(), _LinearLayerNorm():
+            flow = probe(ones).sum()
             grads = torch.autograd.grad(flow, list(named.values()), allow_unused=True)
         return {
             name: torch.zeros_like(w) if g is None else (w * g).detach().abs()
             for (name, w), g in zip(named.items(), grads, strict=True)
         }
+
+
+class _LinearLayerNorm(TorchFunctionMode):
+    """Layer norms scale and shift, as BatchNorm does in eval mode, and divide nothing out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.layer_norm:
+            return func(*args, **(kwargs or {}))
+        return _scaled(*args, **(kwargs or {}))
+
+
+def _scaled(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 0.0
+) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
 
 
 def _check(criterion: Any) -> None:
@@ -158,7 +179,7 @@ def _losses(
     none = True
     for x, y in islice(batches, criterion.batches):
         none = False
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the other ways to attend have no second derivative
             loss = criterion.loss(model(x) / temperature, y)
         yield loss, len(x)
     if none:

@@ -117,6 +117,19 @@ def test_synflow_has_a_closed_form_on_a_linear_net():
         assert scores[f"{i}.weight"].sum() == pytest.approx(float(scores["0.weight"].sum()))  # flow is conserved
 
 
+def test_synflow_of_tokens_by_hand():
+    """Number 1 goes in at each of 6 places, and the norm only scales and shifts."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3, bias=False)).double()
+    for p in net[1].parameters():
+        nn.init.normal_(p)
+    token, scale, shift, w = (p.detach().abs() for p in net.parameters())
+    scores = SynFlow()(net, [(torch.zeros(2, 6, dtype=torch.int64), torch.zeros(2))])
+    assert torch.allclose(scores["2.weight"], 6 * w * (token[1] * scale + shift), rtol=1e-12)
+    assert torch.allclose(scores["0.weight"][1], 6 * token[1] * scale * w.sum(0), rtol=1e-12)
+    assert not scores["0.weight"][[0, 2, 3, 4]].any()
+
+
 @pytest.mark.parametrize("criterion", [SNIP(), SNIP(2, "fresh", "train"), GraSP(), GraSP(2, mode="train"), SynFlow()])
 def test_scoring_leaves_no_trace(net, batches, criterion):
     before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]

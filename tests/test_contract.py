@@ -1,22 +1,31 @@
-"""What every method has to keep, whatever it does: the list in `METHODS` is the package's own."""
+"""What every method and every recipe has to keep, whatever it does, on three kinds of networks.
+
+`METHODS` names all of the package's own methods, `RECIPES` all of its recipes, and `NETS` the networks: convolutions
+and linear layers, BatchNorm with residual ways, and attention, whose samples have a label at each place.
+"""
 
 import copy
+import json
 import pickle
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import methods, second_order
+from pruninglab import methods, recipes, second_order
 
 METHODS: dict[str, list[lab.Method]] = {
     "Dense": [methods.Dense()],
     "OneShot": [methods.OneShot(0.9)],
     "OneShot-random": [methods.OneShot(0.9, "random")],
     "OneShot-erk-taylor": [methods.OneShot(0.9, "taylor", scope="erk")],
+    "OneShot-grasp": [methods.OneShot(0.5, "grasp")],
+    "OneShot-two-of-four": [methods.OneShot(0.5, lab.criteria.NofM())],
     "OneShot-channel": [methods.OneShot(0.5, scope="layer", unit="channel")],
     "Gradual": [methods.Gradual(lab.Cubic(0.9))],
     "Gradual-layer": [methods.Gradual(lab.Linear(0.9), "gradient", scope="layer", end=1.0)],
@@ -54,7 +63,7 @@ METHODS: dict[str, list[lab.Method]] = {
     "Silence-scheduled": [methods.Gradual(lab.Linear(0.5), "filter_l1", "layer", "channel"), methods.Silence()],
     "Slimming": [methods.Slimming(1e-2), methods.OneShot(0.5, "norm_scale", unit="channel")],
     "SoftSharing": [methods.SoftSharing(tau=0.1)],
-    "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.5)],
+    "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.2)],
     "TargetedDropout": [methods.TargetedDropout(0.9)],
     "TargetedDropout-units": [methods.TargetedDropout(lab.Linear(0.5), 0.9, unit="channel", end=0.5)],
     "VariationalDropout": [methods.VariationalDropout()],
@@ -85,84 +94,216 @@ METHODS: dict[str, list[lab.Method]] = {
     "SynFlow": [methods.SynFlow(0.9, rounds=10)],
     "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
 }
-NETS = {"lenet5": {}, "resnet20": {"width": 0.25}}
+ELSEWHERE: dict[str, dict[str, tuple[list[lab.Method], dict[str, Any]]]] = {
+    "transformer": {
+        "Gradual-patterns": ([methods.Gradual(lab.Narang({"*attention*": 0.5, "fc*": 0.9}))], {}),
+        "Quantize-while-pruning": (
+            [methods.Gradual(lab.Cubic(0.5)), methods.Quantize({"*fc*": 1, "*attention*": 2}, "clustered", updates=4)],
+            {},
+        ),
+        "VariationalDropout-steered": (
+            [methods.VariationalDropout(0.05, strength=0.01, sampled="*attention*", end=0.7)],
+            {},
+        ),
+        "RigL-patterns": ([methods.RigL({"*attention*": 0.8}, every=3, end=1.0)], {}),
+        "OptimalBrainSurgeon": (
+            [methods.OptimalBrainSurgeon(0.9, "full", rounds=2, batches=1, estimate="fisher")],
+            {},
+        ),
+        "OptimalBrainSurgeon-erk": (
+            [methods.OptimalBrainSurgeon(0.5, scope="erk", rounds=1, batches=1)],
+            {"skip": "*attention*"},
+        ),
+    }
+}
+"""Where layers have other names, or a form of a method does not know them: the methods there, and options of `fit`."""
 
+GATE = methods.GatedPruning(0.0, share=0.4, eval_interval=2)
+PHASES = {"dense": 1, "epochs": 2, "final": 1}
+Call = Callable[..., Any]
+RECIPES: dict[str, tuple[Call, float | None]] = {
+    "admm": (lambda m, d, **o: recipes.admm(m, d, 0.9, epochs=1, updates=2, **o), 0.9),
+    "bonetta": (lambda m, d, **o: recipes.bonetta(model=m, data=d, gate=GATE, **PHASES, **o), None),
+    "deep_compression": (lambda m, d, **o: recipes.deep_compression(m, d, 0.8, epochs=1, rounds=2, bits=2, **o), 0.8),
+    "dense_start": (lambda m, d, **o: recipes.dense_start(m, d, epochs=2, **o), None),
+    "enhanced": (lambda m, d, folder, **o: recipes.enhanced(m, d, 0.7, epochs=1, **files(folder), **o), 0.7),
+    "gated": (
+        lambda m, d, **o: recipes.gated(m, d, methods.L1(), replace(GATE, target=0.5), **PHASES, **o),
+        0.5,
+    ),
+    "iterative": (lambda m, d, **o: recipes.iterative(m, d, 0.8, rounds=2, epochs=1, **o), 0.8),
+    "progressive": (lambda m, d, **o: recipes.progressive(m, d, (2, 4), direct=1, epochs=1, updates=2, **o), 0.75),
+    "quantize": (lambda m, d, **o: recipes.quantize(m, d, 2, epochs=1, updates=2, **o), None),
+    "scratch": (lambda m, d, **o: recipes.scratch(m, d, 0.5, epochs=1, tune=1, **o), 0.5),
+    "search": (
+        lambda m, d, **o: recipes.search(m, d, methods.L2(), GATE, at_least=0.0, strengths=(0.0, 0.1), **PHASES, **o),
+        None,
+    ),
+    "slimming": (lambda m, d, **o: recipes.slimming(m, d, 0.5, epochs=1, tune=1, scope="layer", **o), None),
+    "tickets": (lambda m, d, **o: recipes.tickets(m, d, 0.8, epochs=1, rounds=2, step=2, **o), 0.8),
+}
+"""A call of each, and the sparsity that it has to end at."""
 
-@pytest.fixture(scope="module")
-def data() -> lab.Data:
-    return lab.load("digits", train=200, test=60, size=16)
+NETS: dict[str, dict[str, Any]] = {
+    "lenet5": {},
+    "resnet20": {"width": 0.25},
+    "transformer": {"width": 8, "heads": 2},
+}
+CASES = [(kind, name) for kind in NETS for name in METHODS if kind != "lenet5" or "-" not in name]
+"""Variants of a method do without the network that has nothing which the others have not."""
+Net = tuple[nn.Module, lab.Data]
 
 
 @pytest.fixture(scope="module", params=NETS)
-def model(request, data) -> nn.Module:
-    return lab.build(request.param, data, seed=0, **NETS[request.param])
+def net(request) -> Net:
+    if request.param == "transformer":
+        data = lab.load("sorting", train=120, test=40)
+    else:
+        data = lab.load("digits", train=120, test=40, size=16)
+    return build(request.param, data, seed=0), data
 
 
-def train(model, data, made, **options):
-    return lab.fit(model, data, *made, epochs=2, batch_size=40, progress=False, **options)
+def build(name: str, data: lab.Data, seed: int, **options: Any) -> nn.Module:
+    known = lab.models.transformer if name == "transformer" else name
+    return lab.build(known, data, seed=seed, **(options or NETS[name]))
 
 
-def test_the_list_names_every_method():
+def train(net: Net, made: list[lab.Method], **options: Any) -> lab.Run:
+    return lab.fit(*net, *made, epochs=2, batch_size=24, seed=1, progress=False, **options)
+
+
+def test_the_lists_name_every_method_and_every_recipe():
     assert {type(m).__name__ for made in METHODS.values() for m in made} == set(methods.__all__)
+    assert set(RECIPES) == {name for name in recipes.__all__ if not isinstance(getattr(recipes, name), type)}
 
 
-@pytest.mark.parametrize("made", METHODS.values(), ids=METHODS)
-def test_contract(model, data, made, tmp_path, monkeypatch):
-    if any("fc*" in str(m) for m in made) and not hasattr(model, "fc1"):
-        made = [methods.Gradual(lab.Narang({"*conv*": 0.5}))]
-    if any(isinstance(m, methods.Slimming) for m in made) and not any(
-        "bn" in name for name, _ in model.named_modules()
-    ):
-        model = lab.build("vgg16", data, seed=0, width=0.0625)  # it needs scales to slim
-    if any(isinstance(m, methods.N2NSkip) for m in made):  # it has nothing to share with on a plain net
-        built = vars(model)["_pruninglab"]
-        model = lab.build("n2nskip", data, seed=0, base=built["name"], **built["options"])
-    run = train(model, data, made, seed=1)
+@pytest.mark.parametrize(("net", "name"), CASES, indirect=["net"])
+def test_methods(net, name, tmp_path, monkeypatch):
+    (model, data), options = net, {}
+    made, kind = METHODS[name], vars(model)["_pruninglab"]
+    if "N2NSkip" in name:  # it has nothing to share with on a plain net
+        if kind["name"] == "transformer":
+            with pytest.raises(lab.ConfigError, match="no skip connections"):
+                train(net, made)
+            return
+        model = build("n2nskip", data, seed=0, base=kind["name"], **kind["options"])
+    if name == "Slimming" and kind["name"] != "resnet20":
+        with pytest.raises(lab.ConfigError, match="no batch norm"):
+            train(net, made)
+        return
+    made, options = ELSEWHERE.get(kind["name"], {}).get(name, (made, options))
+    run = train((model, data), made, **options)
+    target_is_exact_or_missed(run)
+    is_plain(run, model)
 
-    # the target is reached exactly, or the record says that it was missed
-    assert run.status in ("done", "target_missed")
-    if run.target:
+    # broken off in the middle and resumed: the same masks, weights and record. The same instances serve three times,
+    # and what has the same seed has the same bits
+    path = tmp_path / "run.safetensors"
+    broken = train((model, data), [*made, Breaks()], checkpoint=path, every=3, **options)
+    assert (broken.status, broken.step) == ("interrupted", Breaks.at)
+    monkeypatch.setattr(Breaks, "at", -1)
+    resumed = train((model, data), [*made, Breaks()], checkpoint=path, every=3, **options)
+    assert resumed.masks.fingerprint == run.masks.fingerprint
+    assert weights(resumed) == weights(run)
+    of_run, of_resumed = record(run), record(resumed)
+    assert of_resumed["config"].pop("methods")[:-1] == of_run["config"].pop("methods")
+    assert of_resumed.pop("methods")[:-1] == of_run.pop("methods")
+    assert of_resumed == of_run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(net, name, tmp_path):
+    (model, data), (recipe, sparsity) = net, RECIPES[name]
+    if name == "slimming" and vars(model)["_pruninglab"]["name"] != "resnet20":
+        with pytest.raises(lab.ConfigError, match="no batch norm"):
+            recipe(model, data)
+        return
+
+    def go(folder: str, watch: Watch) -> list[lab.Run]:
+        return runs_of(recipe(model, data, folder=tmp_path / folder, batch_size=36, seed=1, progress=watch))
+
+    whole = Watch()
+    runs = go("whole", whole)
+    for run in runs:
+        target_is_exact_or_missed(run)
+        is_plain(run, model)
+    if sparsity is not None:
+        masks = runs[-1].masks
+        assert masks.kept == masks.total - lab.masks.count(masks.total, sparsity)
+
+    # broken off in the middle of a training, then in the last step of another: no training comes after either
+    middle = next(i for i in range(whole.steps // 3, whole.steps) if i not in whole.ends)
+    last = next((i for i in whole.ends if i > middle), whole.ends[-1])
+    for stop in (middle, last - middle):
+        watch = Watch(stop)
+        some = go("broken", watch)
+        assert watch.steps == stop
+        assert some[-1].interrupted
+
+    # and gone on with: the same bits and records as if nothing had been, no step twice
+    rest = Watch()
+    resumed = go("broken", rest)
+    assert rest.steps == whole.steps - last
+    assert [weights(run) for run in resumed] == [weights(run) for run in runs]
+    assert [record(run) for run in resumed] == [record(run) for run in runs]
+    assert records(tmp_path / "broken") == records(tmp_path / "whole")
+
+
+def target_is_exact_or_missed(run: lab.Run) -> None:
+    """The target is reached exactly, or the record says that it was missed; what is pruned is exactly 0."""
+    assert run.status in ("done", "target_missed", "stopped")
+    if run.target and run.status != "stopped":
         kept, total = lab.masks.units(run.masks, run.target["unit"])
         assert (kept == run.target["kept"]) == (run.status == "done")
-        assert 0 < kept < total
-
-    # pruned entries are exactly 0, the others are left alone
+        assert bool(run.reason) == (run.status == "target_missed")
+        assert kept < total
+    assert run.masks.kept > 0
     for name, mask in run.masks.items():
         weight = run.model.get_parameter(name)
         assert not weight[~mask].any()
-        assert weight[mask].all()
+        assert weight[mask].all() or name.endswith("bias")  # which begins at 0
 
-    # the model is plain: same keys in the same order, copied, pickled, loaded
+
+def is_plain(run: lab.Run, model: nn.Module) -> None:
+    """Same keys in the same order, same modules; copied, pickled, and loaded into a fresh one it gives the same."""
     assert list(run.model.state_dict()) == list(model.state_dict())
     assert [type(m) for m in run.model.modules()] == [type(m) for m in model.modules()]
     pickled = pickle.loads(pickle.dumps(copy.deepcopy(run.model)))  # noqa: S301
-    made_of = vars(model)["_pruninglab"]
-    fresh = lab.build(made_of["name"], data, seed=9, **made_of["options"])
+    kind = vars(run.model)["_pruninglab"]
+    fresh = build(kind["name"], run.data, seed=9, widths=kind.get("widths"), **kind["options"])
     fresh.load_state_dict(run.model.state_dict())
-    x, _ = next(iter(data.test))
+    x, _ = next(iter(run.data.test))
     with torch.inference_mode():
         assert torch.equal(pickled(x), run.model(x))
         assert torch.equal(fresh.eval()(x), run.model(x))
 
-    # same seed, same masks and weights; the same instances serve twice
-    again = train(model, data, made, seed=1)
-    assert again.masks.fingerprint == run.masks.fingerprint
-    assert weights(again) == weights(run)
-
-    # broken off in the middle and resumed: the same bits, in the record too
-    path = tmp_path / "run.safetensors"
-    train(model, data, [*made, Breaks()], seed=1, checkpoint=path, every=3)
-    monkeypatch.setattr(Breaks, "at", -1)
-    resumed = train(model, data, [*made, Breaks()], seed=1, checkpoint=path, every=3)
-    assert resumed.step == run.step
-    assert weights(resumed) == weights(run)
-    assert resumed.masks.fingerprint == run.masks.fingerprint
-    assert resumed.history == run.history
-    assert resumed.cuts == run.cuts
-
 
 def weights(run: lab.Run) -> str:
     return lab.results.tensor_hash(run.model.state_dict())
+
+
+def record(run: lab.Run) -> dict[str, Any]:
+    return asdict(run.result) | {"times": {}}
+
+
+def records(folder: Path) -> dict[str, Any]:
+    return {
+        str(path.relative_to(folder)): json.loads(path.read_text()) | {"times": {}} for path in folder.rglob("*.json")
+    }
+
+
+def files(folder: Path) -> dict[str, Path]:
+    return {"checkpoint": folder / "run.safetensors", "record": folder / "run.json"}
+
+
+def runs_of(made: Any) -> list[lab.Run]:
+    """All runs of what a recipe returns."""
+    if isinstance(made, lab.Run):
+        return [made]
+    if isinstance(made, recipes.Trials):
+        return [trial.run for trial in made]
+    nested: Iterable[Any] = made if isinstance(made, list) else made.runs
+    return [run for some in nested for run in runs_of(some)]
 
 
 @dataclass
@@ -173,4 +314,20 @@ class Breaks(lab.Method):
 
     def on_step(self, run):
         if run.step == self.at:
+            run.interrupt()
+
+
+@dataclass
+class Watch:
+    """Counts the steps of all trainings together, and may break off after one of them."""
+
+    stop: int = -1
+    steps: int = 0
+    ends: list[int] = field(default_factory=list)
+
+    def __call__(self, run: lab.Run) -> None:
+        self.steps += 1
+        if run.step == run.steps:
+            self.ends.append(self.steps)
+        if self.steps == self.stop:
             run.interrupt()

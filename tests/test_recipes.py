@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import pruninglab as lab
+from pruninglab import recipes
 from pruninglab.recipes import iterative
 
 
@@ -56,6 +57,19 @@ def test_a_folder_is_gone_on_from(blobs, tmp_path):
     assert lab.results.tensor_hash(first[-1].model.state_dict()) == lab.results.tensor_hash(
         second[-1].model.state_dict()
     )
+
+
+def test_a_break_in_the_last_step_ends_the_recipe_and_a_finished_run_is_gone_on_from(blobs):
+    """The training is whole then, but the person at the keys wants no further one."""
+
+    def in_the_last_step(run: lab.Run) -> None:
+        if run.step == run.steps:
+            run.interrupt()
+
+    (dense,) = iterative(mlp(), blobs, 0.5, rounds=2, epochs=1, progress=in_the_last_step)
+    assert dense.status == "done"
+    assert len(iterative(dense, blobs, 0.5, rounds=2, epochs=1, progress=False)) == 3
+    assert len(recipes.admm(dense, blobs, 0.5, epochs=1, progress=in_the_last_step)) == 2
 
 
 def test_a_sparse_start_and_no_retraining_are_taken_as_they_are(blobs):

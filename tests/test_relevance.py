@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
@@ -219,6 +220,18 @@ def test_biases_in_or_out(method):
     assert moved[False] == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
+def test_exact_goes_through_attention():
+    data = lab.load("sorting", train=60, test=20)
+    net = lab.build(lab.models.transformer, data, width=8, layers=1, heads=2)
+    run = lab.fit(net, data, RelevanceL2(0.1, 30.0, second_order="exact"), Collect(), epochs=1, **PLAIN)
+    collected: Any = run.methods[-1]
+    with sdpa_kernel(SDPBackend.MATH):
+        whole = by_autograd(net, collected.seen[0], 0.1, 30.0, constant=False)
+    felt = {name: g for name, g in whole.items() if g.norm() > 1e-6}
+    assert "blocks.0.attention.in_proj_weight" in felt
+    assert relative(collected.seen[0]["g"], felt) < 1e-4
+
+
 def test_lobster_by_hand():
     """1 - |g| = 1, 1/2, below 0, 3/4; the learning rate has no say in it."""
     run = four_weights([0.0, 0.5, -3.0, 0.25], LOBSTER(0.1), lr=0.0)
@@ -238,6 +251,32 @@ def test_sensitivity_by_hand(kind):
         "unspecified": [2 * 0.95, -3 * 0.925, 1.5 * 0.95, 1 * 0.925],  # S = 1/2, 1/4, 1/2, 1/4
     }
     assert run.model.get_parameter("weight").flatten().tolist() == pytest.approx(by_kind[kind])
+
+
+@pytest.mark.parametrize("kind", ["specified", "unspecified"])
+def test_sensitivity_of_sequences(kind):
+    """Of the mean over all places of all sequences, true class by true class or class by class."""
+    data = lab.load("sorting", train=60, test=20)
+    net = lab.build(lab.models.transformer, data, width=4, layers=1, heads=2)
+    made = [Sensitivity(0.1, kind, only_prunable=True), Collect()]
+    run = lab.fit(net, data, *made, epochs=1, lr=0.0, batch_size=60, **PLAIN)
+    collected: Any = run.methods[-1]
+    seen = collected.seen[0]
+    w = {name: value.clone().requires_grad_() for name, value in seen["w"].items()}
+    logits = torch.func.functional_call(net, w, (seen["x"],)).movedim(1, 2).flatten(0, 1)
+    true = F.one_hot(seen["y"].flatten(), 16)
+    outputs = [(logits * true).sum(1).mean()] if kind == "specified" else [column.mean() for column in logits.T]
+    for name in lab.prunable(net):
+        felt = [torch.autograd.grad(output, w[name], retain_graph=True)[0].abs() for output in outputs]
+        expected = w[name] * (1 - 0.1 * (1 - torch.stack(felt).mean(0)).clamp(min=0))
+        assert torch.allclose(run.model.get_parameter(name), expected, rtol=1e-5)
+
+
+def test_sensitivity_says_what_it_expects(blobs):
+    wide = nn.Sequential(mlp(), nn.Unflatten(1, (4, 1)))
+    odd: dict[str, Any] = {"loss": lambda logits, y: logits.mean(), "metric": lambda logits, y: logits[:, 0, 0]}
+    with pytest.raises(lab.ConfigError, match=r"labels are \(100,\) and outputs \(100, 4, 1\)"):
+        lab.fit(wide, blobs, Sensitivity(), epochs=1, **odd, **PLAIN)
 
 
 def test_a_broken_step_shrinks_nothing(blobs):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError
 from ..method import Method
@@ -68,6 +69,14 @@ class RelevanceL2(Method):
 
     def on_start(self, run: "Run") -> None:
         self.felt = []
+        if self.second_order == "exact":
+            net = run.net
+
+            def differentiable_twice(x: Tensor) -> Tensor:
+                with sdpa_kernel(SDPBackend.MATH):  # the other ways to attend have no second derivative
+                    return net(x)
+
+            run.net = differentiable_twice
 
     def on_loss(self, run: "Run") -> Tensor | None:
         if self.second_order != "exact":

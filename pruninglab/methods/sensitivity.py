@@ -25,8 +25,8 @@ class Sensitivity(Method):
     the mean of |∂y_k/∂w| over all outputs k, one more pass for each class. The share `strength` (λ) is taken whatever
     the learning rate, of all trainable parameters, or with `only_prunable` of those that the run may cut.
 
-    Deviations: outputs are the logits, averaged over the batch before the absolute value is taken. The authors cut all
-    |w| below a fixed threshold; here `GatedPruning` or any method cuts.
+    Deviations: outputs are the logits, averaged over the batch (of sequences over the places too) before the absolute
+    value is taken. The authors cut all |w| below a fixed threshold; here `GatedPruning` or any method cuts.
     """
 
     strength: float = 1e-4
@@ -45,12 +45,14 @@ class Sensitivity(Method):
     def on_loss(self, run: "Run") -> None:
         chosen = run.weights if self.only_prunable else dict(run.model.named_parameters())
         weights = {name: w for name, w in chosen.items() if w.requires_grad}
-        if run.logits.ndim != 2:
+        n, *places = run.y.shape
+        if run.logits.shape != (n, *run.logits.shape[1:2], *places):
             raise ConfigError(
-                f"Sensitivity needs one output for each class; the model gives {run.logits.ndim - 1} axes."
+                f"Sensitivity needs one output for each class of each label; labels are {tuple(run.y.shape)} and "
+                f"outputs {tuple(run.logits.shape)}, expected (samples, classes, places of a sequence)."
             )
-        specified = self.kind == "specified"
-        outputs = (run.logits.gather(1, run.y[:, None]) if specified else run.logits).mean(0)
+        logits = run.logits.gather(1, run.y[:, None]) if self.kind == "specified" else run.logits
+        outputs = logits.mean((0, *range(2, logits.ndim)))
         sums = {name: torch.zeros_like(w) for name, w in weights.items()}
         for output in outputs:
             gradients = torch.autograd.grad(output, list(weights.values()), retain_graph=True, allow_unused=True)

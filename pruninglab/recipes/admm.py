@@ -43,7 +43,7 @@ def admm(
     retrain = epochs if retrain is None else retrain
     retrain_lr = lr if retrain_lr is None else retrain_lr
     runs = [dense_start(model, data, folder, epochs=epochs, lr=lr, **options)]
-    if not ended(runs[-1]):
+    if not ended(runs[-1], model):
         pull = ADMM(sparsity, rho, scope, unit, updates)
         pulling = {**options, "rate": admm_rate}
         runs.append(fit(runs[-1], data, pull, epochs=epochs, lr=lr, **stage(folder, "admm"), **pulling))
@@ -74,6 +74,6 @@ def stage(folder: str | Path | None, name: str) -> dict[str, Path]:
     return {"checkpoint": Path(folder, f"{name}.safetensors"), "record": Path(folder, f"{name}.json")} if folder else {}
 
 
-def ended(run: Run) -> bool:
-    """Whether there is nothing to go on from."""
-    return run.status in ("interrupted", "diverged")
+def ended(run: Run, given: Any = None) -> bool:
+    """Whether to go no further: it diverged, or was broken off, be it in its last step (unless it was given)."""
+    return run.status in ("interrupted", "diverged") or (run.interrupted and run is not given)

@@ -48,7 +48,7 @@ def deep_compression(
         runs = [model]
     else:
         raise ConfigError("deep_compression needs a sparsity to prune to, or a pruned Run as its model.")
-    if ended(runs[-1]):
+    if ended(runs[-1], model):
         return runs
     tune, rate = epochs if tune is None else tune, lr / 10 if tune_lr is None else tune_lr
     return [*runs, fit(runs[-1], data, method, epochs=tune, lr=rate, **stage(folder, "shared"), **options)]

@@ -177,7 +177,7 @@ def search(
         val = runs[-1].result.accuracy["val"]["accuracy"]
         found.runs.append(runs)
         found.cells.append({**cell, "val": val, "sparsity": runs[-1].sparsity, "status": status})
-        if status == "interrupted":
+        if runs[-1].interrupted:
             break
     enough = [cell for cell in found.cells if cell["val"] >= at_least]
     first, second = ("sparsity", "val") if enough else ("val", "sparsity")

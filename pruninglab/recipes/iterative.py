@@ -53,7 +53,7 @@ def iterative(
     runs = [dense]
     less_dropout = _LessDropout.of(dense)
     for number in range(1, rounds + 1):
-        if ended(runs[-1]):
+        if ended(runs[-1], model):
             break
         target = schedule(number / rounds)
         if not isinstance(target, Mapping):

@@ -95,7 +95,7 @@ def progressive(
     made = Progression([dense])
     pool: list[int] = []  # positions in `made.runs`
     for number, rate in enumerate(rates, 1):
-        if ended(made.runs[-1]):
+        if ended(made.runs[-1], model):
             break
         parents = [0] if number <= min(direct, pool_size) else pool
         if select == "parent":
@@ -119,7 +119,7 @@ def progressive(
             )
             children[parent] = stages[-1]
             made.tried.append(_row(number, start, stages[1:]))
-            if stages[-1].status == "interrupted":
+            if stages[-1].interrupted:
                 made.runs.append(stages[-1])
                 return made
         best = max(children, key=lambda parent: _score(children[parent]))
