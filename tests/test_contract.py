@@ -57,7 +57,7 @@ METHODS: dict[str, list[lab.Method]] = {
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
     "GroupLasso": [methods.GroupLasso(1e-3), methods.OneShot(0.5, "filter_l2", scope="layer", unit="channel")],
-    "GroupLasso-columns": [methods.GroupLasso(over={"columns": 1e-3, "channels": 1e-3}, size=True)],
+    "GroupLasso-columns": [methods.GroupLasso(1e-3, "columns"), methods.GroupLasso(1e-3, "channels")],
     "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
     "Silence": [methods.OneShot(0.5, scope="layer", unit="channel"), methods.Silence()],
     "Silence-scheduled": [methods.Gradual(lab.Linear(0.5), "filter_l1", "layer", "channel"), methods.Silence()],

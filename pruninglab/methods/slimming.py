@@ -53,7 +53,7 @@ class Slimming(Method):
         self.scales.append({"step": run.step, "scales": sizes})
 
 
-def scales(model: nn.Module) -> dict[str, torch.Tensor]:
+def scales(model: nn.Module) -> dict[str, nn.Parameter]:
     """The scales of all batch norms that are trained, by the norms' names."""
     norms = {name: m.weight for name, m in model.named_modules() if isinstance(m, Norm)}
     if not (found := {name: scale for name, scale in norms.items() if scale is not None and scale.requires_grad}):
