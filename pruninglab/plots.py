@@ -524,6 +524,34 @@ def widths(shrunk: Shrunk) -> Figure:
     return _with_alt(figure, f"Channels left: {', '.join(said)}.")
 
 
+def truth(table: pd.DataFrame) -> Figure:
+    """How many times smaller or faster than the first each network is, by what is counted: that of `measure.truth`."""
+    sizes = {"nonzero": "numbers not 0", "parameters": "parameters", "flops": "FLOPs", "bytes": "dense file"}
+    sizes |= {"gzip_bytes": "after gzip", "bzip2_bytes": "after bzip2", "sparse_bytes": "sparse file"}
+    times = {label: table[column].iloc[0] / table[column] for column, label in sizes.items() if column in table}
+    batches = [column[7:] for column in table.columns if column.startswith("faster_") and column[7:].isdecimal()]
+    times |= {f"time, batch of {batch}": table[f"faster_{batch}"] for batch in batches}
+    names = [str(name) for name in table.index[1:]]
+    if not names:
+        raise ConfigError("there is nothing to compare with; give measure.truth two networks or more.")
+    figure, (axes,) = _figure(1, width=7.5, height=0.3 * len(times) * len(names) + 1.0)
+    for i, name in enumerate(names):
+        at = np.arange(len(times)) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
+        values = [float(column[name]) for column in times.values()]
+        colour = COLOURS[i % len(COLOURS)]
+        axes.barh(at, [v - 1 for v in values], left=1, height=0.7 / len(names), color=colour, label=name)
+        for y, value in zip(at, values, strict=True):
+            axes.annotate(f" {value:.3g}", (max(value, 1), y), va="center", fontsize=8)
+    axes.axvline(1, color="black", lw=1)
+    axes.set(xscale="log", xlabel=f"times smaller or faster than {table.index[0]}", yticks=range(len(times)))
+    axes.set_yticklabels(list(times))
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    said = [f"{name}: " + ", ".join(f"{of} {float(by[name]):.3g}" for of, by in times.items()) for name in names]
+    return _with_alt(figure, f"Times smaller or faster than {table.index[0]}. {'; '.join(said)}.")
+
+
 def milliseconds(table: pd.DataFrame) -> Figure:
     """Time of a forward pass with its interval, for each size of batch: the table of `measure.truth`."""
     batches = [int(column[3:]) for column in table.columns if column.startswith("ms_") and column[3:].isdecimal()]

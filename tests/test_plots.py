@@ -417,3 +417,15 @@ def test_learned_gates_are_drawn_as_they_were_seen(blobs, method):
 def test_no_gates_to_draw(runs):
     with pytest.raises(lab.ConfigError, match="learned no gates"):
         lab.plots.learned_gates(runs[0])
+
+
+def test_truth_draws_how_many_times_smaller_and_faster():
+    counts = {"nonzero": [100, 10, 10], "parameters": [100, 100, 20], "flops": [400, 400, 50], "bytes": [800, 800, 160]}
+    table = pd.DataFrame({**counts, "faster_64": [1.0, 0.9, 4.0]}, index=["dense", "zeros", "removed"])
+    figure: Any = lab.plots.truth(table)
+    assert sorted(bar.get_width() + 1 for bar in figure.axes[0].patches) == pytest.approx(
+        [0.9, 1, 1, 1, 4, 5, 5, 8, 10, 10]
+    )
+    assert "removed: numbers not 0 10, parameters 5, FLOPs 8, dense file 5, time, batch of 64 4" in figure.alt
+    with pytest.raises(lab.ConfigError, match="two networks or more"):
+        lab.plots.truth(table.head(1))

@@ -252,3 +252,34 @@ def test_fields_are_read_as_python_writes_them():
     boxes["window"].value = "7 or 8"
     with pytest.raises(lab.ConfigError, match="window='7 or 8'"):
         live.chosen()
+
+
+def test_the_meter_says_what_zeros_are_worth_and_what_removal_is(data, run):
+    cut = lab.fit(run, data, methods.OneShot(0.5, "filter_l1", scope="layer", unit="channel"), epochs=0, progress=False)
+    silent = lab.fit(cut, data, methods.Silence(), epochs=0, progress=False)
+    meter = widgets.TruthMeter(run, silent, batches=(8,), rounds=6)
+    assert meter.shrunk is not None
+    table, small = meter.table, meter.shrunk.model
+    assert list(table.index) == ["dense", "with zeros", "dead channels removed"]
+    assert table.loc["with zeros", "parameters"] == table.loc["dense", "parameters"]
+    assert table.loc["dead channels removed", "parameters"] == sum(p.numel() for p in small.parameters())
+    assert table.loc["dead channels removed", "flops"] < table.loc["with zeros", "flops"] == table.loc["dense", "flops"]
+    words = meter.words()
+    assert f"{silent.masks.kept:,} of {silent.masks.total:,} weights" in words[0]
+    assert f"{table.loc['with zeros', 'sparse_bytes']:,.0f}" in words[1]
+    assert f"{meter.shrunk.removed:,} channels are dead" in words[-1]
+    before = meter.table
+    meter.measure()
+    assert meter.table is not before
+    assert meter._picture.value[:4] == b"\x89PNG"
+
+
+def test_the_meter_says_why_nothing_could_be_removed(data, run, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise lab.ConfigError("for a reason")
+
+    monkeypatch.setattr(widgets.structured, "shrink", refuse)
+    meter = widgets.TruthMeter(run, run, batches=(8,), rounds=6)
+    assert meter.shrunk is None
+    assert meter.words()[-1] == "No channel could be removed: for a reason"
+    assert list(meter.table.index) == ["dense", "with zeros"]
