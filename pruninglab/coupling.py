@@ -67,10 +67,6 @@ class Group:
     def givers(self) -> list[Part]:
         return [part for part in self.parts if part.side in ("out", "heads")]
 
-    def whole(self, channels: Tensor) -> Tensor:
-        """Of these channels those whose units are all there."""
-        return torch.ones_like(channels).scatter_reduce(0, self.unit, channels, "amin")[self.unit]
-
     def missing(self, kept: Tensor) -> Iterator[Tensor]:
         """For each layer that would be left without any of the `kept` units: those that it has."""
         for part in sorted(self.parts, key=lambda part: len(part.channel)):  # what serves a part serves the whole

@@ -23,7 +23,6 @@ def truth(
     example: Data | Tensor,
     batches: Sequence[int] = (1, 64),
     rounds: int = 21,
-    channels_last: bool = False,
 ) -> pd.DataFrame:
     """Networks (or runs) side by side, one row each, by the names given; the first is what the others are compared to.
 
@@ -45,15 +44,13 @@ def truth(
             **{key: size[key] for key in ("bytes", "gzip_bytes", "bzip2_bytes", "sparse_bytes") if key in size},
         }
     for batch in batches:
-        timed = latency(models, x[:batch], rounds, channels_last=channels_last)
+        timed = latency(models, x[:batch], rounds)
         for name, row in timed.to_dict("index").items():
             rows[str(name)] |= {f"{column}_{batch}": value for column, value in row.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def latency(
-    models: Mapping[str, nn.Module | HasModel], x: Tensor, rounds: int = 21, warm: int = 3, channels_last: bool = False
-) -> pd.DataFrame:
+def latency(models: Mapping[str, nn.Module | HasModel], x: Tensor, rounds: int = 21, warm: int = 3) -> pd.DataFrame:
     """Milliseconds of a forward pass over the batch `x`: median, 95 % interval of the median, times faster than first.
 
     The networks take turns in every round, so that a machine that slows down slows all; `faster` is the median of the
@@ -65,8 +62,7 @@ def latency(
     if not models:
         raise ConfigError("there is nothing to measure; give at least one model.")
     plain = _plain(models)
-    layout = torch.channels_last if channels_last and x.ndim == 4 else torch.contiguous_format
-    calls = {name: _call(model, x, layout) for name, model in plain.items()}
+    calls = {name: _call(model, x) for name, model in plain.items()}
     times: dict[str, list[float]] = {name: [] for name in plain}
     for number in range(warm + rounds):
         for name, call in calls.items():
@@ -84,9 +80,9 @@ def latency(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _call(model: nn.Module, x: Tensor, layout: torch.memory_format) -> Callable[[], None]:
+def _call(model: nn.Module, x: Tensor) -> Callable[[], None]:
     device = _device(model)
-    x = x.to(device).contiguous(memory_format=layout)
+    x = x.to(device)
 
     def call() -> None:
         with evaluating(model), torch.inference_mode():

@@ -83,7 +83,7 @@ class Removal:
         for part in group.parts:
             if part.side in ("in", "heads"):
                 free[part.channel[~self._dispensable(part)[part.index]]] = False
-        gone = group.whole(free | old)
+        gone = free | old
         units = int(group.unit.max()) + 1
         kept = torch.zeros(units, dtype=torch.bool).index_fill(0, group.unit[~gone], True)
         intact = torch.zeros(units, dtype=torch.bool).index_fill(0, group.unit[~old], True)

@@ -367,7 +367,8 @@ def _try(model: nn.Module, x: Tensor) -> Tensor:
 def _difference(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape:
         return math.inf
-    return float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
+    largest = float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
+    return math.inf if math.isnan(largest) else largest
 
 
 def _noise(x: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Structured sparsity: Wen et al., "Learning structured sparsity in deep neural networks", 2016 (group lasso)."""
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,10 +22,9 @@ class GroupLasso(Method):
 
     `over` says which groups: `"filters"`, all that an output channel is made from; `"channels"`, all that reads an
     input channel; `"rows"` and `"columns"` of the matrix that a linear layer is and a convolution is lowered to (rows
-    are filters, columns of a convolution the paper's shapes: all that reads one place of the filter). Several add up:
-    a dict gives each its own λ, `{"filters": 1e-4, "channels": 1e-4}`. The gradient w/‖w_g‖ is added in closed form;
-    that of a group that is 0 is 0. With `size` each norm counts √(weights of the group) times, so that large groups are
-    not spared. `norms` has the share of groups below a hundredth of their layer's largest, by layer and epoch.
+    are filters, columns of a convolution the paper's shapes: all that reads one place of the filter). For several give
+    the method several times, each with its own λ. The gradient w/‖w_g‖ is added in closed form; that of a group that is
+    0 is 0. `norms` has the share of groups below a hundredth of their layer's largest, by layer and epoch.
 
     Nothing is cut: add a method that does, such as `OneShot(0.5, "filter_l2", unit="channel")` in a run that goes on.
 
@@ -34,44 +32,33 @@ class GroupLasso(Method):
     """
 
     strength: float = 1e-4
-    over: str | Mapping[str, float] = "filters"
-    size: bool = False
+    over: str = "filters"
     norms: list[dict[str, float | str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        for kind, strength in self._kinds():
-            if kind not in KINDS:
-                raise ConfigError(f"over={kind!r} is unknown; expected one of {', '.join(map(repr, KINDS))}.")
-            if not 0 <= strength < math.inf:
-                raise ConfigError(f"strength={strength!r}; expected a number of at least 0, such as 1e-4.")
+        if self.over not in KINDS:
+            raise ConfigError(f"over={self.over!r} is unknown; expected one of {', '.join(map(repr, KINDS))}.")
+        if not 0 <= self.strength < math.inf:
+            raise ConfigError(f"strength={self.strength!r}; expected a number of at least 0, such as 1e-4.")
 
     def on_start(self, run: "Run") -> None:
         self.norms = []
-        if not any(weight.ndim > 1 for weight in run.weights.values()):
-            raise ConfigError(
-                "this network has no weight of two dimensions or more in scope, so that nothing has groups."
-            )
 
     @torch.no_grad()
     def on_grad(self, run: "Run") -> None:
         for weight in run.weights.values():
-            if weight.grad is None or weight.ndim < 2:
-                continue
-            for kind, strength in self._kinds():
-                norm = group_norms(weight, kind)
-                strength *= (weight.numel() / norm.numel()) ** 0.5 if self.size else 1.0
-                weight.grad.addcdiv_(weight, norm.masked_fill(norm == 0, math.inf), value=strength)
+            if weight.grad is not None and weight.ndim > 1:
+                norm = group_norms(weight, self.over)
+                weight.grad.addcdiv_(weight, norm.masked_fill(norm == 0, math.inf), value=self.strength)
 
     @torch.no_grad()
     def on_epoch(self, run: "Run") -> None:
         for name, weight in run.weights.items():
-            for kind, _ in self._kinds() if weight.ndim > 1 else ():
-                norm = group_norms(weight, kind)
-                small = float((norm < norm.max() / 100).float().mean())
-                self.norms.append({"step": run.step, "layer": name, "groups": kind, "small": small})
-
-    def _kinds(self) -> Iterator[tuple[str, float]]:
-        yield from ({self.over: self.strength} if isinstance(self.over, str) else self.over).items()
+            if weight.ndim > 1:
+                norm = group_norms(weight, self.over)
+                self.norms.append(
+                    {"step": run.step, "layer": name, "small": float((norm < norm.max() / 100).float().mean())}
+                )
 
 
 def group_norms(weight: Tensor, kind: str) -> Tensor:

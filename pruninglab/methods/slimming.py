@@ -1,5 +1,4 @@
 """Network slimming: Liu et al., "Learning efficient convolutional networks through network slimming", 2017."""
-# pyright: reportPrivateImportUsage=false
 
 import math
 from dataclasses import dataclass, field
@@ -39,26 +38,24 @@ class Slimming(Method):
 
     def on_start(self, run: "Run") -> None:
         self.scales = []
-        for scale in slimmable(run.model).values():
+        for scale in scales(run.model).values():
             if self.begin is not None:
                 scale.data.fill_(self.begin)
 
     @torch.no_grad()
     def on_grad(self, run: "Run") -> None:
-        felt: list[torch.Tensor] = [w for w in slimmable(run.model).values() if w.grad is not None]
-        if felt:
-            gradients = [w.grad for w in felt if w.grad is not None]
-            torch._foreach_add_(gradients, torch._foreach_sign(felt), alpha=self.strength)
+        for scale in scales(run.model).values():
+            if scale.grad is not None:
+                scale.grad.add_(scale.sign(), alpha=self.strength)
 
     def on_epoch(self, run: "Run") -> None:
-        sizes = {name: scale.detach().abs().tolist() for name, scale in slimmable(run.model).items()}
+        sizes = {name: scale.detach().abs().tolist() for name, scale in scales(run.model).items()}
         self.scales.append({"step": run.step, "scales": sizes})
 
 
-def slimmable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The scales of all batch norms, by layer; refused where there are none."""
+def scales(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The scales of all batch norms that are trained, by the norms' names."""
     norms = {name: m.weight for name, m in model.named_modules() if isinstance(m, Norm)}
-    scales = {name: scale for name, scale in norms.items() if scale is not None and scale.requires_grad}
-    if not scales:
+    if not (found := {name: scale for name, scale in norms.items() if scale is not None and scale.requires_grad}):
         raise ConfigError("this network has no batch norm with scales, so that there is nothing to slim.")
-    return scales
+    return found

@@ -7,7 +7,8 @@ from torch import nn
 
 from .. import structured
 from ..data import Data
-from ..methods.slimming import Slimming, slimmable
+from ..methods import Slimming
+from ..methods.slimming import scales
 from ..run import Run
 from ..seeds import own_randomness
 from ..train import fit
@@ -42,8 +43,9 @@ def slimming(
     `folder` holds a checkpoint and a record of each training, and the same call goes on from them.
     """
     untrained(model, options)
-    slimmable(model)
-    made = Trials()
+    scales(model)
+    seed, made = options.get("seed", 0), Trials()
+    structured.prune(model, data, share, "norm_scale", scope=scope, seed=seed)  # refuses what cannot be before training
 
     def train(way: str, net: nn.Module, length: int, *methods: Slimming, rate: float = lr, before: list[Run]) -> Run:
         files = stage(folder, way.replace(" ", "-").lower())
@@ -55,7 +57,6 @@ def slimming(
     slim = train("slimmed", model, epochs, Slimming(strength, begin), before=[])
     if ended(slim):
         return made
-    seed = options.get("seed", 0)
     pruned, masks = structured.prune(slim, data, share, "norm_scale", scope=scope, seed=seed)
     small = structured.shrink(pruned, data, masks)
     train("removed", small.model, 0, before=[slim])
