@@ -7,7 +7,6 @@ from typing import Any
 
 import nbformat
 import pytest
-from jupyter_core.utils import ensure_event_loop
 
 from pruninglab import RunError, headless
 
@@ -38,7 +37,7 @@ def test_the_event_loop_of_a_caller_is_left_alone(notebook):
     source = notebook(X, "print(x)")
 
     async def elsewhere() -> Any:
-        ensure_event_loop()
+        pytest.importorskip("jupyter_core.utils").ensure_event_loop()
         return await asyncio.to_thread(execute, source)
 
     assert asyncio.run(elsewhere()).cells[-1].outputs[0].text == "1\n"
