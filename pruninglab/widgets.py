@@ -428,7 +428,8 @@ class LivePanel(Panel):
         self.run = None
         self._stop.clear()
         self._go.set()
-        self._drawn, self._cost, self._began = 0.0, 0.0, time.perf_counter()
+        self._began = self._drawn = time.perf_counter()
+        self._told, self._cost = 0.0, EXPECTED
         self._enable(running=True)
         self._text.value = "preparing…"
         self._thread = threading.Thread(target=self._train, name="pruninglab training", daemon=True)
@@ -492,16 +493,17 @@ class LivePanel(Panel):
     def _watch(self, run: Run) -> None:
         """After each step, in the thread that trains: a few times a second words, and curves for 2 % of the time."""
         now = time.perf_counter()
-        if now - self._drawn > max(0.25, 50 * self._cost):
-            self._drawn = now
+        if now - self._told > 0.25:
+            self._told = now
             left = (now - self._began) * (run.steps - run.step) / run.step
             val = f", val {percent({'accuracy': run.history[-1]['val_accuracy']})}" if run.history else ""
             words = f"epoch {run.epoch + 1} of {run.epochs}, step {run.step:,} of {run.steps:,}{val}"
             self._text.value = f"{words}, sparsity {run.sparsity:.2%}, {left:,.0f} s left"
             self._bar.value = run.progress
-            if len(run.history) > 1:
-                self._draw(run)
-            self._cost = time.perf_counter() - now
+        if len(run.history) > 1 and now - self._drawn > 50 * self._cost:
+            self._draw(run)
+            self._drawn = time.perf_counter()
+            self._cost = self._drawn - now
         if not self._go.is_set():
             self._text.value = f"paused at step {run.step:,} of {run.steps:,}"
             paused = time.perf_counter()
@@ -536,6 +538,8 @@ class LivePanel(Panel):
 
 
 AS_PRUNED = "as pruned"
+EXPECTED = 0.13
+"""Seconds that drawing the curves may take, before it was done once: a short training ends without them."""
 BESIDE_OTHERS = ("Quantize", "SharedWeights")
 """Methods that say nothing by themselves: they snap what others have pruned."""
 
