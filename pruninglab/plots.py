@@ -544,6 +544,7 @@ def truth(table: pd.DataFrame) -> Figure:
             axes.annotate(f" {value:.3g}", (max(value, 1), y), va="center", fontsize=8)
     axes.axvline(1, color="black", lw=1)
     axes.set(xscale="log", xlabel=f"times smaller or faster than {table.index[0]}", yticks=range(len(times)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set_yticklabels(list(times))
     axes.margins(x=0.12)
     axes.invert_yaxis()

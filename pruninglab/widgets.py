@@ -431,7 +431,7 @@ class LivePanel(Panel):
         self._began = self._drawn = time.perf_counter()
         self._told, self._cost = 0.0, EXPECTED
         self._enable(running=True)
-        self._text.value = "preparing…"
+        self._text.value, self._table.value, self._picture.value = "preparing…", "", b""
         self._thread = threading.Thread(target=self._train, name="pruninglab training", daemon=True)
         self._thread.start()
 
