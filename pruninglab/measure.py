@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -64,12 +65,15 @@ def latency(models: Mapping[str, nn.Module | HasModel], x: Tensor, rounds: int =
     plain = _plain(models)
     calls = {name: _call(model, x) for name, model in plain.items()}
     times: dict[str, list[float]] = {name: [] for name in plain}
-    for number in range(warm + rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if number >= warm:
-                times[name].append(1000 * (time.perf_counter() - began))
+    with ExitStack() as modes, torch.inference_mode():
+        for model in plain.values():
+            modes.enter_context(evaluating(model))
+        for number in range(warm + rounds):
+            for name, call in calls.items():
+                began = time.perf_counter()
+                call()
+                if number >= warm:
+                    times[name].append(1000 * (time.perf_counter() - began))
     first = np.array(next(iter(times.values())))
     rows = {}
     for name, spent in times.items():
@@ -85,8 +89,7 @@ def _call(model: nn.Module, x: Tensor) -> Callable[[], None]:
     x = x.to(device)
 
     def call() -> None:
-        with evaluating(model), torch.inference_mode():
-            model(x)
+        model(x)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
