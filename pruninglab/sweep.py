@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 from . import __version__, _html, results, storage
 from .data.stored import cache_folder
 from .errors import ConfigError, RunError
+from .interrupts import on_first_ctrl_c
 from .parameters import Parameter, declared, grid, name_of, source_hash
 
 RECORD = "cell.json"
@@ -394,20 +395,8 @@ class _Loop:
 def _stopping() -> Generator[threading.Event]:
     """Set by the first Ctrl-C; the second acts as ever."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    with on_first_ctrl_c(event.set):
         yield event
-        return
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-
-    def stop(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _deaf_worker(distributed: Any) -> Any:

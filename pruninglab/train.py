@@ -4,7 +4,6 @@ import copy
 import hashlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from . import checkpoints, criteria, storage
 from .data import Data
 from .errors import ConfigError, DataError
+from .interrupts import is_ours, on_first_ctrl_c
 from .masks import Masks, Sparsity, canonical, keep_top, prunable, units
 from .method import Method, fresh, state_of
 from .progress import Bar
@@ -594,19 +594,10 @@ def _settings(device: torch.device) -> Generator[None]:
 @contextmanager
 def _interruptible(run: Run) -> Generator[None]:
     """Ctrl-C ends the run after the current step, with what was reached; a second one breaks off at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-
-    def interrupt(number: int, frame: Any) -> None:
-        run.interrupt()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, interrupt)
+    before: Any = None
     try:
-        yield
+        with on_first_ctrl_c(run.interrupt) as before:
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if run.interrupted and getattr(before, "__qualname__", "") == interrupt.__qualname__:
-            before(signal.SIGINT, None)  # pyright: ignore[reportCallIssue] a fit inside a fit ends the outer one too
+        if run.interrupted and is_ours(before):
+            before(signal.SIGINT, None)  # a fit inside a fit ends the outer one too
