@@ -45,13 +45,28 @@ TRIALS: dict[str, dict[str, Any]] = {
     "coarse": gate(share=0.1),
     "high-bound": gate(0.99),
     "trained-start": {**gate(), "dense": 5},
+    "shifted": {**gate(), "augment": "shift"},
+    "long-final": {**gate(), "final": 40},
+    "rewound": {**gate(), "back_to": 2},
 }
 
 
-def kept(task: str, folder: Path, seed: int, augment: str = "", **options: Any) -> None:
+def anew(last: lab.Run, back_to: int, folder: Path) -> lab.Run:
+    """What is left is trained again from what it was after a few epochs, for as many steps as all phases took."""
+    seed, data = last.options.seed, last.data
+    common: dict[str, Any] = {**COMMON, "seed": seed, "biases": True}
+    early = lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=back_to, **{**common, "rate": "constant"})
+    files: dict[str, Any] = {"checkpoint": folder / "rewound.safetensors", "record": folder / "rewound.json"}
+    epochs = round(last.spent / last.steps_per_epoch) - back_to
+    return lab.fit(early, data, masks=last.masks, epochs=epochs, keep="best", **common, **files)
+
+
+def kept(task: str, folder: Path, seed: int, augment: str = "", back_to: int = 0, **options: Any) -> None:
     """Run, or go on, and keep the records."""
     data = lab.load(task, seed=seed, val=1 / 12, augment=augment)
     runs = lab.recipes.bonetta(task, data=data, seed=seed, folder=RUNS / folder, **{**COMMON, **options})
+    if back_to:
+        runs.append(anew(runs[-1], back_to, RUNS / folder))
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for record in (RUNS / folder).glob("*.json"):
         shutil.copy(record, HERE / folder)
@@ -72,7 +87,7 @@ def main() -> None:
             if name.startswith("fashion"):
                 kept("FashionMNIST", folder, seed, **changes)
             else:
-                kept("MNIST", folder, seed, epochs=60, final=10, **changes)
+                kept("MNIST", folder, seed, **{"epochs": 60, "final": 10, **changes})
 
 
 if __name__ == "__main__":
