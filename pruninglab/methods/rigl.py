@@ -20,8 +20,8 @@ class RigL(Method):
     batch, among all that are missing. One that is dropped and grown at once stays as it was; a new one starts at 0, and
     so does what the optimizer remembers of it. The share falls along half a cosine from `share` to 0 at the share `end`
     of the training. `every` is the number of steps from update to update; None is the paper's 100, and fewer in a
-    short run, for 50 updates; but 10 or more (in the shortest, for 4), since a new weight that has not had the time to
-    grow is the next to go.
+    short run, for ten updates (four, where these would be less than 10 steps apart): a new weight starts at 0,
+    and is the next to go if it has no time to grow.
 
     Deviations: the step of an update is taken too, where the authors skip it; so a new weight is moved at once by the
     gradient that chose it. Under Adam, whose count of steps goes on, the first steps of a new weight are larger than
@@ -46,7 +46,7 @@ class RigL(Method):
 
     def on_start(self, run: "Run") -> None:
         steps = regrowth.last(self, run)
-        regrowth.start(self, run, min(100, max(steps // 50, min(10, steps // 4))))
+        regrowth.start(self, run, min(100, max(steps // 10, min(10, steps // 4))))
 
     def on_grad(self, run: "Run") -> None:
         if regrowth.due(self, run):
