@@ -16,31 +16,31 @@ from pruninglab.methods import SET, OneShot, RigL, SparseMomentum
 from pruninglab.schedules import CosineRate
 
 HERE, RUNS = Path(__file__).parent, Path("runs/regrowth")
-COMMON: dict[str, Any] = {"epochs": 15, "rate": CosineRate(warmup=0.1), "precision": "bf16", "progress": False}
+COMMON: dict[str, Any] = {"rate": CosineRate(warmup=0.1), "precision": "bf16", "progress": False}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4},
-    "adam": {"optimizer": "adam", "lr": 5e-3},
+    "sgd": {"epochs": 45, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4},
+    "adam": {"epochs": 15, "optimizer": "adam", "lr": 5e-3},
 }
 WAYS: dict[str, lab.Method] = {
     "random": OneShot(0.95, "random", scope="erk"),
     "RigL": RigL(0.95),
-    "RigL-often": RigL(0.95, every=10),
     "momentum": SparseMomentum(0.95, scope="erk"),
     "SET": SET(0.95),
+    "RigL-often": RigL(0.95, every=10),
 }
 
 
-def main(optimizer: str, seed: int) -> None:
-    data = lab.load("textures", seed=seed)
-    model = lab.build("resnet20", data, seed=seed)
-    for way, method in WAYS.items():
-        name = f"{optimizer}/{way}-seed-{seed}"
-        if not (HERE / f"{name}.json").exists():
-            files: dict[str, Any] = {"record": HERE / f"{name}.json", "checkpoint": RUNS / f"{name}.safetensors"}
-            run = lab.fit(model, data, method, seed=seed, **COMMON, **OPTIMIZERS[optimizer], **files)
-            print(name, run.result.accuracy["val"], run.result.times["seconds"], flush=True)
+def main(optimizer: str, way: str, seed: int) -> None:
+    name = f"{optimizer}/{way}-seed-{seed}"
+    files: dict[str, Any] = {"record": HERE / f"{name}.json", "checkpoint": RUNS / f"{name}.safetensors"}
+    if not files["record"].exists():
+        data = lab.load("textures", seed=seed)
+        model = lab.build("resnet20", data, seed=seed)
+        run = lab.fit(model, data, WAYS[way], seed=seed, **COMMON, **OPTIMIZERS[optimizer], **files)
+        print(name, run.result.accuracy["val"], run.result.times["seconds"], flush=True)
 
 
 if __name__ == "__main__":
-    for seed in sys.argv[2:]:
-        main(sys.argv[1], int(seed))
+    for way in WAYS:
+        for seed in sys.argv[2:]:
+            main(sys.argv[1], way, int(seed))
