@@ -22,7 +22,7 @@ import pruninglab as lab
 from pruninglab.methods import GatedPruning, RelevanceL2
 
 HERE, RUNS = Path(__file__).parent, Path("runs/relevance")
-COMMON: dict[str, Any] = {"rate": "cosine", "precision": "bf16", "progress": False}
+COMMON: dict[str, Any] = {"rate": "cosine", "progress": False}
 GATE: dict[str, Any] = {"share": 0.04, "counting": "epoch", "patience": None}
 GENTLE: dict[str, Any] = {"gate": GatedPruning(0.897, target=0.9691, **{**GATE, "share": 0.022}), "final": 20}
 TASKS: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ TRIALS: dict[str, dict[str, Any]] = {
 def anew(last: lab.Run, back_to: int, folder: Path) -> lab.Run:
     """What is left is trained again from what it was after a few epochs, for as many steps as all phases took."""
     seed, data = last.options.seed, last.data
-    common: dict[str, Any] = {**COMMON, "seed": seed, "biases": True}
+    common: dict[str, Any] = {**COMMON, "precision": last.options.precision, "seed": seed, "biases": True}
     early = lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=back_to, **{**common, "rate": "constant"})
     files: dict[str, Any] = {"checkpoint": folder / "rewound.safetensors", "record": folder / "rewound.json"}
     epochs = round(last.spent / last.steps_per_epoch) - back_to
@@ -81,13 +81,14 @@ def main() -> None:
     read.add_argument("what", choices=[*TASKS, "trials"])
     read.add_argument("seeds", type=int, nargs="+")
     read.add_argument("--only", choices=TRIALS, nargs="+", default=list(TRIALS), help="of the trials")
+    read.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="fp32 where bf16 is emulated")
     asked = read.parse_args()
     for seed in asked.seeds:
         if asked.what in TASKS:
             task = asked.what.removesuffix("-sparser")
-            kept(task, Path(asked.what, f"seed-{seed}"), seed, **TASKS[asked.what])
+            kept(task, Path(asked.what, f"seed-{seed}"), seed, precision=asked.precision, **TASKS[asked.what])
         for name in asked.only if asked.what == "trials" else ():
-            folder, changes = Path("trials", f"{name}-{seed}"), TRIALS[name]
+            folder, changes = Path("trials", f"{name}-{seed}"), {"precision": asked.precision, **TRIALS[name]}
             if name.startswith("fashion"):
                 kept("FashionMNIST", folder, seed, **changes)
             else:
