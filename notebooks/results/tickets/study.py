@@ -28,7 +28,7 @@ TRAINED: dict[str, Any] = {"optimizer": "sgd", "batch_size": 25, "precision": "f
 
 def main(cell: tuple[float, int], size: int, epochs: int) -> str:
     rate, seed = cell
-    folder = Path(f"lr-{rate}", f"seed-{seed}")
+    folder = Path(f"seed-{seed}", f"lr-{rate}")
     data = lab.load("textures", seed=seed, size=size)
     model = lab.build("resnet20", data, seed=seed)
     controls = [*CONTROLS, "gradual"] if rate == HIGH else CONTROLS
