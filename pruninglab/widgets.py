@@ -598,20 +598,22 @@ def _png(figure: plots.Figure) -> bytes:
     return image.getvalue()
 
 
-COLOURS = (matplotlib.colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
+# What is exactly 0 has the first colour for its own; no other shade may round down to it.
+PALETTE = (matplotlib.colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
+PALETTE[0] = 225
 
 
 def _mosaic(weights: Mapping[str, Tensor], width: int = 900, height: int = 120) -> bytes:
     """Each weight as a matrix, side by side, its own largest value in full colour; what is 0 is grey."""
     each = max(width // len(weights) - 8, 16)
-    canvas = np.full((height, (each + 8) * len(weights), 3), 255, dtype=np.uint8)
+    canvas = Image.new("RGB", ((each + 8) * len(weights), height), "white")
     for i, weight in enumerate(weights.values()):
-        matrix = weight.flatten(1).numpy()
-        top = float(np.abs(matrix).max()) or 1.0
-        pixels = COLOURS[np.clip(matrix / top * 127 + 128, 0, 255).astype(np.uint8)]
-        pixels[matrix == 0] = 225
-        picture = Image.fromarray(pixels).resize((each, height), Image.Resampling.BOX)
-        canvas[:, i * (each + 8) : i * (each + 8) + each] = np.asarray(picture)
+        matrix = weight.flatten(1)
+        top = float(matrix.abs().max()) or 1.0
+        shades = (matrix * (126.9 / top)).add_(128).mul_(matrix != 0).to(torch.uint8)
+        pixels = Image.fromarray(shades.numpy())
+        pixels.putpalette(PALETTE.tobytes())
+        canvas.paste(pixels.convert("RGB").resize((each, height), Image.Resampling.BOX), (i * (each + 8), 0))
     content = io.BytesIO()
-    Image.fromarray(canvas).save(content, format="png")
+    canvas.save(content, format="png", compress_level=1)
     return content.getvalue()

@@ -1,10 +1,13 @@
 """The panels, driven from Python as their controls would; `test_browser.py` presses the real ones."""
 
+import io
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pruninglab as lab
 from pruninglab import methods, widgets
@@ -155,6 +158,15 @@ def test_a_watched_weight_is_a_button_that_shows_its_trajectory(data, run):
     explorer._weights.children[2].click()
     assert bytes(explorer._path.value).startswith(b"\x89PNG")
     assert "Weight 2 of those followed in conv2" in explorer.trajectory(2).alt
+
+
+def test_a_picture_of_weights_is_grey_where_they_are_0_and_nowhere_else():
+    picture = Image.open(io.BytesIO(widgets._mosaic({"fc": torch.tensor([[-3.0, 0.0, 1e-9, 3.0]])}, 408, 4)))
+    lowest, zero, small, highest = np.asarray(picture)[2, 50:400:100].astype(int).tolist()
+    assert zero == [225, 225, 225]
+    assert lowest[2] > lowest[0] + 50
+    assert min(small) > 225
+    assert highest[0] > highest[2] + 50
 
 
 # The live panel
