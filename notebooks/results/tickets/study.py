@@ -19,11 +19,13 @@ from typing import Any
 
 import pruninglab as lab
 from pruninglab.recipes.tickets import CONTROLS, redrawn
+from pruninglab.schedules import CosineRate
 
 HERE, RUNS = Path(__file__).parent, Path("runs/tickets")
 LOW, HIGH = RATES = (0.01, 0.1)
-SPARSITY, ROUNDS, EPOCHS, TUNE = 0.96, 3, 10, 5
-TRAINED: dict[str, Any] = {"optimizer": "sgd", "batch_size": 25, "precision": "fp32", "progress": False}
+SPARSITY, ROUNDS, EPOCHS, TUNE = 0.96, 3, 9, 5
+SGD: dict[str, Any] = {"optimizer": "sgd", "batch_size": 25, "rate": CosineRate(warmup=0.2)}
+TRAINED: dict[str, Any] = {**SGD, "precision": "fp32", "progress": False}
 
 
 def main(cell: tuple[float, int], size: int, epochs: int) -> str:
