@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pruninglab as lab
+from pruninglab.recipes.admm import stage
 from pruninglab.recipes.tickets import CONTROLS, redrawn
 from pruninglab.schedules import CosineRate
 
@@ -37,20 +38,22 @@ def main(cell: tuple[float, int], size: int, epochs: int) -> str:
     rounds: dict[str, Any] = {"rounds": ROUNDS, "controls": controls, "compare": "each", "folder": RUNS / folder}
     trained: dict[str, Any] = {**TRAINED, "seed": seed}
     made = lab.recipes.tickets(model, data, SPARSITY, epochs=epochs, lr=rate, **rounds, **trained)
-    masks = {way: [trial.run.masks for trial in made if trial.way == way] for way in ("ticket", "one-shot")}
-    for number in range(1, ROUNDS + 1 if rate == HIGH else 1):
-
-        def train(way: str, start: Any, of: str, epochs: int, lr: float, number: int = number) -> None:
-            at = RUNS / folder / f"round-{number:02d}-{way}"
-            files: dict[str, Any] = {"record": at.with_suffix(".json"), "checkpoint": at.with_suffix(".safetensors")}
-            lab.fit(start, data, masks=masks[of][number - 1], epochs=epochs, lr=lr, **files, **trained)
-
-        train("Scratch-B", redrawn(model, seed), "ticket", 2 * epochs, rate)
-        train("fine-tuned", made["dense"], "one-shot", TUNE, rate / 10)
+    runs = [trial.run for trial in made]
+    tickets, cuts = ([trial.run.masks for trial in made if trial.way == way] for way in ("ticket", "one-shot"))
+    for number, (ticket, cut) in enumerate(zip(tickets, cuts, strict=False) if rate == HIGH else (), 1):
+        for way, start, masks, length, lr in (
+            ("Scratch-B", redrawn(model, seed), ticket, 2 * epochs, rate),
+            ("fine-tuned", made["dense"], cut, TUNE, rate / 10),
+        ):
+            if runs[-1].status != "interrupted":
+                files = stage(RUNS / folder, f"round-{number:02d}-{way}")
+                runs.append(lab.fit(start, data, masks=masks, epochs=length, lr=lr, **files, **trained))
+    if runs[-1].status == "interrupted":
+        return f"{folder}: interrupted; the same command goes on"
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for record in (RUNS / folder).glob("*.json"):
         shutil.copy(record, HERE / folder)
-    return f"{folder}: {len(made.made)} trainings of the recipe, dense {made['dense'].result.accuracy['val']}"
+    return f"{folder}: {len(runs)} trainings, dense {made['dense'].result.accuracy['val']}"
 
 
 if __name__ == "__main__":
