@@ -7,6 +7,10 @@ training leaves one record beside this file; what has one is left out, and what 
 """
 
 import argparse
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,12 @@ LOADED: dict[str, dict[str, Any]] = {
     "CIFAR10": {"train": 8000, "augment": "crop+flip"},
     "CIFAR100": {"train": 8000, "augment": "crop+flip"},
 }
-TRAINED: dict[str, Any] = {"lr": 5e-3, "rate": CosineRate(warmup=0.1), "precision": "bf16", "progress": False}
+TRAINED: dict[str, Any] = {"lr": 5e-3, "rate": CosineRate(warmup=0.1), "progress": False}
 
 
 def ways(density: float) -> dict[str, lab.Method]:
+    if density == 1:
+        return {"dense": methods.Dense()}
     sparsity = round(1 - density, 4)
     curve = lab.Cubic(sparsity)
     span: dict[str, Any] = {"start": 0.2, "end": 0.75}
@@ -38,28 +44,37 @@ def ways(density: float) -> dict[str, lab.Method]:
     }
 
 
-def main() -> None:
-    read = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    read.add_argument("data", choices=LOADED)
-    read.add_argument("seeds", type=int, nargs="+")
-    read.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.02])
-    read.add_argument("--epochs", type=int, default=15)
-    asked = read.parse_args()
-    for seed in asked.seeds:
-        data = lab.load(asked.data, seed=seed, **LOADED[asked.data])
-        plain = lab.build("resnet20", data, seed=seed)
-        skipping = lab.build("n2nskip", data, seed=seed, base="resnet20")
-        cells: dict[tuple[float, str], lab.Method] = {(1.0, "dense"): methods.Dense()}
-        cells |= {(density, way): method for density in asked.densities for way, method in ways(density).items()}
-        for (density, way), method in cells.items():
-            name = Path(asked.data, f"{density:g}", f"{way.replace(', ', '-').replace(' ', '-')}-{seed}")
-            record = HERE / f"{name}.json"
-            if not record.exists():
-                files: dict[str, Any] = {"record": record, "checkpoint": RUNS / f"{name}.safetensors"}
-                model = skipping if way == "N2NSkip" else plain
-                lab.fit(model, data, method, epochs=asked.epochs, seed=seed, **TRAINED, **files)
-                print(name, lab.results.Result.read(record).accuracy["test"], flush=True)
+def main(cell: tuple[int, float, str], name: str, epochs: int, size: int | None, precision: str) -> str:
+    seed, density, way = cell
+    at = Path(name, f"{density:g}", f"{way.replace(', ', '-').replace(' ', '-')}-{seed}.json")
+    record, working = HERE / at, RUNS / at
+    if record.exists():
+        return f"{at}: is there"
+    data = lab.load(name, seed=seed, size=size, **LOADED[name])
+    other: dict[str, Any] = {"base": "resnet20"} if way == "N2NSkip" else {}
+    model = lab.build("n2nskip" if other else "resnet20", data, seed=seed, **other)
+    trained: dict[str, Any] = {**TRAINED, "epochs": epochs, "precision": precision, "seed": seed}
+    files: dict[str, Any] = {"record": working, "checkpoint": working.with_suffix(".safetensors")}
+    run = lab.fit(model, data, ways(density)[way], **trained, **files)
+    if run.status == "interrupted":
+        return f"{at}: interrupted; the same command goes on"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(working, record)
+    return f"{at}: {run.result.accuracy['val']}"
 
 
 if __name__ == "__main__":
-    main()
+    read = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    read.add_argument("name", choices=LOADED, metavar="data", help=f"one of {', '.join(LOADED)}")
+    read.add_argument("seeds", type=int, nargs="+")
+    read.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.02])
+    read.add_argument("--epochs", type=int, default=15)
+    read.add_argument("--size", type=int, help="side of the images, if not as they are")
+    read.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="fp32 where bf16 is emulated")
+    read.add_argument("--jobs", type=int, default=2, help="trainings at a time, of OMP_NUM_THREADS threads each")
+    asked = vars(read.parse_args())
+    seeds, densities, jobs = (asked.pop(what) for what in ("seeds", "densities", "jobs"))
+    cells = [(seed, density, way) for seed in seeds for density in (1.0, *densities) for way in ways(density)]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for said in pool.map(partial(main, **asked), cells):
+            print(said, flush=True)
