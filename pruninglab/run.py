@@ -279,6 +279,12 @@ class Run:
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
 
+    def inherit_miss(self, before: "Run") -> None:
+        """Training on under the same masks misses what the run before had missed."""
+        self.status = self.result.status = before.status
+        self.reason = self.result.reason = before.reason
+        self.target, self.result.target = before.target, before.result.target
+
     def save(self, path: str | Path) -> Path:
         """Write the record."""
         return self.result.save(path)
@@ -325,14 +331,14 @@ def scored(
 ) -> dict[str, Tensor]:
     """A criterion's scores of these weights, taken in eval mode so that no buffer moves."""
     criterion = criteria.resolve(criterion)
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():  # methods score inside moments that record no gradient
         scores = criterion(model, batches)
     if missing := [name for name in weights if name not in scores]:
         raise ConfigError(
             f"{text(describe(criterion))} gave no score for {', '.join(missing)}; it has to score every weight in "
             "scope, or `skip` has to leave these out. A weight that is frozen has no gradient."
         )
-    return {name: scores[name] for name in weights}
+    return {name: scores[name].detach() for name in weights}
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:

@@ -447,6 +447,7 @@ def test_wrong_settings_are_refused(blobs):
     refuses("Did you mean 0.04", GatedPruning, lower_bound=0.9, share=4.0)
     refuses("'global' or 'epoch'", GatedPruning, lower_bound=0.9, counting="steps")
     refuses("Did you mean 0.987", GatedPruning, lower_bound=98.7, eval_interval=1)
+    refuses("half a point is 0.005", GatedPruning, below_dense=0.5, eval_interval=1)
     refuses("has only 2 steps", GatedPruning, lower_bound=0.9)
     refuses("'paper', 'code'", RelevanceL2, sign="both")
     refuses("strength=-1.0", RelevanceL2, strength=-1.0)
@@ -478,6 +479,32 @@ def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_pat
     assert final.result.budget["steps_before"] == pruned.step
     again = go()
     assert lab.results.tensor_hash(again[1].model.state_dict()) == lab.results.tensor_hash(final.model.state_dict())
+
+
+@pytest.mark.parametrize(("bound", "target"), [(0.99, 0.8), (1 - 1e-9, None)])
+def test_a_target_missed_by_the_gate_is_missed_at_the_end(blobs, bound, target, tmp_path):
+    gate = GatedPruning(bound, share=0.5, eval_interval=1, target=target, patience=None)
+    pruned, final = gated(mlp(), blobs, L2(), gate, epochs=1, final=1, lr=1e-4, folder=tmp_path, **QUIET)
+    assert pruned.status == final.status == "target_missed"
+    assert final.reason == pruned.reason
+    record = lab.results.Result.read(tmp_path / "final.json")
+    assert (record.status, record.reason) == (final.status, final.reason)
+    assert record.row()["target"] == target
+
+
+def test_any_criterion_ranks_in_the_gate_also_one_that_needs_gradients(blobs):
+    def felt(model: nn.Module, batches: Any) -> dict[str, Tensor]:
+        weights = lab.prunable(model)
+        x, y = next(iter(batches))
+        gradients = torch.autograd.grad(F.cross_entropy(model(x), y), list(weights.values()))
+        return {name: g.abs() for name, g in zip(weights, gradients, strict=True)}
+
+    def cut(criterion: Any) -> lab.Run:
+        gate = GatedPruning(0.0, share=0.5, eval_interval=1, target=0.5, criterion=criterion)
+        return lab.fit(mlp(), blobs, gate, epochs=1, lr=1e-9, **PLAIN)
+
+    assert cut(felt).masks.kept == cut("magnitude").masks.kept
+    assert cut(felt).masks.fingerprint != cut("magnitude").masks.fingerprint
 
 
 def test_the_best_state_counts_though_cutting_never_ended(blobs):
@@ -568,5 +595,7 @@ def test_search_chooses_by_validation(blobs, tmp_path):
     assert {p.parent.name for p in tmp_path.glob("*/final.json")} == {
         f"strength-0.001,lower_bound-{bound:g},share-{share:g}" for bound, share in cells
     }
+    weak, strong = (runs[-1].model.get_parameter("0.weight") for runs in go(strengths=[1e-4, 3.0], at_least=0.0).runs)
+    assert weak.norm() > strong.norm()
     table = go(bounds=[0.0], shares=[0.2, 0.9], at_least=1.1).table()
     assert table["val"][table["chosen"]].tolist() == [table["val"].max()]

@@ -75,10 +75,13 @@ class GatedPruning(Method):
         if self.eval_interval > longest:
             where = "the run" if self.counting == "global" else "an epoch"
             raise ConfigError(f"eval_interval={self.eval_interval}, but {where} has only {longest} steps.")
-        if self.lower_bound is not None:
-            self.bound = self.lower_bound
-        else:
-            self.bound = run.evaluate("val")["accuracy"] - (self.below_dense or 0.0)
+        below = self.below_dense or 0.0
+        if run.options.metric is accuracy and below >= 0.5:
+            raise ConfigError(
+                f"below_dense={below:g} would give up {below:.0%} of all images; it is a share of 1, so that half a "
+                "point is 0.005."
+            )
+        self.bound = run.evaluate("val")["accuracy"] - below if self.lower_bound is None else self.lower_bound
         if run.options.metric is accuracy and not self.bound < 1:
             hint = f" Did you mean {self.bound / 100:g}?" if self.bound <= 100 else ""
             raise ConfigError(f"no accuracy is above the bound {self.bound:g}; it is a share of 1.{hint}")

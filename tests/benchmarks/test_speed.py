@@ -139,15 +139,27 @@ def test_a_network_without_seventy_percent_of_its_channels_is_three_times_faster
     assert found >= 3
 
 
+class TwoPasses(lab.Method):
+    """Relevance as its authors compute it: a backward pass for C, and a second one through the loss with the term."""
+
+    def on_loss(self, run):
+        loss = run.options.loss(run.logits, run.y)
+        weights = list(run.model.parameters())
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+        return 1e-3 * torch.stack([(w**2 / (1 + g.abs())).sum() for w, g in zip(weights, gradients, strict=True)]).sum()
+
+
 def test_relevance_costs_at_most_five_percent_of_a_step(data):
     def trained(*made: lab.Method) -> lab.Run:
         return lab.fit(lab.build("lenet5", data), data, *made, epochs=1, progress=False)
 
     relevance = lab.methods.RelevanceL2
-    plain, closed, double = trained(), trained(relevance()), trained(relevance(second_order="exact"))
+    plain, closed, double = trained(), trained(relevance()), trained(TwoPasses())
+    exact = trained(relevance(second_order="exact"))
     found = ratio(lambda: epoch(closed), lambda: epoch(plain), rounds=15)
-    twice = ratio(lambda: epoch(double), lambda: epoch(plain))
-    print(f"\nstep with relevance / plain step, lenet5, batch {BATCH}: {found:.3f}; by double backward {twice:.2f}")
+    twice, whole = (ratio(lambda run=run: epoch(run), lambda: epoch(plain)) for run in (double, exact))
+    said = f"by double backward {twice:.2f}, with the derivative of C {whole:.2f}"
+    print(f"\nstep with relevance / plain step, lenet5, batch {BATCH}: {found:.3f}; {said}")
     assert found <= 1.05
 
 
