@@ -47,14 +47,26 @@ def test_a_predefined_architecture_is_only_counts(model, data):
     assert made.table().set_index("way").loc["Scratch-E", "steps_in_all"] == made["dense"].step
 
 
-@pytest.mark.parametrize("architecture", ["found", "predefined"])
-def test_channels_are_whole(model, data, architecture):
-    made = go(model, data, 0.5, unit="channel", scope="layer", architecture=architecture, budget=1.0)
-    for way in ("fine-tuned", "Scratch-B"):
-        for mask in made[way].masks.values():
-            rows = mask.flatten(1).float().mean(1)
-            assert set(rows.tolist()) == {0.0, 1.0}
-            assert rows.sum() == len(rows) // 2
+def outputs(run: lab.Run) -> dict[str, int]:
+    return {name: len(weight) for name, weight in run.weights.items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": "layer"}, {"architecture": "predefined"}])
+def test_channels_are_taken_out_and_no_class_is(model, data, options):
+    made = go(model, data, 0.5, unit="channel", **options)
+    tuned, *anew = (made[way] for way in ("fine-tuned", "Scratch-E", "Scratch-B"))
+    sizes = outputs(tuned)
+    assert sum(sizes.values()) == (20 + 50 + 500) // 2 + 10
+    assert (sizes["fc2.weight"], min(sizes.values()) > 0) == (10, True)
+    assert ([*sizes.values()] == [10, 25, 250, 10]) == bool(options)
+    for run in anew:
+        assert outputs(run) == sizes
+        assert run.start["weights"] not in (tuned.start["weights"], made["dense"].start["weights"])
+    # what Scratch-B computes is what the dense training did, to half an epoch
+    table = made.table().set_index("way")
+    gflops, steps = table["gflops_kept"].to_dict(), table["steps_in_all"].to_dict()
+    assert gflops["Scratch-B"] == pytest.approx(gflops["dense"], abs=0.51 * gflops["Scratch-E"] / 2)
+    assert (steps["Scratch-E"] > steps["dense"]) == ("architecture" not in options)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +104,18 @@ def test_a_folder_is_gone_on_from(model, data, tmp_path):
         ({"architecture": "predefined", "scope": "global"}, "a global cut finds"),
         ({"inplace": True}, "sets inplace by itself"),
         ({"skip": "*"}, "nothing to prune"),
+        ({"unit": "chanel"}, "'weight' or 'channel'"),
+        ({"sparsity": 1.5}, "fraction of weights"),
+        ({"sparsity": 0.99999999}, "would cut all"),
+        ({"sparsity": 0.999, "unit": "channel"}, "at most"),
+        ({"sparsity": {"conv*": 0.5}, "unit": "channel"}, "one share"),
+        ({"criterion": "magnitud"}, "magnitude"),
     ],
 )
-def test_what_cannot_be_is_said(model, data, options, said):
+def test_what_cannot_be_is_said_before_any_training(model, data, options, said, tmp_path):
     with pytest.raises(lab.ConfigError, match=said):
-        go(model, data, **options)
+        go(model, data, folder=tmp_path, **options)
+    assert not any(tmp_path.iterdir())
 
 
 def weights(**sizes: tuple[int, ...]) -> dict[str, Tensor]:

@@ -44,8 +44,8 @@ def model(data) -> nn.Module:
 
 
 def go(model, data, **options):
-    given = {"epochs": 3, "rounds": 2, "batch_size": 50, "progress": False} | options
-    return tickets(model, data, 0.8, **given)
+    given = {"sparsity": 0.8, "epochs": 3, "rounds": 2, "batch_size": 50, "progress": False} | options
+    return tickets(model, data, **given)
 
 
 SGD = {"optimizer": "sgd", "lr": 0.05}
@@ -169,7 +169,18 @@ def test_costs_count_what_had_to_come_before(model, data):
     assert table.loc["random mask", "gflops_in_all"] == pytest.approx(3 * flops * 270 * 3 / 1e9)
     html = made._repr_html_()
     assert html.count("<tr>") == 1 + len(made.made)
+    assert html.count("done") == len(made.made)
     assert "training GFLOPs" in html
+
+
+def test_a_global_search_is_charged_to_all_that_need_its_counts(model, data):
+    made = go(model, data, scope="global", controls=(*tickets_controls(), "gradual"))
+    steps = {row["way"]: row["steps_in_all"] for row in made.table().to_dict("records")}
+    each = 3 * 6
+    assert steps == {
+        "dense": each, "ticket": 3 * each, "reinitialised": 3 * each, "random mask": 3 * each,
+        "one-shot": 2 * each, "gradual": 3 * each,
+    }  # fmt: skip
 
 
 def tickets_controls() -> tuple[str, ...]:
@@ -196,11 +207,17 @@ def test_a_folder_is_gone_on_from(model, data, tmp_path):
         ({"controls": ["dense"]}, "there are reinitialised"),
         ({"rounds": 0}, "at least one round"),
         ({"step": 1000}, "over after 18 steps"),
+        ({"step": 18}, "over after 18 steps"),
+        ({"sparsity": 1.5}, "Did you mean 0.015"),
+        ({"sparsity": {"*": 0.5}}, "one share of all weights"),
+        ({"sparsity": 0.999999}, "would cut all"),
+        ({"criterion": "magnitud"}, "magnitude"),
     ],
 )
-def test_what_cannot_be_is_said(model, data, options, said):
+def test_what_cannot_be_is_said_before_any_training(model, data, options, said, tmp_path):
     with pytest.raises(lab.ConfigError, match=said):
-        go(model, data, **options)
+        go(model, data, folder=tmp_path, **options)
+    assert not any(tmp_path.glob("*.json"))
 
 
 def test_a_trained_run_holds_no_ticket(model, data):

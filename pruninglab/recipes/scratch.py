@@ -5,17 +5,20 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..criteria import Criterion
+from .. import structured
+from ..criteria import Criterion, resolve
 from ..data import Data
 from ..errors import ConfigError
-from ..masks import Masks, Sparsity
+from ..masks import Masks, Sparsity, keep_top
 from ..methods import OneShot
-from ..results import sparse_flops
 from ..run import Run
+from ..seeds import own_randomness
 from ..train import fit
-from .admm import ended, stage
+from ..widths import narrow_
+from .admm import ended, in_scope, stage
 from .tickets import redrawn, scattered, untrained
 from .trials import Trials
 
@@ -31,7 +34,7 @@ def scratch(
     tune: int,
     architecture: str = "found",
     budget: str | float = "flops",
-    criterion: str | Criterion = "magnitude",
+    criterion: str | Criterion | None = None,
     scope: str | None = None,
     unit: str = "weight",
     lr: float = 1e-3,
@@ -43,18 +46,22 @@ def scratch(
 
     A `"found"` architecture has the fine-tuned net's own masks, by default of one global cut; of a `"predefined"` one
     only the number of each layer was given, by default the same share of all, and the places are random. `unit` is
-    `"weight"` or, as in the paper's structured methods, `"channel"`. Fine-tuning takes a tenth of the learning rate.
+    `"weight"` or, as in the paper's structured methods, `"channel"`: `sparsity` is then a share of the channels, which
+    are taken out as `structured.prune` and `shrink` do, and what is trained anew is the smaller network. By default
+    weights go by magnitude and channels by the norm of their filters. Fine-tuning takes a tenth of the learning rate.
 
-    Scratch-E trains new weights for `epochs`. Scratch-B may compute as much as the dense training did; `budget` says
-    what that is: `"flops"` is `epochs` times dense over pruned FLOPs, as the paper has it; `"flops+tuning"` adds the
-    epochs of fine-tuning, as its critics ask; a number is a factor (the paper doubles at most on ImageNet); with
-    `"epochs"` there is Scratch-E alone. Pruned FLOPs are those on kept weights.
+    Scratch-E trains new weights for `epochs`. Scratch-B, the survey's "Scratch-D", may compute as much as the dense
+    training did; `budget` says what that is: `"flops"` is `epochs` times dense over pruned FLOPs, as the paper has it;
+    `"flops+tuning"` adds the epochs of fine-tuning, as its critics ask; a number is a factor (the paper doubles at most
+    on ImageNet); with `"epochs"` there is Scratch-E alone. Pruned FLOPs are those on kept weights.
 
     `folder` holds a checkpoint and a record of each training, and the same call goes on from them.
     """
     untrained(model, options)
-    if architecture not in ("found", "predefined"):
-        raise ConfigError(f"architecture={architecture!r} is unknown; expected 'found' or 'predefined'.")
+    known = {"architecture": (architecture, ("found", "predefined")), "unit": (unit, ("weight", "channel"))}
+    for what, (given, values) in known.items():
+        if given not in values:
+            raise ConfigError(f"{what}={given!r} is unknown; expected {' or '.join(map(repr, values))}.")
     scope = scope or ("global" if architecture == "found" else "layer")
     if architecture == "predefined" and scope == "global" and not isinstance(sparsity, Mapping):
         raise ConfigError("a global cut finds an architecture; a predefined one has scope='layer', or a dict.")
@@ -63,20 +70,38 @@ def scratch(
         raise ConfigError(
             f"budget={budget!r}; expected a factor of the epochs from 1 on, or one of {', '.join(map(repr, BUDGETS))}."
         )
-    seed, made = options.get("seed", 0), Trials()
+    criterion = criterion or ("magnitude" if unit == "weight" else "filter_l2")
+    seed, made, weights = options.get("seed", 0), Trials(), in_scope(model, options)
+
+    def smaller(net: nn.Module | Run) -> tuple[nn.Module, Masks]:
+        if isinstance(sparsity, Mapping):
+            raise ConfigError("sparsity is a dict; of channels it is one share, since layers share their channels.")
+        skip = options.get("skip", ())
+        return structured.prune(net, data, sparsity, criterion, scope=scope, skip=skip, seed=seed)
+
+    resolve(criterion)
+    if unit == "channel":
+        smaller(model)
+    else:
+        keep_top({name: torch.zeros_like(w) for name, w in weights.items()}, sparsity, scope=scope)
+    # What cannot be has been refused; from here on it takes time.
     dense = made.add("dense", fit(model, data, epochs=epochs, lr=lr, **stage(folder, "dense"), **options))
     if ended(dense):
         return made
-    cut = OneShot(sparsity, criterion, scope, unit)
-    tuning = {**options, "epochs": tune, "lr": lr / 10 if tune_lr is None else tune_lr}
-    tuned = made.add("fine-tuned", fit(dense, data, cut, **stage(folder, "fine-tuned"), **tuning), dense)
-    masks, before = tuned.masks, (dense,)
-    if architecture == "predefined":
-        masks, before = scattered(masks, seed, unit), ()
-    anew = redrawn(model, seed)
+    tuning = {**options, "epochs": tune, "lr": lr / 10 if tune_lr is None else tune_lr, **stage(folder, "fine-tuned")}
+    anew, masks = redrawn(model, seed), None
+    if unit == "channel":
+        small = structured.shrink(smaller(dense)[0], data)
+        tuned = made.add("fine-tuned", fit(small.model, data, **tuning), dense)
+        with own_randomness(seed):
+            narrow_(anew, small.widths)
+    else:
+        tuned = made.add("fine-tuned", fit(dense, data, OneShot(sparsity, criterion, scope), **tuning), dense)
+        masks = tuned.masks if architecture == "found" else scattered(tuned.masks, seed)
+    before = (dense,) if architecture == "found" else ()
     lengths = {"Scratch-E": epochs}
     if budget != "epochs":
-        lengths["Scratch-B"] = _length(dense, masks, epochs, tune, budget)
+        lengths["Scratch-B"] = _length(dense, tuned, epochs, tune, budget)
     for way, length in lengths.items():
         if not ended(made.made[-1].run):
             files = stage(folder, way.lower())
@@ -84,9 +109,9 @@ def scratch(
     return made
 
 
-def _length(dense: Run, masks: Masks, epochs: int, tune: int, budget: str | float) -> int:
+def _length(dense: Run, tuned: Run, epochs: int, tune: int, budget: str | float) -> int:
     """The epochs of Scratch-B."""
     if not isinstance(budget, str):
         return round(epochs * budget)
-    kept = sparse_flops(dense.model, dense.flops, masks)
-    return round(epochs * dense.result.flops["dense"] / kept) + (tune if budget == "flops+tuning" else 0)
+    length = round(epochs * dense.result.flops["dense"] / tuned.result.flops["sparse"])
+    return length + (tune if budget == "flops+tuning" else 0)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..criteria import Criterion
+from ..criteria import Criterion, resolve
 from ..data import Data
 from ..errors import ConfigError
-from ..masks import UNITS, Masks, count, keep_top, spread
+from ..masks import UNITS, Masks, check_sparsity, count, keep_top, spread
 from ..method import Method
 from ..methods import Gradual
 from ..projections import keeping
@@ -58,9 +58,13 @@ def tickets(
     - `"one-shot"`: all cut at once after the first training, then rewound as the ticket is.
     - `"gradual"`: gradual magnitude pruning from the initial weights, to as many weights of each layer.
 
+    With `scope="global"` the number of each layer is itself a finding, and all controls are charged with the search.
+
     `folder` holds a checkpoint and a record of each training, and the same call goes on from them.
     """
     _check(model, rounds, rewind, step, scope, controls, compare, options)
+    resolve(criterion)
+    _plan(in_scope(model, options), sparsity, rounds)  # refuses what cannot be before training
     seed = options.get("seed", 0)
     made = Trials()
 
@@ -81,7 +85,7 @@ def tickets(
         return origin if rewind == "weights" else replace(run.snapshot(), step=step)
 
     dense = made.add("dense", train("dense", 0, origin), *first)
-    chain, plan = [dense], _plan(dense, sparsity, rounds)
+    chain, plan = [dense], _plan(dense.weights, sparsity, rounds)
     for number in range(1, rounds + 1):
         if ended(chain[-1]):
             break
@@ -100,12 +104,13 @@ def tickets(
                 run, before = train(way, number, start, masks=masks), found
             elif way == "random mask":
                 run = train(way, number, rewound(dense), masks=scattered(masks, seed))
-                before = first if rewind == "weights" else before
+                before = found if scope == "global" else first if rewind == "weights" else before
             elif way == "one-shot":
                 run = train(way, number, rewound(dense), masks=keep_top(dense.score(criterion), target))
             else:
                 shares = keeping(dense.weights, masks.kept_by_layer)
-                run, before = train(way, number, None, Gradual(Cubic(shares))), ()
+                run = train(way, number, None, Gradual(Cubic(shares)))
+                before = found if scope == "global" else ()
             made.add(way, run, *before)
     return made
 
@@ -146,17 +151,22 @@ def untrained(model: Any, options: Mapping[str, Any]) -> None:
         raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
 
 
-def _plan(dense: Run, sparsity: float, rounds: int) -> list[dict[str, float]]:
+def _plan(weights: Mapping[str, Tensor], sparsity: float, rounds: int) -> list[dict[str, float]]:
     """The sparsity of each layer, round by round: the last layer loses half the share, the sum is exact."""
+    if isinstance(sparsity, Mapping):
+        raise ConfigError(
+            "sparsity is a dict; tickets take one share of all weights, and scope= says how it is spread."
+        )
+    check_sparsity(sparsity)
     share = 1 - (1 - sparsity) ** (1 / rounds)
-    sizes = [w.numel() for w in dense.weights.values()]
+    sizes = [w.numel() for w in weights.values()]
     shares = [share] * (len(sizes) - 1) + [share / 2]
     counts, plan = sizes, []
     for number in range(1, rounds + 1):
         keep = sum(sizes) - count(sum(sizes), _share(sparsity, number / rounds))
         quotas = [n * (1 - s) ** number for n, s in zip(sizes, shares, strict=True)]
         counts = spread(keep, quotas, counts, least=1)
-        plan.append(keeping(dense.weights, dict(zip(dense.weights, counts, strict=True))))
+        plan.append(keeping(weights, dict(zip(weights, counts, strict=True))))
     return plan
 
 
@@ -171,7 +181,7 @@ class _Until(Method):
     step: int
 
     def on_start(self, run: Run) -> None:
-        if self.step > run.steps:
+        if self.step >= run.steps:
             raise ConfigError(
                 f"step={self.step} cannot be rewound to: training is over after {run.steps} steps. "
                 "Give an earlier step or more epochs."

@@ -28,6 +28,7 @@ class Trial:
             "way": self.way,
             "status": result.status,
             "sparsity": result.sparsity["weights"],
+            "nonzero": result.size["nonzero"],
             "val_accuracy": result.accuracy["val"]["accuracy"],
             "test_accuracy": result.accuracy["test"]["accuracy"],
             "steps": self.run.step,
@@ -70,10 +71,20 @@ class Trials:
         return self.table().to_string(index=False, float_format="{:.4g}".format)
 
     def _repr_html_(self) -> str:
-        head = ("way", "sparsity", "val", "test", "steps", "steps in all", "training GFLOPs in all", "seconds in all")
+        head = (
+            "way",
+            "status",
+            "sparsity",
+            "val",
+            "test",
+            "steps",
+            "steps in all",
+            "training GFLOPs in all",
+            "seconds in all",
+        )
         rows = []
         for row in (trial.row() for trial in self.made):
             scores = [percent({"accuracy": row[f"{split}_accuracy"]}) for split in ("val", "test")]
             counts = [f"{row[name]:,.0f}" for name in ("steps", "steps_in_all", "gflops_in_all", "seconds_in_all")]
-            rows.append((row["way"], f"{row['sparsity']:.2%}", *scores, *counts))
+            rows.append((row["way"], row["status"], f"{row['sparsity']:.2%}", *scores, *counts))
         return _html.table(head, rows)
