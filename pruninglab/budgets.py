@@ -13,7 +13,7 @@ import torch
 
 from . import sparsefile
 from .errors import ConfigError
-from .masks import Masks, check_sparsity, count, keep_top, spread
+from .masks import Masks, check_sparsity, keep_top, spread
 from .projections import keeping, largest, project
 from .results import sparse_flops
 from .run import Run
@@ -47,7 +47,7 @@ def fitting(
 
     def cost(sparsities: dict[str, float]) -> float:
         masks = largest(weights, sparsities, within=run.masks)
-        return file_bytes(run, masks) if bytes is not None else sparse_flops(run.model, run.flops, masks)
+        return _most_bytes(run, masks) if bytes is not None else sparse_flops(run.model, run.flops, masks)
 
     limit, what = (bytes, "bytes") if bytes is not None else (flops, "FLOPs")
     low, high = len(weights), run.masks.kept
@@ -77,8 +77,8 @@ def sensitivity(run: Run, shares: Sequence[float] = SHARES, split: str = "val") 
     now = run.evaluate(split)
     rows = []
     for name, mask in run.masks.items():
-        kept = [mask.numel() - count(mask.numel(), share) for share in sorted(shares)]
-        kept = [k for k in kept if k < int(mask.sum())]
+        cuts = {min(int(mask.numel() * share + 0.5), mask.numel() - 1) for share in shares}  # one weight stays
+        kept = [k for k in (mask.numel() - cut for cut in sorted(cuts)) if k < int(mask.sum())]
         measured = [now, *_alone(run, name, kept, split)]
         for left, scores in zip([int(mask.sum()), *kept], measured, strict=True):
             sparsity = 1 - left / mask.numel()
@@ -102,6 +102,17 @@ def file_bytes(run: Run, masks: Masks) -> int:
     """The sparse file of the run under `masks`, with 32 bits a value."""
     state = run.model.state_dict()
     return len(sparsefile.pack(state | project({n: state[n] for n in masks}, masks), "fp32").content())
+
+
+def _most_bytes(run: Run, masks: Masks) -> int:
+    """`file_bytes` whatever values training may bring: random bits, which no code makes shorter."""
+    state, source = run.model.state_dict(), torch.Generator().manual_seed(0)
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            bits = torch.randint(256, (tensor.numel() * tensor.itemsize,), generator=source, dtype=torch.uint8)
+            state[name] = bits.view(tensor.dtype).view(tensor.shape)
+    kept = {name: state[name].masked_fill(~mask.cpu(), 0) for name, mask in masks.items()}
+    return len(sparsefile.pack(state | kept, "fp32").content())
 
 
 def _shares(run: Run, by: str) -> Callable[[int], dict[str, float]]:

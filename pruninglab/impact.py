@@ -70,9 +70,10 @@ class Impact:
 
     @cached_property
     def exemplars(self) -> np.ndarray:
-        """Positions of the images whose most frequent label differs; of labels with as many votes the first counts."""
-        modal = [votes.count(self.classes).argmax(1) for votes in (self.dense, self.pruned)]
-        return np.flatnonzero(modal[0] != modal[1])
+        """Positions of the images whose most frequent label differs, whichever of those with as many votes is taken."""
+        counts = [votes.count(self.classes) for votes in (self.dense, self.pruned)]
+        dense, pruned = (count == count.max(1, keepdims=True) for count in counts)
+        return np.flatnonzero(~(dense & pruned).any(1))
 
     def accuracy(self) -> pd.DataFrame:
         """Mean accuracy of both populations: on all images, on the exemplars, on the others."""

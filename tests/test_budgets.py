@@ -30,6 +30,13 @@ def test_one_layer_alone_is_cut(dense):
     assert len({r["accuracy"] for r in curves.to_dict("records") if r["sparsity"] == 0}) == 1
 
 
+def test_a_small_layer_keeps_one_weight_at_least(dense):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 10), nn.Linear(10, 10, bias=False), nn.Linear(10, 10))
+    run = lab.fit(model, dense.data, epochs=0, progress=False)
+    curves = budgets.sensitivity(run, (0.5, 0.99, 0.999))
+    assert curves[curves["layer"] == "2.weight"]["kept"].tolist() == [100, 50, 1]
+
+
 def test_targets_stop_at_the_first_drop():
     accuracies = {"a": [0.9, 0.9, 0.85, 0.9], "b": [0.9, 0.895, 0.89, 0.2]}
     rows = [
@@ -66,7 +73,15 @@ def test_a_file_fits_also_after_training(dense, by, tmp_path):
     written = lab.storage.save(run, tmp_path / "net", values="fp32")["sparse_bytes"]
     assert written <= 20_000
     assert lab.storage.sizes(run.model)["sparse_bytes"] <= 20_000
-    assert written > 19_900  # as many weights as fit
+    assert written > 19_600  # as many weights as fit, with biases that no code makes shorter
+
+
+def test_a_file_fits_also_where_norms_have_yet_to_learn(dense, tmp_path):
+    """Scales of 1 and means of 0 take a code book of one entry; trained ones do not."""
+    untrained = lab.fit(lab.build("resnet20", dense.data, width=0.25), dense.data, epochs=0, progress=False)
+    least = budgets.fitting(untrained, bytes=14_000)
+    run = lab.fit(untrained, dense.data, lab.methods.OneShot(least), epochs=1, progress=False)
+    assert 13_000 < lab.storage.save(run, tmp_path / "net", values="fp32")["sparse_bytes"] <= 14_000
 
 
 def test_flops_fit(dense):
