@@ -40,7 +40,7 @@ def test_exemplars_are_where_the_most_frequent_label_differs(by_hand):
 
 
 def test_a_tie_makes_an_exemplar_only_if_no_label_is_shared():
-    """Half of the pruned networks still agree with the dense ones in the first two images, whatever the labels' order."""
+    """Half of the pruned networks still agree with the dense ones on the first two images, whatever the order."""
     tied = Impact(np.array([0, 1, 0]), votes([[0, 1, 0], [0, 1, 0]]), votes([[1, 0, 1], [0, 1, 2]]), ("a", "b", "c"))
     assert tied.exemplars.tolist() == [2]
 
