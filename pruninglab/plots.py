@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, cycle
 from typing import Any
 
@@ -28,7 +29,7 @@ from .methods.relevance import EDGES
 from .recipes import Trials
 from .results import Result
 from .run import Run
-from .schedules import Schedule
+from .schedules import Cubic, Schedule
 from .second_order import Quadratic
 from .structured import Shrunk
 
@@ -181,7 +182,7 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
         raise ConfigError(
             f"only={only}, but {len(kept)} weights of {layer} were followed; expected 0 to {len(kept) - 1}."
         )
-    chosen = method.watch - method.watch // 2
+    chosen = len(kept) - len(kept) // 2
     figure, panels = _figure(2)
     for axes, values, said in zip(panels, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
         for i, (last, stays) in enumerate(zip(lasts, kept, strict=True)):
@@ -215,18 +216,21 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
 
 
 def importance(source: Run | Masks, readings: Sequence[str] = ("text", "formula")) -> Figure:
-    """WeightMom's importance ratio of each layer in several readings side by side, on logarithmic axes."""
+    """WeightMom's importance ratio of each layer in several readings side by side, on logarithmic axes.
+
+    Of a run by its own `basis` and `layer_index`, at its present masks.
+    """
     masks = source.masks if isinstance(source, Run) else source
-    sizes: dict[str, float] = {}
-    for name, mask in masks.items():
-        sizes[name.rpartition(".")[0]] = sizes.get(name.rpartition(".")[0], 0) + mask.numel()
-    ratios = {reading: weightmom.importance(sizes, weightmom.positions(sizes), reading) for reading in readings}
+    own = [m for m in getattr(source, "methods", ()) if isinstance(m, weightmom.WeightMom)]
+    method = own[0] if own else weightmom.WeightMom(Cubic(0.9))
+    ratios = {reading: replace(method, reading=reading).of_layers(masks) for reading in readings}
+    sizes = list(ratios[readings[0]])
     figure, panels = _figure(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)
     for axes, (reading, of_layer), colour in zip(panels, ratios.items(), COLOURS, strict=False):
         axes.plot(list(of_layer.values()), range(len(of_layer)), "o", color=colour)
         grows = "kept" if reading in weightmom.KEPT_SHARES else "cut"
         axes.set(xscale="log", xlabel=f'"{reading}": the {grows} share grows with it', yticks=range(len(sizes)))
-        axes.set_yticklabels(list(sizes) if axes is panels[0] else [], fontsize=8)
+        axes.set_yticklabels(sizes if axes is panels[0] else [], fontsize=8)
         axes.set(ylim=(len(sizes) - 0.5, -0.5))
         axes.margins(x=0.1)
     said = "; ".join(f"{r}: {', '.join(f'{n} {x:.3g}' for n, x in of.items())}" for r, of in ratios.items())

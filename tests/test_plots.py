@@ -100,6 +100,9 @@ def test_importance_shows_the_readings_side_by_side(watched):
     ]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["conv1", "conv2", "fc1", "fc2"]
     assert "text: conv1 0.00783" in lab.plots.importance(watched).alt
+    method, data = WeightMom(lab.Cubic(0.0), basis="density"), watched.data
+    even = lab.fit(lab.build("lenet5", data), data, method, epochs=1, progress=False)
+    assert "conv1 1, conv2 2, fc1 3, fc2 4" in lab.plots.importance(even).alt
 
 
 def test_survival_has_a_row_a_layer_and_a_column_an_epoch(watched):

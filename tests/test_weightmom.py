@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import pruninglab as lab
 from pruninglab.masks import Masks
 from pruninglab.methods import WeightMom
-from pruninglab.methods.weightmom import _bits, importance, lowest_cut, positions
+from pruninglab.methods.weightmom import PAPER, _bits, importance, lowest_cut, positions
 
 READINGS = ("text", "formula", "formula_prune", "literal", "off")
 MODES = ("ema", "window_mean", "window_max", "consecutive_below")
@@ -175,7 +175,7 @@ def test_shares_are_in_proportion_and_what_a_layer_cannot_give_the_others_do():
 def test_a_bias_belongs_to_its_layer():
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     masks = Masks.full(lab.prunable(model, biases=True))
-    assert WeightMom(lab.Cubic(0.5))._importance(masks) == pytest.approx({"0": 15 / 11.5, "1": 2 * 8 / 11.5})
+    assert WeightMom(lab.Cubic(0.5)).of_layers(masks) == pytest.approx({"0": 15 / 11.5, "1": 2 * 8 / 11.5})
 
 
 @pytest.mark.parametrize("sparsity", [0.9, 1 - 1 / 15, 0.95, 0.98])
@@ -238,7 +238,7 @@ def test_the_record_says_what_was_cut_too_early(data):
     run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e-9, reading="off"))
     assert state.not_eligible == run.masks.total - run.masks.kept
     assert run.result.methods[0]["not_eligible"] == state.not_eligible
-    assert run.result.methods[0]["short_windows"] == 2  # after epochs 1 and 2
+    assert run.result.methods[0]["short_windows"] == 1  # after epoch 2; after epoch 1 nothing is cut yet
     run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e9))
     assert state.not_eligible == 0
     settings: dict[str, Any] = {"window": 2, "min_epochs_below": 1, "start": 0.5, "end": 1.0}
@@ -294,6 +294,27 @@ def test_memory(mode, tensors):
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(lab.ConfigError):
         WeightMom(**{"schedule": lab.Cubic(0.9)} | wrong)
+
+
+def test_few_weights_that_stay_are_watched_beside_as_many_large_ones(data):
+    """Two times one weight may stay, and six are wanted: the six largest, and six others."""
+    method = WeightMom(lab.Cubic(0.9), watch=12)
+    size = torch.arange(40.0)
+    places = method._places(size, 2, 0)
+    assert places[:6].tolist() == [39, 38, 37, 36, 35, 34]
+    assert len(places.unique()) == 12
+
+
+def test_the_papers_setting_halves_the_rate_every_30_epochs(data):
+    rate = PAPER["rate"]
+    assert [0.05 * rate(epoch / 300) for epoch in (0, 29, 30, 60, 299)] == pytest.approx(
+        [0.05, 0.05, 0.025, 0.0125, 0.05 / 2**9]
+    )
+    settings: dict[str, Any] = {**PAPER, "epochs": 2, "progress": False}
+    trained = lab.fit(lab.build("lenet5", data), data, **settings)
+    run = lab.fit(trained, data, WeightMom(lab.Cubic(0.9)), **settings)
+    assert run.result.config["optimizer"] == "sgd"
+    assert run.sparsity == pytest.approx(0.9, abs=1e-4)
 
 
 def test_watched_weights_are_half_chosen_half_random_and_followed_to_the_end(data):

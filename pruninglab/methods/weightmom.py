@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..masks import Masks, Sparsity, _top, count, keep_top, spread
 from ..method import Method
-from ..schedules import Schedule
+from ..schedules import Schedule, StepRate
 from ..seeds import generator
 
 if TYPE_CHECKING:
@@ -23,6 +23,18 @@ CHOICES = {
     "basis": ("size", "density"),
     "layer_index": ("forward", "sequential"),
 }
+
+PAPER = {
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "lr": 0.05,
+    "rate": StepRate(at=tuple(i / 10 for i in range(1, 10)), factor=0.5),
+    "weight_decay": 5e-4,
+    "batch_size": 128,
+    "epochs": 300,
+}
+"""The paper's training, for `fit`: its sentence is N2NSkip's with SGD replaced by Adam, and this is N2NSkip's. The rate
+is halved every 30 of the 300 epochs; `{**PAPER, "optimizer": "adam"}` is the sentence as printed."""
 
 KEPT_SHARES = ("formula", "literal")
 """The readings in which the ratio is an importance: the kept share grows with it, else the cut share."""
@@ -53,11 +65,13 @@ class WeightMom(Method):
 
     Deviations, for exact targets: no layer falls below `floor` times the density of all together, or below one weight
     (with "off", one weight alone), and the others share what it cannot give. Cuts of weights that were not eligible are
-    counted in `not_eligible`. A run shorter than the window uses the epochs seen so far and the same share of them as
+    counted in `not_eligible`. A cut before the window is full uses the epochs seen so far and the same share of them as
     `min_epochs_below` is of `window`; `short_windows` counts the cuts that did. A dict as the schedule's final sparsity
     sets the layers' shares in place of `reading`. The paper's own setting starts from a trained model and names Adam
-    with a momentum of 0.9 and a rate of 0.05, halved every 30 epochs; with `optimizer="sgd", lr=0.05, batch_size=128`
-    these numbers make sense.
+    with a momentum of 0.9 and a rate of 0.05; with SGD these numbers make sense: `fit(trained, …, **PAPER)`.
+
+    With the threshold at the final share nearly all that is cut was low all along, and it is the momentum that decides;
+    a threshold as a number makes the count of low epochs bind.
 
     `watch` weights of each layer are followed through all epochs for `plots.trajectories`: half of them chosen, evenly
     by rank among the largest at the start, of which half may stay at the end, and half drawn at random.
@@ -195,7 +209,8 @@ class WeightMom(Method):
     def _places(self, magnitudes: Tensor, largest: int, seed: int) -> Tensor:
         """Of one layer: `watch` weights, half of them evenly by rank among the largest, the others at random."""
         number = min(self.watch, len(magnitudes))
-        ranks = torch.linspace(0, min(largest, len(magnitudes)) - 1, number - number // 2).round().long().unique()
+        choices = number - number // 2
+        ranks = torch.linspace(0, min(max(largest, choices), len(magnitudes)) - 1, choices).round().long()
         chosen = magnitudes.cpu().argsort(descending=True, stable=True)[ranks]
         others = torch.randperm(len(magnitudes), generator=generator(seed, "watch"))
         return torch.cat([chosen, others[~torch.isin(others, chosen)][: number - len(chosen)]])
@@ -210,8 +225,8 @@ class WeightMom(Method):
 
     def _cut(self, run: "Run", sparsity: Sparsity) -> None:
         masks, momentum, eligible = run.masks, self.momentum(run.weights), self.eligible()
-        self.short_windows += self.seen < self.window
         keeps = self._keeps(masks, sparsity)
+        self.short_windows += self.seen < self.window and sum(keeps.values()) < masks.kept
         if self._together(sparsity):
             best = Masks({name: _top(momentum[name].flatten(), m.flatten(), 1).view_as(m) for name, m in masks.items()})
             cut = masks.kept - sum(keeps.values())
@@ -246,7 +261,7 @@ class WeightMom(Method):
         least = {name: min(kept[name], max(1, int(density * total[name]))) for name in masks}
         if sum(least.values()) > keep:  # so few that one each is all that can be asked
             least = {name: min(kept[name], 1) for name in masks}
-        shares = self._importance(masks)
+        shares = self.of_layers(masks)
         quotas = [shares[name.rpartition(".")[0]] * total[name] for name in masks]
         if self.reading in KEPT_SHARES:
             keeps = _between(keep, quotas, list(least.values()), list(kept.values()))
@@ -256,7 +271,8 @@ class WeightMom(Method):
             keeps = [total[name] - cut for name, cut in zip(masks, cuts, strict=True)]
         return dict(zip(masks, keeps, strict=True))
 
-    def _importance(self, masks: Masks) -> dict[str, float]:
+    def of_layers(self, masks: Masks) -> dict[str, float]:
+        """The importance ratio of each layer, in the sense of `reading`."""
         layers: dict[str, list[Tensor]] = {}  # a bias in scope belongs to its weight's layer
         for name, mask in masks.items():
             layers.setdefault(name.rpartition(".")[0], []).append(mask)
