@@ -1,9 +1,12 @@
 """WeightMom beside gradual magnitude, SNIP, N2NSkip and a random mask, at 10, 5 and 2 % of resnet20's weights.
 
-    OMP_NUM_THREADS=1 python notebooks/results/weightmom/study.py textures 0 1 2
+    OMP_NUM_THREADS=1 python notebooks/results/weightmom/study.py textures 0 1 2 --size 16
 
-All ways of a seed have the same data, the same steps and, but for N2NSkip's own net, the same initial weights. Each
-training leaves one record beside this file; what has one is left out, and what was broken off goes on from runs/.
+All ways of a seed have the same data, the same steps and, but for N2NSkip's own net, the same initial weights. N2NSkip
+keeps as many weights as the others, of its own convolutions too, and has batch norms beside them that are not counted.
+Gradual magnitude cuts 50 times, WeightMom after epochs; "no memory" is WeightMom that sees the last epoch alone: it and
+"no ratio" differ in the memory and nothing else. Each training leaves one record beside this file; what has one
+is left out, and what was broken off goes on from runs/.
 """
 
 import argparse
@@ -24,7 +27,8 @@ LOADED: dict[str, dict[str, Any]] = {
     "CIFAR10": {"train": 8000, "augment": "crop+flip"},
     "CIFAR100": {"train": 8000, "augment": "crop+flip"},
 }
-TRAINED: dict[str, Any] = {"lr": 5e-3, "rate": CosineRate(warmup=0.1), "progress": False}
+SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "batch_size": 25, "rate": CosineRate(warmup=0.2)}
+TRAINED: dict[str, Any] = {**SGD, "progress": False}
 
 
 def ways(density: float) -> dict[str, lab.Method]:
@@ -41,21 +45,27 @@ def ways(density: float) -> dict[str, lab.Method]:
         "gradual": methods.Gradual(curve, **span),
         "WeightMom": methods.WeightMom(curve, **memory),
         "WeightMom, no ratio": methods.WeightMom(curve, reading="off", **memory),
+        "WeightMom, no memory": methods.WeightMom(curve, reading="off", window=1, min_epochs_below=1, **span),
     }
 
 
 def main(cell: tuple[int, float, str], name: str, epochs: int, size: int | None, precision: str) -> str:
     seed, density, way = cell
-    at = Path(name, f"{density:g}", f"{way.replace(', ', '-').replace(' ', '-')}-{seed}.json")
+    group = f"{name}-{size}" if size else name
+    at = Path(group, f"{density:g}", f"{way.replace(', ', '-').replace(' ', '-')}-{seed}.json")
     record, working = HERE / at, RUNS / at
     if record.exists():
-        return f"{at}: is there"
-    data = lab.load(name, seed=seed, size=size, **LOADED[name])
-    other: dict[str, Any] = {"base": "resnet20"} if way == "N2NSkip" else {}
-    model = lab.build("n2nskip" if other else "resnet20", data, seed=seed, **other)
-    trained: dict[str, Any] = {**TRAINED, "epochs": epochs, "precision": precision, "seed": seed}
-    files: dict[str, Any] = {"record": working, "checkpoint": working.with_suffix(".safetensors")}
-    run = lab.fit(model, data, ways(density)[way], **trained, **files)
+        found = lab.results.Result.read(record).config["epochs"]
+        return f"{at}: is there" + ("" if found == epochs else f", of {found} epochs; move it away to have {epochs}")
+    try:
+        data = lab.load(name, seed=seed, size=size, **LOADED[name])
+        other: dict[str, Any] = {"base": "resnet20"} if way == "N2NSkip" else {}
+        model = lab.build("n2nskip" if other else "resnet20", data, seed=seed, **other)
+        trained: dict[str, Any] = {**TRAINED, "epochs": epochs, "precision": precision, "seed": seed}
+        files: dict[str, Any] = {"record": working, "checkpoint": working.with_suffix(".safetensors")}
+        run = lab.fit(model, data, ways(density)[way], **trained, **files)
+    except (lab.ConfigError, lab.DataError, lab.RunError) as error:  # the others go on
+        return f"{at}: {error}"
     if run.status == "interrupted":
         return f"{at}: interrupted; the same command goes on"
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +80,7 @@ if __name__ == "__main__":
     read.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.02])
     read.add_argument("--epochs", type=int, default=15)
     read.add_argument("--size", type=int, help="side of the images, if not as they are")
-    read.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="fp32 where bf16 is emulated")
+    read.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     read.add_argument("--jobs", type=int, default=2, help="trainings at a time, of OMP_NUM_THREADS threads each")
     asked = vars(read.parse_args())
     seeds, densities, jobs = (asked.pop(what) for what in ("seeds", "densities", "jobs"))
