@@ -84,7 +84,10 @@ class Comparison:
         return {name: held.get(name) for name in CONTROLS}
 
     def table(self) -> pd.DataFrame:
-        """One row for each way at each level: n, mean and 95 % interval of the accuracy, and what was reached."""
+        """One row for each way at each level: n, mean and 95 % interval of the accuracy, what was reached, its cost.
+
+        Training FLOPs are those of a dense computation, a dense start's included; seconds are of the run alone.
+        """
         rows = []
         groups: Any = self.runs.groupby(["level", "way"], sort=False)
         for (level, way), of in groups:
@@ -104,6 +107,8 @@ class Comparison:
                     "start": " and ".join(sorted(set(of["start"]))),
                     "flops_left": float((of["flops_sparse"] / of["flops_dense"]).mean()),
                     "sparse_bytes": float(of["sparse_bytes"].astype(float).mean()),
+                    "training_gflops": 3e-9 * float((of["flops_dense"] * of["batch_size"] * of["total_steps"]).mean()),
+                    "seconds": float(of["seconds"].astype(float).mean()),
                 }
             )
         order = {way: i for i, way in enumerate(self.ways)}
@@ -217,12 +222,14 @@ class Comparison:
             bounds = f"{row['low']:.2%} to {row['high']:.2%}" if row["n"] > 1 else "one run"
             status = row["status"] + (f", {row['emptied_layers']} layers emptied" if row["emptied_layers"] else "")
             counts = (f"{row['flops_left']:.1%}", f"{row['sparse_bytes'] / 1000:,.1f}")
+            costs = (f"{row['training_gflops']:,.0f}", f"{row['seconds']:,.1f}")
             rows.append((row["way"], f"{row['sparsity']:.2%}", str(row["n"]), f"{row['accuracy']:.2%}", bounds, status,
-                         row["start"], *counts))  # fmt: skip
+                         row["start"], *counts, *costs))  # fmt: skip
         return rows
 
 
-_HEAD = ("way", "zeros", "n", "accuracy", "95 % interval", "status", "start", "FLOPs left", "KB")
+_HEAD = ("way", "zeros", "n", "accuracy", "95 % interval", "status", "start", "FLOPs left", "KB", "training GFLOPs",
+         "seconds of it")  # fmt: skip
 _TESTED = ("level", "way", "against", "n", "difference", "low", "high", "p", "effect")
 
 

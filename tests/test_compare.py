@@ -33,7 +33,7 @@ def row(way: str, seed: int, sparsity: float, accuracy: float, **changes: Any) -
         "sparsity_weights": sparsity, "sparsity_weights_and_biases": sparsity, "sparsity_all": sparsity,
         "flops_dense": 100.0, "flops_sparse": 100.0 * (1 - sparsity), "sparse_bytes": 1000, "total_steps": 195,
         "batch_size": 100, "start": "run", "start_hash": f"d{seed}", "dense_hash": f"d{seed}", "split": f"s{seed}",
-        "form": "f", "test_images": 10_000, "device": "cpu", "commit": "abc",
+        "form": "f", "test_images": 10_000, "device": "cpu", "commit": "abc", "seconds": 10.0 + seed,
     } | changes  # fmt: skip
 
 
@@ -63,6 +63,8 @@ def test_a_fair_table_has_n_mean_and_interval():
     assert (one["n"], one["accuracy"]) == (3, pytest.approx(values.mean()))
     half = stats.t.ppf(0.975, 2) * math.sqrt((values.var(ddof=1) + 0.25 / 1e8) / 3)
     assert (one["low"], one["high"]) == (pytest.approx(values.mean() - half), pytest.approx(values.mean() + half))
+    # forward and backward, 100 FLOPs an image, 195 steps of 100 images, those of the dense start among them
+    assert (one["training_gflops"], one["seconds"]) == (pytest.approx(3 * 100 * 100 * 195 / 1e9), 11)
     assert found.levels == [0.9, 0.95]
     assert found.controls == {name: name for name in compare.CONTROLS}
     assert "195 steps in all" in repr(found)
