@@ -49,7 +49,7 @@ def test_weights_and_flops_by_hand(data):
 
 
 def test_it_learns_and_is_pruned_by_its_own_metric(data):
-    model = lab.build(lab.models.transformer, data)
+    model = lab.build("transformer", data)
     settings = {"lr": 3e-3, "metric": whole, "progress": False}
     dense = lab.fit(model, data, epochs=8, **settings)
     guess = lab.fit(model, data, epochs=0, progress=False).result.accuracy["test"]["accuracy"]
@@ -67,7 +67,7 @@ def test_it_learns_and_is_pruned_by_its_own_metric(data):
 
 def test_what_it_cannot_read_is_said(data):
     with pytest.raises(lab.ConfigError, match="reads sequences of tokens"):
-        lab.build(lab.models.transformer, lab.load("digits"))
+        lab.build("transformer", lab.load("digits"))
     with pytest.raises(lab.ConfigError, match="channels, height, width"):
         lab.build("lenet5", data)
     with pytest.raises(lab.ConfigError, match="heads dividing width"):

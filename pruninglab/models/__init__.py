@@ -1,6 +1,5 @@
 """The models by name. Each is plain PyTorch; the order of its modules is the order of its computation.
 
-`transformer` is for sequences, and is passed as the function: `build(lab.models.transformer, data)`.
 To add one, write a function `(shape, classes, *, options) -> nn.Module` and enter it in `MODELS`;
 `build` also takes the function itself.
 """
@@ -53,6 +52,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "n2nskip": n2nskip,
 }
+SEQUENCES: dict[str, Callable[..., nn.Module]] = {"transformer": transformer}
+"""Those that read tokens and not images."""
 _TORCHVISION = "torchvision:"
 # In training these two return a tuple with auxiliary logits; without them they return logits like every other model.
 _ONE_OUTPUT = {"aux_logits": False, "init_weights": True}
@@ -69,7 +70,7 @@ class Images(Protocol):
 
 
 def available() -> list[str]:
-    """The package's own models; `torchvision:NAME` builds any classification model of torchvision beside them."""
+    """The package's own models of images; `torchvision:NAME` builds any classification model of torchvision, too."""
     return list(MODELS)
 
 
@@ -85,10 +86,10 @@ def build(
 ) -> nn.Module:
     """A model for the data's images and classes, on the CPU. The same seed draws the same bits.
 
-    `name` is one of `available()`, `torchvision:NAME`, or a function `(shape, classes) -> nn.Module`; `options` are
-    that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with `new_head=True` its last
-    linear layer is left out, so that it may come from data with other classes. `widths` are those of a network from
-    which channels were removed (`structured.shrink(…).widths`, and in its record): the same form with new weights,
+    `name` is one of `available()`, `transformer`, `torchvision:NAME`, or a function `(shape, classes) -> nn.Module`;
+    `options` are that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with `new_head=True`
+    its last linear layer is left out, so that it may come from data with other classes. `widths` are those of a network
+    from which channels were removed (`structured.shrink(…).widths`, and in its record): the same form with new weights,
     drawn as for so many inputs.
     """
     classes = data.classes
@@ -98,7 +99,8 @@ def build(
     elif name.startswith(_TORCHVISION):
         make = partial(_from_torchvision, name.removeprefix(_TORCHVISION), shape, classes, options)
     else:
-        make = partial(made, MODELS[_known(name, available())], shape, classes, options)
+        named = MODELS | SEQUENCES
+        make = partial(made, named[_known(name, list(named))], shape, classes, options)
     with own_randomness(seed):
         model = narrow_(make(), widths or {})
     if weights is not None:
