@@ -53,7 +53,7 @@ METHODS: dict[str, list[lab.Method]] = {
     "L0": [methods.L0(droprate=0.9)],
     "L0-steered-channel": [methods.L0(0.3, unit="channel", droprate=0.9, end=0.7)],
     "L0-steered-schedule": [methods.L0(lab.Linear(0.9), droprate=0.8, warmup=(0.2, 0.4))],
-    "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.9, share=0.1, eval_interval=3, patience=1)],
+    "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.4, share=0.1, eval_interval=3, patience=1)],
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
     "GroupLasso": [methods.GroupLasso(1e-3), methods.OneShot(0.5, "filter_l2", scope="layer", unit="channel")],
