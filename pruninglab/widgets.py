@@ -180,7 +180,8 @@ class PruneByHand(Panel):
 
     def _show(self) -> None:
         masks = self.masks
-        ours, theirs = self._accuracy(masks), self.rival
+        ours, rival = self._accuracy(masks), self._globally(sum(self.kept.values()))
+        theirs = ours if rival.kept_by_layer == self.kept else self._accuracy(rival)  # as after "all layers"
         rows = [
             ("accuracy, all weights", f"{self._before:.2%}"),
             ("accuracy, by hand", f"{ours:.2%}"),

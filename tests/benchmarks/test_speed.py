@@ -7,6 +7,7 @@ machine that slows down in between slows both.
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -139,6 +140,7 @@ def test_a_network_without_seventy_percent_of_its_channels_is_three_times_faster
     assert found >= 3
 
 
+@dataclass
 class TwoPasses(lab.Method):
     """Relevance as its authors compute it: a backward pass for C, and a second one through the loss with the term."""
 
