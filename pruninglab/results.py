@@ -170,6 +170,7 @@ class Result:
             ("size", f"{size['bytes']:,} bytes dense, {size['bzip2_bytes']:,} after bzip2"),
             ("FLOPs", f"{self.flops['dense']:,.0f} dense, {self.flops['sparse']:,.0f} of them on kept weights"),
             ("budget", f"{self.budget['steps']:,} steps after {self.budget['steps_before']:,} before"),
+            ("counted", ", ".join(_counted(method) for method in self.methods if _counted(method))),
         ]
         if self._chosen_on_test:
             lines.insert(2, ("chosen", "on the test images, so that their accuracy is not that of unseen ones"))
@@ -212,6 +213,12 @@ _MAGNITUDES = {
     ("magnitude", "layer"): "layer magnitude",
     ("layer_magnitude", "global"): "layer magnitude",
 }
+
+
+def _counted(method: Mapping[str, Any]) -> str:
+    """What a method says of its run in numbers, by the names of its fields."""
+    numbers = {k: v for k, v in method.items() if isinstance(v, int | float) and not isinstance(v, bool) and v}
+    return ", ".join(f"{name} {value:{',' if isinstance(value, int) else '.4g'}}" for name, value in numbers.items())
 
 
 def _without_amount(described: Any) -> Any:

@@ -66,6 +66,13 @@ def test_snip_at_fresh_weights_spares_biases_nothing(net, batches):
     assert SNIP(init="fresh")(net, batches)["0.weight"][0, 0] == 0
 
 
+def test_fresh_weights_have_a_variance_of_one_over_what_comes_in():
+    """With the sum of the outputs as the loss and an input of ones, a score is the size of the weight drawn."""
+    net = nn.Sequential(nn.Conv2d(4, 500, 5), nn.Flatten())
+    score = SNIP(init="fresh", loss=lambda out, y: out.sum())(net, [(torch.ones(1, 4, 5, 5), torch.zeros(1))])
+    assert score["0.weight"].square().mean() == pytest.approx(1 / 100, rel=0.03)  # 50,000 draws: 0.6 % is one deviation
+
+
 def test_grasp_is_the_hessian_times_the_gradient(net, batches):
     """H·g as the central difference of the gradient along g, over both batches at once."""
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -184,12 +191,13 @@ def test_counts_are_exact_on_every_model_with_every_criterion_and_scope(data, na
             assert not (scope != "global" and masks.collapsed)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet20", "vgg16"])
-def test_synflow_empties_no_layer(data, name):
+@pytest.mark.parametrize("name", SMALL)
+def test_synflow_empties_no_layer_and_is_exact(data, name):
     model = lab.build(name, data, seed=0, **SMALL[name])
-    run = lab.fit(model, data, methods.SynFlow(0.98), epochs=0, progress=False)
-    assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, 0.98)
-    assert not run.masks.collapsed
+    for sparsity in (0.9, 1 - 1 / 15, 0.95, 0.98):
+        run = lab.fit(model, data, methods.SynFlow(sparsity, rounds=20), epochs=0, progress=False)
+        assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, sparsity)
+        assert not run.masks.collapsed
 
 
 def test_a_criterion_that_empties_layers_says_so(data):
@@ -207,12 +215,24 @@ def test_a_criterion_that_empties_layers_says_so(data):
     assert "emptied" not in str(lab.results.table({"a": lab.fit(model, data, epochs=0, progress=False)}))
 
 
-def test_synflow_may_empty_one_of_two_ways_and_says_so(data):
+def test_synflow_as_its_paper_has_it_empties_shortcuts_and_says_so(data):
     """What it conserves is the flow through all ways together: a shortcut's convolution is one beside another."""
-    model = lab.build("resnet20", data, seed=0, width=0.25, shortcut="B")
-    run = lab.fit(model, data, methods.SynFlow(0.98, rounds=20), epochs=0, progress=False)
+    model = lab.build("resnet50", data, seed=0, **SMALL["resnet50"])
+    run = lab.fit(model, data, methods.SynFlow(0.95, rounds=20, keep_one=False), epochs=0, progress=False)
+    assert run.result.collapsed == run.masks.collapsed != []
     assert all("shortcut" in name for name in run.masks.collapsed)
-    assert run.result.collapsed == run.masks.collapsed
+    spared = lab.fit(model, data, methods.SynFlow(0.95, rounds=20), epochs=0, progress=False)
+    assert not spared.masks.collapsed
+    assert spared.masks.kept == run.masks.kept
+    assert all(spared.masks.kept_by_layer[name] == 1 for name in run.masks.collapsed)
+
+
+def test_synflow_of_fewer_weights_than_layers_is_its_papers(data):
+    model = lab.build("resnet20", data, seed=0, **SMALL["resnet20"])
+    ours, papers = (methods.SynFlow(0.999, rounds=5, keep_one=keep) for keep in (True, False))
+    masks = [lab.fit(model, data, method, epochs=0, progress=False).masks for method in (ours, papers)]
+    assert masks[0].kept < len(masks[0])
+    assert masks[0].fingerprint == masks[1].fingerprint
 
 
 def test_synflow_follows_the_exponential_schedule(data):

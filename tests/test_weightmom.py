@@ -238,6 +238,7 @@ def test_the_record_says_what_was_cut_too_early(data):
     run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e-9, reading="off"))
     assert state.not_eligible == run.masks.total - run.masks.kept
     assert run.result.methods[0]["not_eligible"] == state.not_eligible
+    assert f"not_eligible {state.not_eligible:,}, short_windows 1" in repr(run)
     assert run.result.methods[0]["short_windows"] == 1  # after epoch 2; after epoch 1 nothing is cut yet
     run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e9))
     assert state.not_eligible == 0

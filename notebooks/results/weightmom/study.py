@@ -27,8 +27,8 @@ LOADED: dict[str, dict[str, Any]] = {
     "CIFAR10": {"train": 8000, "augment": "crop+flip"},
     "CIFAR100": {"train": 8000, "augment": "crop+flip"},
 }
-SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "batch_size": 25, "rate": CosineRate(warmup=0.2)}
-TRAINED: dict[str, Any] = {**SGD, "progress": False}
+BATCH = {"textures": 25, "CIFAR10": 50, "CIFAR100": 50}  # for some 2,000 steps or more in 15 epochs
+TRAINED: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "rate": CosineRate(warmup=0.2), "progress": False}
 
 
 def ways(density: float) -> dict[str, lab.Method]:
@@ -49,6 +49,9 @@ def ways(density: float) -> dict[str, lab.Method]:
     }
 
 
+WAYS = [*ways(1), *ways(0.5)]
+
+
 def main(cell: tuple[int, float, str], name: str, epochs: int, size: int | None, precision: str) -> str:
     seed, density, way = cell
     group = f"{name}-{size}" if size else name
@@ -61,9 +64,9 @@ def main(cell: tuple[int, float, str], name: str, epochs: int, size: int | None,
         data = lab.load(name, seed=seed, size=size, **LOADED[name])
         other: dict[str, Any] = {"base": "resnet20"} if way == "N2NSkip" else {}
         model = lab.build("n2nskip" if other else "resnet20", data, seed=seed, **other)
-        trained: dict[str, Any] = {**TRAINED, "epochs": epochs, "precision": precision, "seed": seed}
+        trained: dict[str, Any] = {**TRAINED, "batch_size": BATCH[name], "epochs": epochs, "precision": precision}
         files: dict[str, Any] = {"record": working, "checkpoint": working.with_suffix(".safetensors")}
-        run = lab.fit(model, data, ways(density)[way], **trained, **files)
+        run = lab.fit(model, data, ways(density)[way], seed=seed, **trained, **files)
     except (lab.ConfigError, lab.DataError, lab.RunError) as error:  # the others go on
         return f"{at}: {error}"
     if run.status == "interrupted":
@@ -78,13 +81,17 @@ if __name__ == "__main__":
     read.add_argument("name", choices=LOADED, metavar="data", help=f"one of {', '.join(LOADED)}")
     read.add_argument("seeds", type=int, nargs="+")
     read.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.02])
+    read.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, metavar="way", help=f"of {', '.join(map(repr, WAYS))}"
+    )
     read.add_argument("--epochs", type=int, default=15)
     read.add_argument("--size", type=int, help="side of the images, if not as they are")
     read.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     read.add_argument("--jobs", type=int, default=2, help="trainings at a time, of OMP_NUM_THREADS threads each")
     asked = vars(read.parse_args())
-    seeds, densities, jobs = (asked.pop(what) for what in ("seeds", "densities", "jobs"))
-    cells = [(seed, density, way) for seed in seeds for density in (1.0, *densities) for way in ways(density)]
+    seeds, densities, jobs, wanted = (asked.pop(what) for what in ("seeds", "densities", "jobs", "ways"))
+    every = [(seed, density, way) for seed in seeds for density in (1.0, *densities) for way in ways(density)]
+    cells = [cell for cell in every if cell[2] in wanted]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for said in pool.map(partial(main, **asked), cells):
             print(said, flush=True)
