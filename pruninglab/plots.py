@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, cycle
+from itertools import combinations, cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -366,10 +366,11 @@ def matrices(sides: Mapping[str, tuple[Run, Masks]], layer: str) -> Figure:
 
 
 def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
-    """Accuracy against the share of weights left, a line for each way: its mean, a dot for each run, hollow if alone.
+    """Accuracy against the share of weights left, a line for each way: its mean, a mark for each run, hollow if alone.
 
     `trials` is what a recipe returned, its table, or loaded records with a column `way`; tables of several seeds can be
     joined. Bars are 95 % intervals of the mean where several runs have one sparsity; the dense net is the dashed line.
+    Ways at one sparsity are drawn a little apart.
     """
     table = trials.table() if isinstance(trials, Trials) else trials
     _check_comparable(table)
@@ -378,20 +379,28 @@ def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
         table = table.drop_duplicates([c for c in table if c != "seconds_in_all"])
     table = table.assign(left=(1 - table["sparsity"]).round(6))
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
-    said, colours = [], iter(COLOURS * len(table))
+    shown = sorted({*table["left"]} - {1.0}, reverse=True)
+    cut = [way for way, of in table.groupby("way", sort=False) if {*of["left"]} != {1.0}]
+    near = min((above / below for above, below in pairwise(shown)), default=2.0)
+    apart = {way: min(1.03, near ** (0.5 / len(cut))) ** ((len(cut) - 1) / 2 - i) for i, way in enumerate(cut)}
+    said, styles = [], iter(zip(COLOURS * len(table), cycle("os^Dv"), strict=False))
     for way, of_way in table.groupby("way", sort=False):
         runs = {float(str(left)): of[score].to_numpy(float) for left, of in of_way.groupby("left")}
         mean, n = [float(scores.mean()) for scores in runs.values()], min(map(len, runs.values()))
         said.append(f"{way} " + ", ".join(f"{m:.3f} at {left:.1%}" for left, m in zip(runs, mean, strict=True)))
-        if set(runs) == {1.0}:
+        if way not in apart:
             axes.axhline(mean[0], color="black", ls="--", lw=1, label=f"{way} (n = {n})")
             continue
-        colour = next(colours)
+        colour, mark = next(styles)
         half = [_half_interval(scores) for scores in runs.values()]
-        axes.errorbar(list(runs), mean, yerr=half, color=colour, capsize=3, lw=1.5, label=f"{way} (n = {n})")
         face = colour if n > 1 else "white"
-        axes.plot(of_way["left"], of_way[score], "o", ms=5, color=colour, mfc=face, zorder=3)
-    shown = sorted({*table["left"]} - {1.0}, reverse=True)
+        look: dict[str, Any] = {"marker": mark, "ms": 5, "color": colour, "mfc": face}
+        axes.errorbar([left * apart[way] for left in runs], mean, yerr=half, color=colour, capsize=3, lw=1.5)
+        axes.plot(of_way["left"] * apart[way], of_way[score], ls="", zorder=3, **look)
+        axes.plot([], [], label=f"{way} (n = {n})", **look)
+    if all(0 <= value <= 1 for value in table[score]):  # though intervals of few runs lead beyond
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 1.02))
     axes.set(xscale="log", xlabel="share of weights left", ylabel=score.replace("_", " "))
     axes.set_xticks(shown, [f"{share:.3g}" for share in shown])
     axes.minorticks_off()

@@ -295,8 +295,15 @@ def test_ways_draw_a_line_each_and_the_dense_net_dashed():
     axes = figure.axes[0]
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert np.asarray(dashed[0].get_ydata()).tolist() == [0.9, 0.9]
-    dots = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True]  # one run is drawn hollow
+    marks = [line for line in axes.lines if line.get_linestyle() == "None" and line.get_marker() in ("o", "s")]
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]  # one run is drawn hollow
+    first, second = (np.asarray(line.get_xdata())[-1] for line in marks)
+    assert first != second  # apart, but at 10 % both
+    assert first == pytest.approx(0.1, rel=0.05)
+    assert second == pytest.approx(0.1, rel=0.05)
+    low, high = axes.get_ylim()
+    assert 0 <= low < 0.3
+    assert 0.9 < high <= 1.02
     bars: Any = axes.containers[0]
     half = np.diff(bars.lines[2][0].get_segments()[0][:, 1])[0] / 2
     assert half == pytest.approx(12.706 * 0.1 / 2, rel=1e-3)  # t of one degree of freedom, deviation 0.1 / sqrt 2
