@@ -37,6 +37,8 @@ class Table:
     """Of the accuracies: top-1 or top-5."""
     counted: str = ""
     """Of what the sparsity is: the column of a record to compare it with, `sparsity_…`."""
+    copied: bool = False
+    """Its numbers are those of another network and data set: nothing can be compared with them."""
     of_all: tuple[str, ...] = ()
     """What is known to be wrong with the whole table."""
     of_row: dict[str, str] = field(default_factory=dict)
@@ -93,6 +95,7 @@ TABLES = (
         data="CIFAR10",
         metric="top-1",
         counted="all",
+        copied=True,
         of_all=_COPIED,
     ),
     Table(
@@ -103,6 +106,7 @@ TABLES = (
         data="CIFAR100",
         metric="top-1",
         counted="all",
+        copied=True,
         of_all=_COPIED,
     ),
     Table(
@@ -376,12 +380,13 @@ def values() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def published(data: str | None = None, model: str | None = None) -> pd.DataFrame:
+def published(data: str | None = None, model: str | None = None, *, copied: bool = False) -> pd.DataFrame:
     """Accuracy and sparsity of every printed row that has both, as fractions, in the words of this package's records.
 
     `metric` says top-1 or top-5, `counted` of what the sparsity is: compare it with the column `sparsity_` + counted.
+    WeightMom's two tables hold copied numbers, and are there with `copied=True` alone.
     """
-    rows = [row for one in TABLES if one.metric for row in _rows(one)]
+    rows = [row for one in TABLES if one.metric and copied >= one.copied for row in _rows(one)]
     asked = {"data": data, "model": model}
     kept = [row for row in rows if all(wanted in (None, row[column]) for column, wanted in asked.items())]
     return pd.DataFrame(kept, columns=pd.Index(rows[0]))
