@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..criteria import Criterion
 from ..errors import ConfigError
-from ..masks import Masks, count, keep_top, spread
+from ..masks import Masks, count, keep_top
 from ..method import Method
 from ..models.n2nskip import is_skip
 
@@ -72,7 +72,8 @@ def keep_groups(
 
     `scope` is that of `keep_top` in each of the two groups. `granularity="kernel"` takes whole kernels in the skips,
     from each skip the same share; "channel" gives each channel on a skip's narrower side as many partners, in whole
-    kernels too, as the authors' code does. What is too little for one more goes to the base: the sum is exact.
+    kernels too, as the authors' code does. Shares are rounded up as far as they go, and what is left goes to the base:
+    the sum is exact.
     """
     _check(skip_fraction, granularity)
     skips = {name: score for name, score in scores.items() if is_skip(name)}
@@ -90,9 +91,8 @@ def keep_groups(
     if granularity == "weight":
         kept = _keep(skips, in_skips, scope)
     else:
-        shares = spread(in_skips, [float(s.numel()) for s in skips.values()], [s.numel() for s in skips.values()])
-        zipped = zip(skips.items(), shares, strict=True)
-        kept = Masks({name: _whole_kernels(score, share, granularity) for (name, score), share in zipped})
+        parts = _parts(skips, in_skips, granularity)
+        kept = Masks({name: _whole_kernels(score, parts[name], granularity) for name, score in skips.items()})
     chosen = dict(kept) | _keep(base, keep - kept.kept, scope)
     return Masks({name: chosen[name] for name in scores})
 
@@ -102,14 +102,37 @@ def _keep(scores: Mapping[str, Tensor], keep: int, scope: str) -> Masks:
     return keep_top(scores, 1 - keep / total, scope=scope)
 
 
-def _whole_kernels(scores: Tensor, keep: int, granularity: str) -> Tensor:
-    """The best kernels of a skip, or of each of its narrower side's channels, together at most `keep` weights."""
+def _parts(skips: Mapping[str, Tensor], keep: int, granularity: str) -> dict[str, int]:
+    """How many kernels of each skip, or partners of each channel: its share, rounded up for whom `keep` still allows.
+
+    Those come first that rounding down would leave with the least of their share.
+    """
+    most = {name: _grid(score, granularity).shape[1] for name, score in skips.items()}
+    room = sum(score.numel() for score in skips.values())
+    parts = {name: keep * n // room for name, n in most.items()}
+    costs = {name: score.numel() // most[name] for name, score in skips.items()}  # of one more
+    left = keep - sum(costs[name] * n for name, n in parts.items())
+    for name in sorted(parts, key=lambda name: parts[name] / most[name]):
+        if costs[name] <= left and parts[name] < most[name]:
+            parts[name] += 1
+            left -= costs[name]
+    return parts
+
+
+def _grid(scores: Tensor, granularity: str) -> Tensor:
+    """Scores of kernels: in one row, or a row for each channel of the skip's narrower side."""
     kernels = scores.flatten(2).mean(2) if scores.ndim > 2 else scores.view(-1, scores.shape[-1])
-    rows = kernels.reshape(1, -1) if granularity == "kernel" else kernels
-    turned = rows.shape[0] > rows.shape[1]
-    rows = rows.T if turned else rows
-    best = rows.argsort(dim=1, descending=True, stable=True)[:, : keep * rows.shape[1] // scores.numel()]
+    if granularity == "kernel":
+        return kernels.reshape(1, -1)
+    return kernels.T if kernels.shape[0] > kernels.shape[1] else kernels
+
+
+def _whole_kernels(scores: Tensor, parts: int, granularity: str) -> Tensor:
+    """The best `parts` kernels of each row."""
+    rows = _grid(scores, granularity)
+    best = rows.argsort(dim=1, descending=True, stable=True)[:, :parts]
     chosen = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, best, True)
+    turned = granularity == "channel" and scores.ndim > 1 and scores.shape[0] > scores.shape[1]
     chosen = (chosen.T if turned else chosen).reshape(scores.shape[:2])
     return chosen.view(*chosen.shape, *(1 for _ in scores.shape[2:])).expand(scores.shape).contiguous()
 
