@@ -192,7 +192,8 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
             axes.plot(range(1, last + 1), values[:last, i], **line)
             if not stays and last:
                 axes.plot(last, values[last - 1, i], "x", color=COLOURS[1], ms=5)
-        axes.plot(range(1, len(threshold) + 1), threshold[:, 0], color="black", lw=2)
+        if axes is panels[0]:  # the momentum is held to no threshold
+            axes.plot(range(1, len(threshold) + 1), threshold[:, 0], color="black", lw=2)
         epochs = (0.5, len(threshold) + 0.5)
         axes.set(xlabel="epoch", ylabel=f"{said} in {_short(layer)}", ylim=(0, None), xlim=epochs)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -61,13 +61,13 @@ def test_moving_average_is_bias_corrected():
     momentum, _, _ = watch(made("ema", beta=0.5))
     assert torch.allclose(momentum * 31 / 32, torch.tensor([1.125, 2.96875, 7.75, 2.4375]), rtol=1e-6)
     constant, _, _ = watch(made("ema"), [[3.0, 3, 3, 3]] * 2)  # β = 1 - 1/window
-    assert torch.allclose(constant, torch.full((4,), 3.0))
+    assert torch.allclose(constant, torch.full((4,), 3.0), rtol=1e-6)
     one_after_the_other, _, _ = watch(made("ema"), [[3.0, 0, 0, 0], [0.0, 3, 0, 0]])
-    assert torch.allclose(one_after_the_other[:2], torch.tensor([3 * 2 / 9, 3 * 1 / 3]) / (1 - 4 / 9))
+    assert torch.allclose(one_after_the_other[:2], torch.tensor([3 * 2 / 9, 3 * 1 / 3]) / (1 - 4 / 9), rtol=1e-6)
 
 
 def test_windows_hold_the_last_epochs_alone():
-    assert torch.allclose(watch(made("window_mean"))[0], torch.tensor([1, 7 / 3, 8, 4]))
+    assert torch.allclose(watch(made("window_mean"))[0], torch.tensor([1, 7 / 3, 8, 4]), rtol=1e-6)
     assert watch(made("window_max"))[0].tolist() == [1, 5, 8, 6]
     # two epochs so far: what has been seen, not zeros
     assert watch(made("window_mean"), TRAJECTORY[:2])[0].tolist() == [3, 1, 8, 2]
@@ -172,6 +172,36 @@ def test_shares_are_in_proportion_and_what_a_layer_cannot_give_the_others_do():
     assert WeightMom(lab.Cubic(0.5))._keeps(masks, 0.5) == {"a.weight": 90, "b.weight": 60}
 
 
+def test_in_one_ranking_the_ratio_weighs_the_momentum():
+    weights = {"a.weight": torch.tensor([3.0, 4]), "b.weight": torch.tensor([1.0, 2, 4, 8])}
+    settings: dict[str, Any] = {"window": 1, "min_epochs_below": 1, "end": 1.0}
+
+    def left(**options: Any) -> list[list[int]]:
+        method = WeightMom(lab.Cubic(0.5), **settings, **options)
+        run: Any = SimpleNamespace(weights=weights, steps=9, epochs=1, epoch=1, aim=lambda _: None)
+        run.masks = Masks.full(weights)
+        method.on_start(run)
+        method.on_epoch(run)
+        assert method.not_eligible == 0  # the threshold is of the same ranking
+        return [mask.int().tolist() for mask in run.masks.values()]
+
+    # π = W/mean·l: 2/3 and 8/3. Over it 4.5 6 and 0.375 0.75 1.5 3, and of the shares a would lose 3·(4/3)/12 = 0
+    assert left(applied="scores") == [[1, 1], [0, 0, 0, 1]]
+    # without the place 2/3 and 4/3: 4.5 6 and 0.75 1.5 3 6; as shares a loses 3·(4/3)/(20/3) = 1
+    assert left(applied="scores", depth_exponent=0) == [[1, 1], [0, 0, 0, 1]]
+    assert left(depth_exponent=0) == [[0, 1], [0, 0, 1, 1]]
+    # I = sum/l: 6 and 3, an importance, so 18 24 and 3 6 12 24
+    assert left(applied="scores", reading="literal") == [[1, 1], [0, 0, 0, 1]]
+    assert left(applied="scores", reading="off") == [[0, 1], [0, 0, 1, 1]]
+
+
+def test_the_power_of_the_place():
+    sizes, places = {"a": 2.0, "b": 4.0}, {"a": 1, "b": 3}
+    assert importance(sizes, places, "text", 2) == pytest.approx({"a": 2 / 3, "b": 12})
+    assert importance(sizes, places, "formula", 2) == pytest.approx({"a": 2 / 3, "b": 4 / 27})
+    assert importance(sizes, places, "literal", 0) == {"a": 6, "b": 6}
+
+
 def test_a_bias_belongs_to_its_layer():
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     masks = Masks.full(lab.prunable(model, biases=True))
@@ -205,7 +235,8 @@ def test_counts_are_exact_on_every_model_with_every_option(name, data):
         run: Any = SimpleNamespace(weights=lab.prunable(model), steps=9, epochs=3, aim=lambda _: None)
         run.masks = Masks.full(run.weights)
         index = ("forward", "sequential")[i // 4 % 2]
-        method = WeightMom(lab.Cubic(sparsity), MODES[i % 4], reading=reading, basis=basis, layer_index=index, end=1.0)
+        options = {"basis": basis, "layer_index": index, "applied": ("shares", "scores")[i // 2 % 2], "end": 1.0}
+        method = WeightMom(lab.Cubic(sparsity), MODES[i % 4], reading=reading, **options)
         method.on_start(run)
         for run.epoch in (1, 2, 3):
             method.on_epoch(run)
@@ -279,6 +310,8 @@ def test_memory(mode, tensors):
         {"reading": "size"},
         {"basis": "place"},
         {"layer_index": "backward"},
+        {"applied": "both"},
+        {"depth_exponent": -1.0},
         {"window": 63},
         {"min_epochs_below": 16},
         {"beta": 1.0},
@@ -338,3 +371,14 @@ def test_watched_weights_are_half_chosen_half_random_and_followed_to_the_end(dat
         assert [bool(x) for x in momentum.isnan().all(1)] == [bool(x) for x in level.isnan().all(1)] == [0, 0, 0, 1]
         assert torch.allclose(momentum[0], magnitude[0])  # bias-corrected: the first epoch is itself
     assert not train("lenet5", data, WeightMom(lab.Cubic(0.9)))[1].trajectories
+
+
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "alexnet", "vgg16", "resnet20", "resnet50"])
+def test_shares_of_the_full_models_are_exact(name):
+    with torch.device("meta"):
+        shapes = {n: w.shape for n, w in lab.prunable(lab.models.MODELS[name]((3, 32, 32), 10)).items()}
+    masks = Masks({n: torch.ones(shape, dtype=torch.bool) for n, shape in shapes.items()})
+    for sparsity, reading, basis in product((0.9, 1 - 1 / 15, 0.95, 0.98), READINGS, BASES):
+        keeps = WeightMom(lab.Cubic(sparsity), reading=reading, basis=basis)._keeps(masks, sparsity)
+        assert sum(keeps.values()) == masks.total - lab.masks.count(masks.total, sparsity)
+        assert min(keeps.values()) >= 1

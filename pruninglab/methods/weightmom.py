@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CHOICES = {
     "mode": ("ema", "window_mean", "window_max", "consecutive_below"),
     "reading": ("text", "formula", "formula_prune", "literal", "off"),
+    "applied": ("shares", "scores"),
     "basis": ("size", "density"),
     "layer_index": ("forward", "sequential"),
 }
@@ -59,19 +60,24 @@ class WeightMom(Method):
     proportion to W_l/mean(W)·l, which agrees with both sentences. "formula" takes I = W_l/(l·mean(W)) as the importance
     that it is called: the kept share grows with it. In "formula_prune" the cut share grows with it. "literal" puts
     equation 2 into equation 1 as printed: I = sum(W)/l, an importance. "off" is one ranking of all layers.
+    `applied`: the ratio sets each layer's share ("shares"), or all layers stand in one ranking, by the momentum times
+    the importance or over the prunability ("scores"). `depth_exponent` is the power of l in every reading.
     `basis`: W_l is the number of weights ("size", equation 1) or the layer's "density" (the abstract's "relative
     sparsity"). `layer_index`: l counts layers in the order of definition, where a shortcut's convolution has the place
     of its block's first ("forward") or one of its own ("sequential").
 
-    Deviations, for exact targets: no layer falls below `floor` times the density of all together, or below one weight
-    (with "off", one weight alone), and the others share what it cannot give. Cuts of weights that were not eligible are
-    counted in `not_eligible`. A cut before the window is full uses the epochs seen so far and the same share of them as
-    `min_epochs_below` is of `window`; `short_windows` counts the cuts that did. A dict as the schedule's final sparsity
-    sets the layers' shares in place of `reading`. The paper's own setting starts from a trained model and names Adam
-    with a momentum of 0.9 and a rate of 0.05; with SGD these numbers make sense: `fit(trained, …, **PAPER)`.
+    Deviations: no layer falls below `floor` times the density of all together, or below one weight (in one ranking,
+    one weight alone), and the others share what it cannot give; without a floor "text" leaves one of lenet5's 400,000
+    weights of fc1, and at few weights it is the floor that most layers stand at. The target is exact: cuts of weights
+    that were not eligible are counted in `not_eligible`. A cut before the window is full uses the epochs seen so far,
+    and the same share of them as `min_epochs_below` is of `window`; `short_windows` counts the cuts that did. A dict
+    as the schedule's final sparsity sets the layers' shares in place of `reading`. The paper's own setting starts from
+    a trained model and names Adam with a momentum of 0.9 and a rate of 0.05; with SGD these numbers make sense:
+    `fit(trained, …, **PAPER)`.
 
-    With the threshold at the final share nearly all that is cut was low all along, and it is the momentum that decides;
-    a threshold as a number makes the count of low epochs bind.
+    The threshold stands at the final share from the first epoch: at the share of the next cut, what goes later could
+    not have been low for long. So nearly all that is cut was low all along, and it is the momentum that decides, which
+    itself is held to no threshold; a number as the threshold makes the count of low epochs bind.
 
     `watch` weights of each layer are followed through all epochs for `plots.trajectories`: half of them chosen, evenly
     by rank among the largest at the start, of which half may stay at the end, and half drawn at random.
@@ -84,6 +90,8 @@ class WeightMom(Method):
     min_epochs_below: int = 10
     threshold: str | float = "quantile"
     reading: str = "text"
+    applied: str = "shares"
+    depth_exponent: float = 1.0
     basis: str = "size"
     layer_index: str = "forward"
     floor: float = 0.25
@@ -118,6 +126,8 @@ class WeightMom(Method):
             raise ConfigError(f"beta={self.beta:g}; expected 0 <= beta < 1, or None for 1 - 1/window.")
         if self.threshold != "quantile" and (isinstance(self.threshold, str) or not 0 < self.threshold < math.inf):
             raise ConfigError(f"threshold={self.threshold!r}; expected 'quantile', or a value of |w| above 0.")
+        if not 0 <= self.depth_exponent < math.inf:
+            raise ConfigError(f"depth_exponent={self.depth_exponent:g}; expected the power of a place, 0 or more.")
         if not 0 <= self.start < self.end <= 1:
             raise ConfigError(f"0 <= start < end <= 1 are shares of the training; got {self.start}, {self.end}.")
         if not 0 <= self.floor < 1:
@@ -201,8 +211,10 @@ class WeightMom(Method):
             return {name: m.new_tensor(self.threshold) for name, m in magnitudes.items()}
         final = self.schedule(1.0)
         if self._together(final):
-            everything = torch.cat([m.flatten() for m in magnitudes.values()])
-            return dict.fromkeys(magnitudes, _kth(everything, count(len(everything), final)))  # pyright: ignore[reportArgumentType]
+            factors = self._factors(run.masks)
+            everything = torch.cat([(m * factors[name]).flatten() for name, m in magnitudes.items()])
+            level = _kth(everything, count(len(everything), final))  # pyright: ignore[reportArgumentType]
+            return {name: level / factors[name] for name in magnitudes}
         keeps = self._keeps(run.masks, final)
         return {name: _kth(m.flatten(), m.numel() - keeps[name]) for name, m in magnitudes.items()}
 
@@ -228,6 +240,8 @@ class WeightMom(Method):
         keeps = self._keeps(masks, sparsity)
         self.short_windows += self.seen < self.window and sum(keeps.values()) < masks.kept
         if self._together(sparsity):
+            factors = self._factors(masks)
+            momentum = {name: m * factors[name] for name, m in momentum.items()}
             best = Masks({name: _top(momentum[name].flatten(), m.flatten(), 1).view_as(m) for name, m in masks.items()})
             cut = masks.kept - sum(keeps.values())
             candidates, momenta, low = (
@@ -247,10 +261,16 @@ class WeightMom(Method):
         run.masks = new
 
     def _together(self, sparsity: Sparsity) -> bool:
-        return self.reading == "off" and not isinstance(sparsity, Mapping)
+        return (self.reading == "off" or self.applied == "scores") and not isinstance(sparsity, Mapping)
+
+    def _factors(self, masks: Masks) -> dict[str, float]:
+        """What makes the momenta of different layers comparable in one ranking."""
+        ratios = self.of_layers(masks)
+        own = {name: ratios[name.rpartition(".")[0]] for name in masks}
+        return own if self.reading in KEPT_SHARES else {name: 1 / ratio for name, ratio in own.items()}
 
     def _keeps(self, masks: Masks, sparsity: Sparsity) -> dict[str, int]:
-        """How many weights of each layer are left at this sparsity; only their sum counts where `reading` is "off"."""
+        """How many weights of each layer are left at this sparsity; only their sum counts in one ranking."""
         kept = masks.kept_by_layer
         if isinstance(sparsity, Mapping):
             level = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
@@ -279,20 +299,23 @@ class WeightMom(Method):
         sizes = {layer: float(sum(m.numel() for m in parts)) for layer, parts in layers.items()}
         if self.basis == "density":
             sizes = {layer: int(sum(m.sum() for m in parts)) / sizes[layer] for layer, parts in layers.items()}
-        return importance(sizes, positions(layers, self.layer_index), self.reading)
+        return importance(sizes, positions(layers, self.layer_index), self.reading, self.depth_exponent)
 
 
-def importance(sizes: Mapping[str, float], indices: Mapping[str, int], reading: str = "text") -> dict[str, float]:
+def importance(
+    sizes: Mapping[str, float], indices: Mapping[str, int], reading: str = "text", depth_exponent: float = 1.0
+) -> dict[str, float]:
     """Equation 1 in each of its readings: an importance in "formula" and "literal", else a prunability."""
     _one_of("reading", reading, CHOICES["reading"])
     mean = sum(sizes.values()) / len(sizes)
+    depth = {layer: indices[layer] ** depth_exponent for layer in sizes}
     if reading == "text":
-        return {layer: size / mean * indices[layer] for layer, size in sizes.items()}
+        return {layer: size / mean * depth[layer] for layer, size in sizes.items()}
     if reading == "literal":
-        return {layer: sum(sizes.values()) / indices[layer] for layer in sizes}
+        return {layer: sum(sizes.values()) / depth[layer] for layer in sizes}
     if reading == "off":
         return dict.fromkeys(sizes, 1.0)
-    return {layer: size / (indices[layer] * mean) for layer, size in sizes.items()}
+    return {layer: size / (depth[layer] * mean) for layer, size in sizes.items()}
 
 
 def positions(layers: Iterable[str], layer_index: str = "forward") -> dict[str, int]:
