@@ -219,7 +219,7 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
 def importance(source: Run | Masks, readings: Sequence[str] = ("text", "formula")) -> Figure:
     """WeightMom's importance ratio of each layer in several readings side by side, on logarithmic axes.
 
-    Of a run by its own `basis` and `layer_index`, at its present masks.
+    Of a run by its own `basis`, `layer_index` and `depth_exponent`, at its present masks.
     """
     masks = source.masks if isinstance(source, Run) else source
     own = [m for m in getattr(source, "methods", ()) if isinstance(m, weightmom.WeightMom)]
