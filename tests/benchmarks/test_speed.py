@@ -103,14 +103,15 @@ def epoch(run: lab.Run) -> None:
         train._train(run, 0.0, 0, None, 10**9, False)
 
 
-def test_weightmom_keeps_its_books_in_two_percent_of_an_epoch(data):
+@pytest.mark.parametrize("mode", ["ema", "window_mean", "window_max", "consecutive_below"])
+def test_weightmom_keeps_its_books_in_two_percent_of_an_epoch(data, mode):
     """What it does after an epoch, cut included, against training on as many images as MNIST has.
 
     It goes by the weights, not by the images: against an epoch of few images it is more, and that is printed too.
     """
     model = lab.build("lenet5", data)
     run, watched = (lab.fit(model, data, epochs=1, progress=False) for _ in range(2))
-    method = lab.methods.WeightMom(lab.Cubic(0.95), start=0.0, end=1.0)
+    method = lab.methods.WeightMom(lab.Cubic(0.95), mode, start=0.0, end=1.0)
     watched.epochs, watched.epoch = 60, 0
     method.on_start(watched)
 
@@ -124,7 +125,7 @@ def test_weightmom_keeps_its_books_in_two_percent_of_an_epoch(data):
         training = [(seconds(books) / 8, seconds(lambda: torch.enable_grad()(epoch)(run))) for _ in range(6)]
     found = statistics.median(book / trained for book, trained in training)
     of_mnist = found * IMAGES / 55_000
-    print(f"\nbookkeeping of WeightMom / epoch, lenet5: {of_mnist:.4f} of 55,000 images, {found:.4f} of {IMAGES:,}")
+    print(f"\nWeightMom's books / epoch, lenet5, {mode}: {of_mnist:.4f} of 55,000 images, {found:.4f} of {IMAGES:,}")
     assert of_mnist <= 0.02
 
 
