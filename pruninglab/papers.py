@@ -386,7 +386,7 @@ def published(data: str | None = None, model: str | None = None, *, copied: bool
     `metric` says top-1 or top-5, `counted` of what the sparsity is: compare it with the column `sparsity_` + counted.
     WeightMom's two tables hold copied numbers, and are there with `copied=True` alone.
     """
-    rows = [row for one in TABLES if one.metric and copied >= one.copied for row in _rows(one)]
+    rows = [row for one in TABLES if one.metric and (copied or not one.copied) for row in _rows(one)]
     asked = {"data": data, "model": model}
     kept = [row for row in rows if all(wanted in (None, row[column]) for column, wanted in asked.items())]
     return pd.DataFrame(kept, columns=pd.Index(rows[0]))

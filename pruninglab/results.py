@@ -170,7 +170,7 @@ class Result:
             ("size", f"{size['bytes']:,} bytes dense, {size['bzip2_bytes']:,} after bzip2"),
             ("FLOPs", f"{self.flops['dense']:,.0f} dense, {self.flops['sparse']:,.0f} of them on kept weights"),
             ("budget", f"{self.budget['steps']:,} steps after {self.budget['steps_before']:,} before"),
-            ("counted", ", ".join(_counted(method) for method in self.methods if _counted(method))),
+            ("counted", ", ".join(filter(None, map(_counted, self.methods)))),
         ]
         if self._chosen_on_test:
             lines.insert(2, ("chosen", "on the test images, so that their accuracy is not that of unseen ones"))

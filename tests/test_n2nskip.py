@@ -142,16 +142,17 @@ def test_counts_are_exact_on_the_full_models(base):
     scores = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}
     total = sum(s.numel() for n, s in scores.items() if not is_skip(n))
     for density in DENSITIES if total < 10**7 else DENSITIES[1::2]:
-        exact(keep_groups(scores, 1 - density), total, density, 0.5)
+        assert_exact(keep_groups(scores, 1 - density), total, density, 0.5)
 
 
-def exact(masks: lab.Masks, total: int, density: float, fraction: float, step: int = 1) -> None:
+def assert_exact(masks: lab.Masks, total: int, density: float, fraction: float, step: int = 1) -> None:
     """The sum to one weight, and the skips' share but for less than a `step`, the largest that one of them can take."""
     keep = total - lab.masks.count(total, 1 - density)
     in_skips = sum(int(m.sum()) for n, m in masks.items() if is_skip(n))
     assert abs(keep - density * total) <= 0.5 + 1e-6
     assert masks.kept == keep
     wanted = int(keep * fraction + 0.5)
+    assert wanted > 0
     assert 0 <= wanted - in_skips < step
 
 
@@ -169,14 +170,14 @@ def test_counts_are_exact_with_every_option(base, density, data):
                 masks = keep_groups(scores, 1 - density, **options)
                 sizes = [(score[0, 0].numel(), min(score.shape[:2])) for n, score in scores.items() if is_skip(n)]
                 steps = {"weight": 1, "kernel": max(k for k, _ in sizes), "channel": max(k * c for k, c in sizes)}
-                exact(masks, total, density, fraction, steps[granularity])
+                assert_exact(masks, total, density, fraction, steps[granularity])
 
 
 @pytest.mark.parametrize("criterion", ["random", "snip"])
 def test_the_best_scores_stay_in_each_group(criterion, data):
     model = build("resnet20", data)
     run = lab.fit(model, data, N2NSkip(0.9, criterion), epochs=0, progress=False)
-    exact(run.masks, 268_048, 0.1, 0.5)  # 268,336 with three channels instead of one
+    assert_exact(run.masks, 268_048, 0.1, 0.5)  # 268,336 with three channels instead of one
     method = run.methods[0]
     assert isinstance(method, N2NSkip)
     assert method.density_of_base == pytest.approx(0.1, abs=1e-5)

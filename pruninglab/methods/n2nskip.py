@@ -129,11 +129,9 @@ def _grid(scores: Tensor, granularity: str) -> Tensor:
 
 def _whole_kernels(scores: Tensor, parts: int, granularity: str) -> Tensor:
     """The best `parts` kernels of each row."""
-    rows = _grid(scores, granularity)
-    best = rows.argsort(dim=1, descending=True, stable=True)[:, :parts]
-    chosen = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, best, True)
-    turned = granularity == "channel" and scores.ndim > 1 and scores.shape[0] > scores.shape[1]
-    chosen = (chosen.T if turned else chosen).reshape(scores.shape[:2])
+    chosen = torch.zeros(scores.shape[:2], dtype=torch.bool, device=scores.device)
+    best = _grid(scores, granularity).argsort(dim=1, descending=True, stable=True)[:, :parts]
+    _grid(chosen, granularity).scatter_(1, best, True)  # a view: what is set in it is set in `chosen`
     return chosen.view(*chosen.shape, *(1 for _ in scores.shape[2:])).expand(scores.shape).contiguous()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import before_training
 from ..criteria import Batches
 from ..errors import ConfigError
-from ..masks import Sparsity
+from ..masks import Sparsity, _top
 from ..method import Method
 from ..schedules import Exponential
 
@@ -43,7 +43,7 @@ class SynFlow(Method):
             scores = flow(model, batches)
             for name, mask in run.masks.items() if spares else ():
                 score = scores[name].flatten()
-                score[score.masked_fill(~mask.flatten(), -1).argmax()] = math.inf
+                score[_top(score, mask.flatten(), 1)] = math.inf
                 scores[name] = score.view(mask.shape)
             return scores
 

@@ -90,8 +90,8 @@ if __name__ == "__main__":
     read.add_argument("--jobs", type=int, default=2, help="trainings at a time, of OMP_NUM_THREADS threads each")
     asked = vars(read.parse_args())
     seeds, densities, jobs, wanted = (asked.pop(what) for what in ("seeds", "densities", "jobs", "ways"))
-    every = [(seed, density, way) for seed in seeds for density in (1.0, *densities) for way in ways(density)]
-    cells = [cell for cell in every if cell[2] in wanted]
+    known = [(density, way) for density in (1.0, *densities) for way in ways(density) if way in wanted]
+    cells = [(seed, density, way) for seed in seeds for density, way in known]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for said in pool.map(partial(main, **asked), cells):
             print(said, flush=True)
