@@ -4,50 +4,20 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
-from . import (
-    before_training,
-    budgets,
-    compare,
-    connectivity,
-    criteria,
-    impact,
-    levels,
-    losses,
-    masks,
-    measure,
-    methods,
-    models,
-    papers,
-    projections,
-    recipes,
-    regrowth,
-    results,
-    schedules,
-    second_order,
-    storage,
-    structured,
-)
+from . import analysis, criteria, layers, masks, methods, models, recipes, results, storage, structured, train
+from .analysis import compare, impact
 from .data import Data, load, wrap
 from .errors import ConfigError, DataError, RunError
-from .masks import Masks, grow, keep_top, prunable
-from .method import Method
+from .identity import __version__
+from .layers import prunable
+from .masks import Constant, Cubic, Exponential, Linear, Masks, Narang, Schedule, grow, keep_top
+from .methods.controls import controls
 from .models import build
 from .results import Result
-from .run import Run, Snapshot
-from .schedules import Constant, ConstantRate, CosineRate, Cubic, Exponential, Linear, Narang, Schedule, StepRate
-from .train import fit, prune
+from .train import ConstantRate, CosineRate, Method, Run, Snapshot, StepRate, fit, prune
 
 if TYPE_CHECKING:
     from . import plots, sweep, widgets
-
-
-def __getattr__(name: str) -> ModuleType:
-    if name in ("plots", "sweep", "widgets"):  # they take longer to import than the rest, or need what is extra
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
 
 __all__ = [
     "ConfigError",
@@ -68,36 +38,40 @@ __all__ = [
     "Schedule",
     "Snapshot",
     "StepRate",
-    "before_training",
-    "budgets",
+    "__version__",
+    "analysis",
     "build",
     "compare",
-    "connectivity",
+    "controls",
     "criteria",
     "fit",
     "grow",
     "impact",
     "keep_top",
-    "levels",
+    "layers",
     "load",
-    "losses",
     "masks",
-    "measure",
     "methods",
     "models",
-    "papers",
     "plots",
-    "projections",
     "prunable",
     "prune",
     "recipes",
-    "regrowth",
     "results",
-    "schedules",
-    "second_order",
     "storage",
     "structured",
     "sweep",
+    "train",
     "widgets",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("plots", "sweep", "widgets"):  # they take longer to import than the rest, or need an extra
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

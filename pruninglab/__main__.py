@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import __version__, results
 from .errors import ConfigError, DataError, RunError
+from .identity import __version__
+from .results import tables
 
 
 def demo(out: Path) -> None:
     """Run the first notebook headless; leave it executed, as a page, and as records; print its table."""
-    from . import headless
+    from .sweep import headless
 
     source = _notebook("00_start.ipynb")
     out.mkdir(parents=True, exist_ok=True)
@@ -20,7 +21,7 @@ def demo(out: Path) -> None:
     print(f"Running {source.name}: five ways to prune LeNet-5 on real 8x8 digits, about half a minute on two cores.")
     headless.execute(source, executed, {"out": str(out.resolve())}, folder=source.parent, limit=1800)
     _write_page(executed, page)
-    print(f"\n{results.compare_text(results.load(out))}\n")
+    print(f"\n{tables.compare_text(tables.load(out))}\n")
     print(f"Executed notebook: {executed}\nPage to open in a browser: {page}")
     print("Open JupyterLab with: make lab")
 
@@ -29,10 +30,10 @@ def report(folder: Path, out: Path, by: str) -> None:
     """Compare the records of a folder in the notebook made for it, as one HTML file."""
     from tempfile import TemporaryDirectory
 
-    from . import headless
+    from .sweep import headless
 
     source = _notebook("15_compare.ipynb")
-    if results.load(folder).empty:
+    if tables.load(folder).empty:
         raise DataError(f"no records found in {folder}; give a folder that a sweep or `record=` has written.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as work:
@@ -64,8 +65,8 @@ def _write_page(executed: Path, page: Path, **settings: Any) -> None:
 def sweep(given: argparse.Namespace) -> int:
     """Run a grid; 0 if every cell is done, 1 if some failed or are missing."""
     try:
-        from .parameters import read_grid
-        from .sweep import plan
+        from .sweep.parameters import read_grid
+        from .sweep.plan import plan
     except ModuleNotFoundError as error:
         raise ConfigError(f"a sweep needs {error.name}: pip install 'pruninglab[sweep]'.") from None
 
@@ -120,7 +121,7 @@ def _resource(text: str) -> tuple[str, float]:
 
 def data() -> None:
     """Which data sets there are, and which of them can be loaded now."""
-    from .data import available
+    from .data.loading import available
 
     for name, about, here in available():
         print(f"{name:<14}{'ready' if here else 'files needed':<14}{about}")
@@ -128,7 +129,7 @@ def data() -> None:
 
 def show(pattern: str, csv: Path | None) -> None:
     """All records that a pattern finds, as a table or as CSV."""
-    frame = results.load(pattern)
+    frame = tables.load(pattern)
     for kind, said in (("skipped", "left out"), ("failed", "failed cell")):
         for name, why in frame.attrs[kind].items():
             print(f"{said}: {name}: {why}", file=sys.stderr)
@@ -137,7 +138,7 @@ def show(pattern: str, csv: Path | None) -> None:
     if csv:
         frame.to_csv(csv, index=False)
     else:
-        print(results.compare_text(frame))
+        print(tables.compare_text(frame))
 
 
 def _add_sweep(commands: Any) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import pruninglab as lab
 from pruninglab import methods
-from pruninglab.before_training import SNIP, GraSP, SynFlow
+from pruninglab.criteria import SNIP, GraSP, SynFlow
 
 Batches = list[tuple[Tensor, Tensor]]
 SMALL: dict[str, dict[str, Any]] = {key: {"width": 0.1} for key in lab.models.MODELS}

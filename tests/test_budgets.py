@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
-from pruninglab import budgets
+from pruninglab import analysis, identity
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +17,9 @@ def dense() -> lab.Run:
 
 
 def test_one_layer_alone_is_cut(dense):
-    before = lab.results.tensor_hash(dense.model.state_dict())
-    curves = budgets.sensitivity(dense, (0.9, 0.5))
-    assert lab.results.tensor_hash(dense.model.state_dict()) == before
+    before = identity.tensor_hash(dense.model.state_dict())
+    curves = analysis.sensitivity(dense, (0.9, 0.5))
+    assert identity.tensor_hash(dense.model.state_dict()) == before
     assert curves["layer"].unique().tolist() == list(dense.masks)
     assert curves.groupby("layer")["sparsity"].apply(list).loc["fc1.weight"] == pytest.approx([0.0, 0.5, 0.9])
     # an independent way to one of the points
@@ -33,7 +33,7 @@ def test_one_layer_alone_is_cut(dense):
 def test_a_small_layer_keeps_one_weight_at_least(dense):
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 10), nn.Linear(10, 10, bias=False), nn.Linear(10, 10))
     run = lab.fit(model, dense.data, epochs=0, progress=False)
-    curves = budgets.sensitivity(run, (0.5, 0.99, 0.999))
+    curves = analysis.sensitivity(run, (0.5, 0.99, 0.999))
     assert curves[curves["layer"] == "2.weight"]["kept"].tolist() == [100, 50, 1]
 
 
@@ -44,9 +44,9 @@ def test_targets_stop_at_the_first_drop():
         for layer, values in accuracies.items()
         for s, a in zip((0.0, 0.5, 0.7, 0.9), values, strict=True)
     ]
-    assert budgets.tolerated(pd.DataFrame(rows), 0.01) == {"a": 0.5, "b": 0.7}
+    assert analysis.tolerated(pd.DataFrame(rows), 0.01) == {"a": 0.5, "b": 0.7}
     with pytest.raises(lab.ConfigError, match="from 0 to below 1"):
-        budgets.tolerated(pd.DataFrame(rows), 1.0)
+        analysis.tolerated(pd.DataFrame(rows), 1.0)
 
 
 def test_a_layer_that_can_spare_more_keeps_less():
@@ -60,7 +60,7 @@ def test_a_layer_that_can_spare_more_keeps_less():
         return nn.Sequential(nn.Flatten(), nn.Linear(20, 20, bias=False), nn.Linear(20, classes, bias=False))
 
     run = lab.fit(lab.build(net, data), data, epochs=20, lr=1e-2, progress=False)
-    shares = budgets.budget(run, 4, "sensitivity")
+    shares = analysis.budget(run, 4, "sensitivity")
     kept = [round(w.numel() * (1 - shares[n])) for n, w in run.weights.items()]
     assert sum(kept) == 110
     assert kept[0] / 400 < kept[1] / 40
@@ -68,7 +68,7 @@ def test_a_layer_that_can_spare_more_keeps_less():
 
 @pytest.mark.parametrize("by", ["magnitude", "sensitivity"])
 def test_a_file_fits_also_after_training(dense, by, tmp_path):
-    shares = budgets.fitting(dense, bytes=20_000, by=by)
+    shares = analysis.fitting(dense, bytes=20_000, by=by)
     run = lab.fit(dense, dense.data, lab.methods.OneShot(shares), epochs=2, progress=False)
     written = lab.storage.save(run, tmp_path / "net", values="fp32")["sparse_bytes"]
     assert written <= 20_000
@@ -79,24 +79,24 @@ def test_a_file_fits_also_after_training(dense, by, tmp_path):
 def test_a_file_fits_also_where_norms_have_yet_to_learn(dense, tmp_path):
     """Scales of 1 and means of 0 take a code book of one entry; trained ones do not."""
     untrained = lab.fit(lab.build("resnet20", dense.data, width=0.25), dense.data, epochs=0, progress=False)
-    least = budgets.fitting(untrained, bytes=14_000)
+    least = analysis.fitting(untrained, bytes=14_000)
     run = lab.fit(untrained, dense.data, lab.methods.OneShot(least), epochs=1, progress=False)
     assert 13_000 < lab.storage.save(run, tmp_path / "net", values="fp32")["sparse_bytes"] <= 14_000
 
 
 def test_flops_fit(dense):
     wanted = dense.result.flops["dense"] / 5
-    shares = budgets.fitting(dense, flops=wanted)
+    shares = analysis.fitting(dense, flops=wanted)
     run = lab.fit(dense, dense.data, lab.methods.OneShot(shares), epochs=0, progress=False)
     assert 0.98 * wanted < run.result.flops["sparse"] <= wanted
     # what fits anyway is left as it is
-    assert set(budgets.fitting(dense, flops=1e12).values()) == {0.0}
+    assert set(analysis.fitting(dense, flops=1e12).values()) == {0.0}
 
 
 def test_what_cannot_be_is_said(dense):
     with pytest.raises(lab.ConfigError, match="either bytes= or flops="):
-        budgets.fitting(dense)
+        analysis.fitting(dense)
     with pytest.raises(lab.ConfigError, match="2,000 bytes are not enough"):
-        budgets.fitting(dense, bytes=2_000)
+        analysis.fitting(dense, bytes=2_000)
     with pytest.raises(lab.ConfigError, match="fraction of weights"):
-        budgets.sensitivity(dense, (1.0,))
+        analysis.sensitivity(dense, (1.0,))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import pruninglab as lab
-from pruninglab import measure, structured
+from pruninglab import analysis, structured
+from pruninglab.analysis import cost
 from pruninglab.methods import GroupLasso, OneShot, Silence, Slimming
-from pruninglab.methods.group_lasso import group_norms
+from pruninglab.methods.channels.group_lasso import group_norms
 from pruninglab.recipes import slimming
 
 
@@ -197,7 +198,7 @@ def test_truth_tells_masked_from_removed(data):
     model = lab.build("lenet5", data, seed=0)
     pruned, masks = structured.prune(model, data, 0.8)
     small = structured.shrink(pruned, data, masks)
-    table: Any = measure.truth({"dense": model, "masked": pruned, "removed": small}, data, batches=(1, 8), rounds=6)
+    table: Any = analysis.truth({"dense": model, "masked": pruned, "removed": small}, data, batches=(1, 8), rounds=6)
     assert table.loc["dense", "parameters"] == table.loc["masked", "parameters"] > table.loc["removed", "parameters"]
     assert table.loc["masked", "nonzero"] < table.loc["dense", "nonzero"]
     assert table.loc["dense", "flops"] == table.loc["masked", "flops"] > 3 * table.loc["removed", "flops"]
@@ -226,8 +227,8 @@ def test_rounds_take_turns_and_ratios_are_within_rounds(monkeypatch):
             now[0] += self.time * 2 ** (len(order) // 2)
             return x
 
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
-    table = measure.latency({"a": Takes("a", 0.002), "b": Takes("b", 0.002)}, torch.zeros(1, 1), rounds=9, warm=1)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    table = analysis.latency({"a": Takes("a", 0.002), "b": Takes("b", 0.002)}, torch.zeros(1, 1), rounds=9, warm=1)
     assert order == ["a", "b"] * 10
     assert table.loc["b", "faster"] == pytest.approx(0.5)
     assert table.loc["a", "ms"] == pytest.approx(2 * 2**5)
@@ -237,14 +238,14 @@ def test_rounds_take_turns_and_ratios_are_within_rounds(monkeypatch):
 
 def test_measuring_leaves_the_mode_and_says_what_it_needs(data):
     model = lab.build("lenet5", data).train()
-    measure.latency({"net": model}, torch.zeros(2, *data.shape), rounds=6)
+    analysis.latency({"net": model}, torch.zeros(2, *data.shape), rounds=6)
     assert model.training
     with pytest.raises(lab.ConfigError, match="at least 6"):
-        measure.latency({"net": model}, torch.zeros(2, *data.shape), rounds=5)
+        analysis.latency({"net": model}, torch.zeros(2, *data.shape), rounds=5)
     with pytest.raises(lab.ConfigError, match="at least one model"):
-        measure.latency({}, torch.zeros(2, *data.shape))
+        analysis.latency({}, torch.zeros(2, *data.shape))
 
 
 def test_few_images_fill_a_batch(blobs):
-    assert measure._images(blobs, 64).shape == (64, 10)
-    assert measure._images(torch.zeros(2, 3), 64).shape == (64, 3)
+    assert cost._images(blobs, 64).shape == (64, 10)
+    assert cost._images(torch.zeros(2, 3), 64).shape == (64, 3)

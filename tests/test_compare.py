@@ -11,8 +11,9 @@ import torch
 from scipy import stats
 
 import pruninglab as lab
-from pruninglab import compare, plots
-from pruninglab.compare import crossing, interval, paired
+from pruninglab import plots
+from pruninglab.analysis import crossing, interval, paired
+from pruninglab.analysis.compare import CONTROLS
 
 NAMED = {
     "dense": ("Dense", "dense"),
@@ -56,7 +57,7 @@ def p_value(test: Any) -> float:
 
 
 def test_a_fair_table_has_n_mean_and_interval():
-    found = compare.compare(pd.DataFrame(rows()))
+    found = lab.compare(pd.DataFrame(rows()))
     table = found.table().set_index(["level", "way"])
     one = table.loc[(0.9, "global magnitude")]
     values = np.array([0.97, 0.981, 0.99])
@@ -66,7 +67,7 @@ def test_a_fair_table_has_n_mean_and_interval():
     # forward and backward, 100 FLOPs an image, 195 steps of 100 images, those of the dense start among them
     assert (one["training_gflops"], one["seconds"]) == (pytest.approx(3 * 100 * 100 * 195 / 1e9), 11)
     assert found.levels == [0.9, 0.95]
-    assert found.controls == {name: name for name in compare.CONTROLS}
+    assert found.controls == {name: name for name in CONTROLS}
     assert "195 steps in all" in repr(found)
     assert found._repr_html_().count("<tr>") == 1 + len(table)
 
@@ -93,27 +94,27 @@ def test_a_fair_table_has_n_mean_and_interval():
 def test_what_differs_is_refused_and_named_and_shown_when_asked_for(where, changes, word, said):
     frame = changed(rows(), where, **changes)
     with pytest.raises(lab.ConfigError, match=said):
-        compare.compare(frame)
-    shown = compare.compare(frame, allow=word)
+        lab.compare(frame)
+    shown = lab.compare(frame, allow=word)
     assert any("Not fair, but asked for" in line for line in repr(shown).splitlines())
 
 
 def test_runs_from_new_weights_begin_with_the_same_ones():
     new = {"start": "model", "dense_hash": None}
     fresh = [r | new | {"start_hash": f"i{r['seed']}"} for r in rows()]
-    assert compare.compare(pd.DataFrame(fresh)).notes == ()
+    assert lab.compare(pd.DataFrame(fresh)).notes == ()
     with pytest.raises(lab.ConfigError, match="the draw of the initial weights differs at seed 1"):
-        compare.compare(changed(fresh, {"way": NAMED["random"][0], "seed": 1}, start_hash="trained elsewhere"))
+        lab.compare(changed(fresh, {"way": NAMED["random"][0], "seed": 1}, start_hash="trained elsewhere"))
     skips = changed(fresh, {"way": NAMED["random"][0]}, start_hash="of another form", form="with skip connections")
-    assert compare.compare(skips).notes == ()
+    assert lab.compare(skips).notes == ()
     mixed = [r | new | {"start_hash": "i"} if r["control"] == "random mask" else r for r in rows()]
-    (note,) = compare.compare(pd.DataFrame(mixed)).notes
+    (note,) = lab.compare(pd.DataFrame(mixed)).notes
     assert note.startswith("They begin differently: dense from a run, random mask from a model")
 
 
 def test_only_common_seeds_are_compared_when_asked_for():
     frame = pd.DataFrame([r for r in rows() if not (r["control"] == "layer magnitude" and r["seed"] == 2)])
-    found = compare.compare(frame, allow="seeds")
+    found = lab.compare(frame, allow="seeds")
     assert set(found.table()["n"]) == {2}
     assert set(found.runs["seed"]) == {0, 1}
 
@@ -121,12 +122,12 @@ def test_only_common_seeds_are_compared_when_asked_for():
 def test_equal_runs_count_once_and_unequal_ones_of_a_pair_are_refused():
     found = rows()
     again = [r | {"path": "elsewhere"} for r in found if r["control"] == "dense"]
-    once = compare.compare(pd.DataFrame(found + again))
+    once = lab.compare(pd.DataFrame(found + again))
     assert set(once.table()["n"]) == {3}
     assert once.notes == ("3 records repeat another one and count once.",)
     other = [*found, found[-1] | {"settings": "other", "test_accuracy": 0.1}]
     with pytest.raises(lab.ConfigError, match=r"global magnitude has 2 different runs with seed 2.*settings, test_acc"):
-        compare.compare(pd.DataFrame(other))
+        lab.compare(pd.DataFrame(other))
 
 
 def test_paired_test_by_hand():
@@ -149,7 +150,7 @@ def test_pairs_see_what_means_alone_do_not():
     frame = [row("dense", s, 0.0, 0.99) for s in base]
     frame += [row("global", s, 0.9, a) for s, a in base.items()]
     frame += [row("gradual", s, 0.9, a + d) for (s, a), d in zip(base.items(), (0.010, 0.011, 0.009), strict=True)]
-    found = compare.compare(pd.DataFrame(frame))
+    found = lab.compare(pd.DataFrame(frame))
     test = found.tests().set_index("way").loc["Gradual"]
     assert test["against"] == "global magnitude"
     assert test["difference"] == pytest.approx(0.01)
@@ -159,20 +160,20 @@ def test_pairs_see_what_means_alone_do_not():
 
 
 def test_the_correction_is_over_all_tests_and_what_is_not_seen_is_said():
-    found = compare.compare(pd.DataFrame(rows()))
+    found = lab.compare(pd.DataFrame(rows()))
     for against, number in (("all", 12), ("dense", 6), (None, 6)):
         tests: Any = found.tests(against)
         assert len(tests) == number
         assert tests["adjusted"].min() == pytest.approx(min(1, tests["p"].min() * number))
     noisy = changed(rows(), {"way": NAMED["layer"][0], "seed": 0}, test_accuracy=0.99)
-    said = compare.compare(noisy).words()
+    said = lab.compare(noisy).words()
     assert any("layer magnitude is not distinguishable from global magnitude at n = 3." in line for line in said)
     with pytest.raises(lab.ConfigError, match="no way here"):
         found.tests("gradual")
 
 
 def test_one_run_each_says_nothing():
-    found = compare.compare(pd.DataFrame([r for r in rows() if r["seed"] == 0]))
+    found = lab.compare(pd.DataFrame([r for r in rows() if r["seed"] == 0]))
     assert "one run" in repr(found)
     assert all("one pair, so nothing can be said" in v for v in found.tests()["verdict"])
     assert "(n = 1)" in str(plots.frontier(found).legends[0].get_texts()[0].get_text())
@@ -180,7 +181,7 @@ def test_one_run_each_says_nothing():
 
 def test_controls_that_are_missing_are_named():
     frame = pd.DataFrame([r for r in rows() if r["control"] not in ("random mask", "dense")])
-    assert compare.compare(frame).words()[-1] == "Controls that are missing: dense, random mask."
+    assert lab.compare(frame).words()[-1] == "Controls that are missing: dense, random mask."
 
 
 def test_what_ended_otherwise_stays_and_is_said():
@@ -188,7 +189,7 @@ def test_what_ended_otherwise_stays_and_is_said():
         row("gradual", s, 0.9 if s else 0.8, 0.97, status="done" if s else "target_missed") for s in range(3)
     ]
     found[3] |= {"status": "diverged", "test_accuracy": 0.1}
-    shown = compare.compare(pd.DataFrame(found))
+    shown = lab.compare(pd.DataFrame(found))
     table = shown.table().set_index(["level", "way"])
     assert table.loc[(0.9, "random mask"), "status"] == "2 done, 1 diverged"
     assert table.loc[(0.9, "Gradual"), "n"] == 2
@@ -199,13 +200,9 @@ def test_what_ended_otherwise_stays_and_is_said():
 
 def test_sparsities_of_one_target_are_one_level():
     """A share of each layer rounds to other counts than a share of all."""
-    found = compare.compare(
-        changed(rows(), {"way": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.9501)
-    )
+    found = lab.compare(changed(rows(), {"way": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.9501))
     assert found.levels == [0.9, 0.95]
-    apart = compare.compare(
-        changed(rows(), {"way": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.951)
-    )
+    apart = lab.compare(changed(rows(), {"way": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.951))
     assert apart.levels == [0.9, 0.95, 0.951]
 
 
@@ -219,13 +216,13 @@ def test_crossing_by_hand():
 
 
 def test_sparsity_at_matched_accuracy():
-    found = compare.compare(pd.DataFrame(rows())).at_accuracy(0.955).set_index("way")
+    found = lab.compare(pd.DataFrame(rows())).at_accuracy(0.955).set_index("way")
     assert found.loc["random mask", "said"] == "at no level with 3 of 3 seeds"
     assert math.isnan(found.loc["random mask", "sparsity"])
     kept = found.loc["global magnitude"]
     assert 0.9 < kept["low"] < kept["sparsity"] < kept["high"] < 0.96
     assert kept["times"] == pytest.approx(1 / (1 - kept["sparsity"]))
-    by_dense = compare.compare(pd.DataFrame(rows())).at_accuracy()
+    by_dense = lab.compare(pd.DataFrame(rows())).at_accuracy()
     assert by_dense["accuracy"].tolist() == pytest.approx([0.991 - 0.01] * 3)
 
 
@@ -233,25 +230,25 @@ def test_a_published_row_stands_beside_the_measured_one():
     density = 1 / 167
     frame = [row("global", s, 1 - density, 0.991, data="MNIST") for s in range(3)]
     frame += [row("dense", s, 0.0, 0.993, data="MNIST") for s in range(3)]
-    found = compare.compare(pd.DataFrame(frame))
+    found = lab.compare(pd.DataFrame(frame))
     beside = found.beside_papers().set_index("method")
     theirs = beside.loc["Progressive Weight Pruning"]
     assert (theirs["accuracy"], theirs["way"], theirs["measured"], theirs["n"]) == (0.99, "global magnitude", 0.991, 3)
     assert (beside.loc["Baseline", "way"], beside.loc["Baseline", "measured"]) == ("dense", 0.993)
     assert beside.loc["Han et al., 2015 [1]", "n"] == 0
     assert "Published: " in plots.frontier(found).alt
-    assert compare.compare(pd.DataFrame(rows())).beside_papers().empty
+    assert lab.compare(pd.DataFrame(rows())).beside_papers().empty
 
 
 def test_names_say_what_tells_ways_apart():
     ways = [f"Gradual(schedule=Cubic(initial=0.0), scope={scope}, end=0.75)" for scope in ("global", "layer")]
     frame = pd.DataFrame([row("gradual", 0, 0.9, 0.9) | {"way": way, "settings": way} for way in ways])
-    assert compare.compare(frame).ways == ["Gradual(scope=global)", "Gradual(scope=layer)"]
+    assert lab.compare(frame).ways == ["Gradual(scope=global)", "Gradual(scope=layer)"]
 
 
 def test_other_hardware_code_and_batches_are_said():
     frame = changed(rows(), {"way": NAMED["global"][0]}, commit="def", batch_size=50)
-    assert compare.compare(frame).notes == (
+    assert lab.compare(frame).notes == (
         "They differ in batch size.",
         "They differ in version of the code.",
     )
@@ -261,32 +258,32 @@ def test_real_runs_from_one_dense_start_are_comparable(tmp_path: Path):
     data = lab.load("digits", train=200, test=60, size=16)
     for seed in range(2):
         dense = lab.fit(lab.build("lenet300", data, seed=seed), data, epochs=1, seed=seed, progress=False)
-        for name, method in compare.controls(0.9).items():
+        for name, method in lab.controls(0.9).items():
             record = tmp_path / str(seed) / f"{name}.json"
             lab.fit(dense, data, method, epochs=1, seed=seed, record=record, progress=False)
-    found = compare.compare(tmp_path)
-    assert found.controls == {name: name for name in compare.CONTROLS}
+    found = lab.compare(tmp_path)
+    assert found.controls == {name: name for name in CONTROLS}
     assert set(found.table()["n"]) == {2}
     assert found.notes == ()
     dense = lab.fit(lab.build("lenet300", data), data, epochs=1, progress=False)
-    longer = [lab.fit(dense, data, method, epochs=2, progress=False) for method in compare.controls(0.9).values()]
+    longer = [lab.fit(dense, data, method, epochs=2, progress=False) for method in lab.controls(0.9).values()]
     with pytest.raises(lab.ConfigError, match="number of steps in all"):
-        compare.compare([*longer[:3], lab.Result.read(tmp_path / "0" / "global magnitude.json")])
+        lab.compare([*longer[:3], lab.Result.read(tmp_path / "0" / "global magnitude.json")])
 
 
 def test_a_folder_without_records_and_a_table_without_columns(tmp_path: Path):
     with pytest.raises(lab.ConfigError, match="no records to compare"):
-        compare.compare(tmp_path)
+        lab.compare(tmp_path)
     with pytest.raises(lab.ConfigError, match="lacks way, control"):
-        compare.compare(pd.DataFrame({"data": ["digits"]}))
+        lab.compare(pd.DataFrame({"data": ["digits"]}))
     with pytest.raises(lab.ConfigError, match="allow='budget' is unknown"):
-        compare.compare(pd.DataFrame(rows()), allow="budget")
+        lab.compare(pd.DataFrame(rows()), allow="budget")
 
 
 def test_a_criterion_with_settings_is_no_control(blobs):
     """Its record holds the settings, not a name."""
     model = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
-    method = lab.methods.OneShot(0.5, lab.before_training.SNIP())
+    method = lab.methods.OneShot(0.5, lab.criteria.SNIP())
     run = lab.fit(model, blobs, method, epochs=1, progress=False)
     assert run.result.control == ""
     assert "SNIP" in run.result.row()["way"]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import methods, recipes, second_order
+from pruninglab import criteria, identity, methods, recipes
 
 METHODS: dict[str, list[lab.Method]] = {
     "Dense": [methods.Dense()],
@@ -87,8 +87,8 @@ METHODS: dict[str, list[lab.Method]] = {
     "DynamicSurgery-crate": [methods.DynamicSurgery(crate=0.5, gamma=0.5, end=1.0)],
     "GlobalSparseMomentum": [methods.GlobalSparseMomentum(0.9)],
     "GlobalSparseMomentum-beside": [methods.GlobalSparseMomentum(0.9, 0.05, coupled=False, scope="erk", end=0.5)],
-    "OneShot-obd": [methods.OneShot(0.5, second_order.OBD("fisher"))],
-    "OneShot-obd-hutchinson": [methods.OneShot(0.5, second_order.OBD("hutchinson", draws=2))],
+    "OneShot-obd": [methods.OneShot(0.5, criteria.OBD("fisher"))],
+    "OneShot-obd-hutchinson": [methods.OneShot(0.5, criteria.OBD("hutchinson", draws=2))],
     "OptimalBrainSurgeon": [methods.OptimalBrainSurgeon(0.9, rounds=2, batches=1)],
     "OptimalBrainSurgeon-erk": [methods.OptimalBrainSurgeon(0.5, scope="erk", rounds=1, batches=1, dampening=0.1)],
     "SynFlow": [methods.SynFlow(0.9, rounds=10)],
@@ -285,7 +285,7 @@ def is_plain(run: lab.Run, model: nn.Module) -> None:
 
 
 def weights(run: lab.Run) -> str:
-    return lab.results.tensor_hash(run.model.state_dict())
+    return identity.tensor_hash(run.model.state_dict())
 
 
 def record(run: lab.Run) -> dict[str, Any]:

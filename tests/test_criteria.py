@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import pruninglab as lab
 from pruninglab import criteria
+from pruninglab.train.evaluate import scored
 
 
 @pytest.fixture
@@ -159,8 +160,8 @@ def test_channel_criteria_leave_no_trace(convs, photos):
     before = copy.deepcopy(convs.state_dict())
     convs.train()
     for name in ("filter_l1", "filter_l2", "geometric_median", "norm_scale", "filter_taylor", "activation"):
-        scored = lab.run.scored(convs, name, photos, lab.prunable(convs))
-        assert scored.keys() == lab.prunable(convs).keys()
+        scores = scored(convs, name, photos, lab.prunable(convs))
+        assert scores.keys() == lab.prunable(convs).keys()
     assert convs.training
     assert all(torch.equal(v, before[k]) for k, v in convs.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in convs.modules())

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from pruninglab import data as lab
 from pruninglab.data import Crop, Cutout, Data, Flip, Shift, Split, StreamSplit, available, load, stored, wrap
 from pruninglab.data.generated import strokes, textures
+from pruninglab.data.splits import Augmentation
 from pruninglab.errors import ConfigError, DataError
 
 
@@ -187,7 +188,7 @@ def g(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("augment", [Shift(2), Crop(3), Flip(), Cutout(4)], ids=str)
-def test_an_augmentation_is_a_function_of_its_generator(augment: lab.Augmentation, photos: Tensor):
+def test_an_augmentation_is_a_function_of_its_generator(augment: Augmentation, photos: Tensor):
     before = photos.clone()
     once, again, other = augment(photos, g(1)), augment(photos, g(1)), augment(photos, g(2))
     assert torch.equal(once, again)

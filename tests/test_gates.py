@@ -16,8 +16,8 @@ from torch.nn.utils import parametrize
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
-from pruninglab import gates
-from pruninglab.methods import L0, TargetedDropout, VariationalDropout, l0, variational
+from pruninglab.methods import L0, TargetedDropout, VariationalDropout
+from pruninglab.methods.noise import l0, steering, variational
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
@@ -404,8 +404,8 @@ def test_what_was_cut_before_stays_cut_and_does_not_count(blobs, dense, method):
 
 
 def test_the_ramp_by_hand(blobs):
-    assert [gates.ramp(p, (0.25, 0.5)) for p in (0, 0.25, 0.375, 0.5, 1)] == [0, 0, 0.5, 1, 1]
-    assert [gates.ramp(p, (0.0, 0.0)) for p in (0, 1)] == [1, 1]
+    assert [steering.ramp(p, (0.25, 0.5)) for p in (0, 0.25, 0.375, 0.5, 1)] == [0, 0, 0.5, 1, 1]
+    assert [steering.ramp(p, (0.0, 0.0)) for p in (0, 1)] == [1, 1]
     for method in (VariationalDropout(strength=0.1, warmup=(0.25, 0.75)), L0(warmup=(0.25, 0.75))):
         run = lab.fit(mlp(), blobs, method, epochs=4, batch_size=160, **QUIET)
         strengths = [row["strength"] for row in learned(run).seen[::2]]
@@ -418,10 +418,10 @@ def test_steering_answers_to_the_number_of_open_gates():
 
     def steered(opened: float) -> tuple[float, float]:
         pull = torch.tensor(0.0)
-        factor = gates.steer(run, pull, torch.tensor(opened), 1000, 0.9, 1.0)
+        factor = steering.steer(run, pull, torch.tensor(opened), 1000, 0.9, 1.0)
         return float(factor), float(pull)
 
-    aimed = 1000 * 0.1 * (1 - gates.SPARE)
+    aimed = 1000 * 0.1 * (1 - steering.SPARE)
     assert steered(aimed) == pytest.approx((1, 0), abs=1e-4)
     assert steered(2 * aimed) == pytest.approx((math.exp(0.1 * math.log(2)) * (1 + 4 * math.log(2)), 0.1 * math.log(2)))
     assert steered(900)[1] == pytest.approx(0.1)  # no more than 1 of error,

@@ -8,7 +8,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from pruninglab import RunError, headless
+from pruninglab.errors import RunError
+from pruninglab.sweep import headless
 
 X = "x: int = 1  # a number"
 

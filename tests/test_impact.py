@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
-from pruninglab.impact import Impact, Votes, calibration_error, holm, impact, welch
+from pruninglab.analysis import Impact, Votes, calibration_error, holm, impact, welch
 
 
 def votes(labels, confidence=0.9) -> Votes:

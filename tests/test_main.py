@@ -9,7 +9,7 @@ import pytest
 
 import pruninglab as lab
 from pruninglab.__main__ import main
-from pruninglab.progress import Bar
+from pruninglab.terminal import Bar
 
 COMMITTED = Path(__file__).parent.parent / "notebooks" / "results" / "start"
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from pruninglab import _torchvision, models
 from pruninglab.errors import ConfigError, DataError
+from pruninglab.models import building
 
 
 @dataclass(frozen=True)
@@ -386,7 +387,7 @@ def test_missing_torchvision_is_said_when_it_is_needed(monkeypatch: pytest.Monke
     module = load_fresh()
     with pytest.raises(ConfigError, match=r"torchvision, which is not installed. Install"):
         _ = module.torchvision
-    monkeypatch.setattr(models, "_torchvision", module)
+    monkeypatch.setattr(building, "_torchvision", module)
     with pytest.raises(ConfigError, match=r"not installed"):
         models.build("torchvision:resnet18", COLOUR)
     assert count(models.build("lenet5", GREY)) == 431_080

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import pruninglab as lab
-from pruninglab import connectivity
+from pruninglab import analysis
 from pruninglab.methods import N2NSkip
-from pruninglab.methods.n2nskip import keep_groups
+from pruninglab.methods.cuts.n2nskip import keep_groups
 from pruninglab.models.n2nskip import BASES, is_skip
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -258,7 +258,7 @@ def chain(*weights: list[list[float]]) -> nn.Module:
 
 
 def test_channel_graph_by_hand():
-    graph, inputs = connectivity.channel_graph(chain([[1.0, -2], [0, 3]], [[0.5, 4]]))
+    graph, inputs = analysis.channel_graph(chain([[1.0, -2], [0, 3]], [[0.5, 4]]))
     assert inputs == 2
     expected = [[0, 0, 1, 0, 0], [0, 0, 2, 3, 0], [1, 2, 0, 0, 0.5], [0, 3, 0, 0, 4], [0, 0, 0.5, 4, 0]]
     assert graph.toarray().tolist() == expected
@@ -266,29 +266,29 @@ def test_channel_graph_by_hand():
 
 def test_heat_of_two_channels_by_hand():
     """One edge of weight w: exp(-L·t) = ½[[1 + e, 1 - e], [1 - e, 1 + e]] with e = exp(-2wt)."""
-    graph, _ = connectivity.channel_graph(chain([[3.0]]))
+    graph, _ = analysis.channel_graph(chain([[3.0]]))
     e = np.exp(-2 * 3 * 0.25)
-    assert connectivity.heat(graph, np.array([1.0, 0]), 0.25) == pytest.approx([(1 + e) / 2, (1 - e) / 2], rel=1e-14)
+    assert analysis.heat(graph, np.array([1.0, 0]), 0.25) == pytest.approx([(1 + e) / 2, (1 - e) / 2], rel=1e-14)
     # without the edge the heat stays: S differs by (1 - e)/2 in both; a mean degree of 3 makes the unit of time
     e = np.exp(-2 * 3 * 0.75 / 3)
-    found = connectivity.distance(chain([[0.0]]), chain([[3.0]]), 0.75)
+    found = analysis.distance(chain([[0.0]]), chain([[3.0]]), 0.75)
     assert found == pytest.approx(np.hypot((1 - e) / 2, (1 - e) / 2), rel=1e-12)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.01, 1.0, 30.0])
 def test_heat_is_the_matrix_exponential(t):
     model = lab.models.lenet300((1, 4, 4), 3)
-    graph, inputs = connectivity.channel_graph(model)
+    graph, inputs = analysis.channel_graph(model)
     weights = graph.toarray()
     start = np.zeros(len(weights))
     start[:inputs] = 1
     expected = expm(-t * (np.diag(weights.sum(1)) - weights)) @ start
-    assert np.allclose(connectivity.heat(graph, start, t), expected, rtol=1e-9, atol=1e-12)
+    assert np.allclose(analysis.heat(graph, start, t), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_kernels_pixels_and_both_ways_of_a_residual_are_edges():
     model = lab.models.resnet20((3, 8, 8), 10, width=0.125)  # 2, 4 and 8 channels, shortcuts that pad
-    graph, inputs = connectivity.channel_graph(model)
+    graph, inputs = analysis.channel_graph(model)
     assert (inputs, graph.shape[0]) == (3, 3 + 2 * 7 + 4 * 6 + 8 * 6 + 10)
     weights = graph.toarray()
     conv1 = model.get_parameter("conv1.weight").detach().double().abs().sum((2, 3)).numpy()
@@ -297,27 +297,27 @@ def test_kernels_pixels_and_both_ways_of_a_residual_are_edges():
     last, stem = weights[-10:, -18:-10], weights[-10:, 3:5]
     assert np.allclose(last, fc)  # the last convolution's eight channels
     assert np.allclose(stem, fc[:, :2])  # the stem's two, handed on by nine shortcuts that add zeros
-    lenet, _ = connectivity.channel_graph(lab.models.lenet5((1, 28, 28), 10))
+    lenet, _ = analysis.channel_graph(lab.models.lenet5((1, 28, 28), 10))
     assert lenet.shape[0] == 1 + 20 + 50 + 500 + 10
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_skips_are_edges_between_the_channels_of_the_plain_network(base, data):
     plain, skipping = lab.build(base, data, **SMALL[base]), build(base, data)
-    (few, _), (more, _) = connectivity.channel_graph(plain), connectivity.channel_graph(skipping)
+    (few, _), (more, _) = analysis.channel_graph(plain), analysis.channel_graph(skipping)
     added = more - few
     assert added.min() >= -1e-12
     skips = sum(float(w.detach().abs().sum()) for n, w in lab.prunable(skipping).items() if is_skip(n))
     assert added.sum() >= 2 * skips * (1 - 1e-5)  # each once for every source that a residual sum hands on
-    assert connectivity.distance(plain, plain) == 0
-    assert connectivity.distance(skipping, plain) > 0
+    assert analysis.distance(plain, plain) == 0
+    assert analysis.distance(skipping, plain) > 0
 
 
 def test_what_is_cut_off_stays_cold_and_the_distance_says_so(data):
     model = lab.build("lenet5", data, seed=0)
-    found = [connectivity.distance(lab.prune(model, s, "random")[0], model) for s in (0.5, 0.9, 0.98)]
+    found = [analysis.distance(lab.prune(model, s, "random")[0], model) for s in (0.5, 0.9, 0.98)]
     assert 0 < found[0] < found[1] < found[2]
     with pytest.raises(lab.ConfigError, match="compare two of one architecture"):
-        connectivity.distance(model, lab.build("lenet300", data))
+        analysis.distance(model, lab.build("lenet300", data))
     with pytest.raises(lab.ConfigError, match="a time of at least 0"):
-        connectivity.distance(model, model, -1)
+        analysis.distance(model, model, -1)

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from pruninglab import ConfigError, papers
+from pruninglab import analysis
+from pruninglab.analysis import papers
+from pruninglab.errors import ConfigError
 
 LENET5 = {"Conv1": 500, "Conv2": 25_000, "FC1": 400_000, "FC2": 5_000}
 VGG16 = {"Convolutional": 14_710_464, "FC": 123_633_664}
@@ -66,7 +68,7 @@ def test_shares_by_layer_come_to_the_printed_sparsity_except_where_the_caveat_sa
     odd = {key for key, (by_layer, printed) in found.items() if abs(by_layer - printed) > 0.25}
     assert odd == {(4, "Our method"), (4, "Tart. et al.,"), (5, "Tart. et al.,")}
     assert found[4, "Our method"][0] == pytest.approx(97.3, abs=0.05)
-    said = papers.published().query("counted == 'weights_and_biases'")
+    said = analysis.published().query("counted == 'weights_and_biases'")
     assert said["caveat"].str.contains(r"sparsity, not \d").sum() == 3
 
 
@@ -85,22 +87,22 @@ def test_the_copied_tables_are_the_same_and_said_to_be():
     second = papers.table("weightmom", 2)
     assert first.equals(second)
     assert first.groupby("Method")["10%"].nunique().max() == 1
-    assert papers.published("CIFAR10", "vgg16").empty  # so that no figure and no comparison takes them for a target
-    rows = papers.published("CIFAR10", "vgg16", copied=True)
+    assert analysis.published("CIFAR10", "vgg16").empty  # so that no figure and no comparison takes them for a target
+    rows = analysis.published("CIFAR10", "vgg16", copied=True)
     assert rows["caveat"].str.contains("no number to reproduce").all()
     assert rows["sparsity"].tolist() == [0, *[0.9, 0.95, 0.98] * 3]
 
 
 def test_published_rows_stand_in_the_words_of_records():
-    rows = papers.published("MNIST", "lenet5")
+    rows = analysis.published("MNIST", "lenet5")
     ours = rows[rows["method"] == "Our method"].iloc[0]
     assert (ours["accuracy"], ours["sparsity"], ours["counted"]) == (0.9922, 0.997, "weights_and_biases")
     assert "chosen on the test images" in ours["caveat"]
     progressive = rows[rows["method"] == "Progressive Weight Pruning"].iloc[0]
     assert (progressive["accuracy"], progressive["counted"]) == (0.99, "weights")
     assert progressive["sparsity"] == pytest.approx(1 - 1 / 167, abs=1e-6)
-    assert set(papers.published("ImageNet", "alexnet")["metric"]) == {"top-5"}
-    assert papers.published("MNIST", "vgg16").empty
+    assert set(analysis.published("ImageNet", "alexnet")["metric"]) == {"top-5"}
+    assert analysis.published("MNIST", "vgg16").empty
 
 
 def test_a_table_that_is_not_there():

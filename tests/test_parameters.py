@@ -5,8 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pruninglab import ConfigError
-from pruninglab.parameters import declared, grid, name_of, read_grid, source_hash
+from pruninglab.errors import ConfigError
+from pruninglab.sweep import declared, grid, name_of, read_grid, source_hash
 
 CELL = """\
 data_name: str = "digits"  # data set

@@ -11,6 +11,7 @@ from torch import nn
 
 import pruninglab as lab
 from pruninglab.methods import L0, L2, GatedPruning, Gradual, OneShot, RelevanceL2, RigL, VariationalDropout, WeightMom
+from pruninglab.plots import studies
 
 
 @pytest.fixture(scope="module")
@@ -225,13 +226,13 @@ def test_regrowth_draws_shares_by_layer_and_epoch(runs):
 def test_two_weights_end_where_they_are_cut():
     """By hand: magnitude cuts the first at 2/2, damage the second at 1.1²/2, and the surgeon moves the first along."""
     one = torch.tensor([[[1.0, 1.1]]], dtype=torch.float64)
-    quadratic = lab.second_order.Quadratic(one, torch.tensor([[[2.0, 1.0], [1.0, 1.0]]], dtype=torch.float64))
+    quadratic = lab.criteria.Quadratic(one, torch.tensor([[[2.0, 1.0], [1.0, 1.0]]], dtype=torch.float64))
     figure: Any = lab.plots.two_weights(quadratic)
     ends = [line.get_xydata()[-1].tolist() for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert ends == [[0, 1.1], [1, 0], [pytest.approx(1.55), 0]]
     assert "magnitude 1; damage (diagonal of H) 0.605; surgeon (all of H) 0.303" in figure.alt
     with pytest.raises(lab.ConfigError, match="3 weights"):
-        lab.plots.two_weights(lab.second_order.Quadratic(torch.ones(1, 1, 3), torch.eye(3)[None]))
+        lab.plots.two_weights(lab.criteria.Quadratic(torch.ones(1, 1, 3), torch.eye(3)[None]))
 
 
 def test_layers_beside_a_reference(runs):
@@ -317,22 +318,22 @@ def test_ways_draw_a_line_each_and_the_dense_net_dashed():
 
 
 def test_sensitivity_draws_a_line_a_layer(runs):
-    curves = lab.budgets.sensitivity(runs[2], (0.5, 0.95))
+    curves = lab.analysis.sensitivity(runs[2], (0.5, 0.95))
     lines = lab.plots.sensitivity(curves).axes[0].lines
     drawn = [np.asarray(line.get_ydata()).tolist() for line in lines]
     assert drawn == [c["accuracy"].tolist() for _, c in curves.groupby("layer", sort=False)]
 
 
 @pytest.fixture(scope="module")
-def found() -> lab.impact.Impact:
+def found() -> lab.analysis.Impact:
     """Of 40 images in two classes, five pruned networks turn the first and one turns the second."""
     split = lab.load("digits", train=200, test=60, size=14).test.take(torch.arange(40))
     y = np.repeat([0, 1], 20)
     dense, pruned = np.tile(y, (5, 1)), np.tile(y, (5, 1))
     pruned[:, 0], pruned[0, 1] = 1, 1
     pruned[:, 2:9] = 1
-    votes = [lab.impact.Votes(labels, np.full(labels.shape, 0.7)) for labels in (dense, pruned)]
-    return lab.impact.Impact(y, votes[0], votes[1], ("cat", "dog"), split)
+    votes = [lab.analysis.Votes(labels, np.full(labels.shape, 0.7)) for labels in (dense, pruned)]
+    return lab.analysis.Impact(y, votes[0], votes[1], ("cat", "dog"), split)
 
 
 def test_classes_are_coloured_by_the_test(found):
@@ -349,10 +350,10 @@ def test_exemplars_show_both_votes(found):
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["label cat\ndense: cat ×5\npruned: dog ×5"] * 3
     assert "8 exemplars" in figure.alt
-    same = lab.impact.Impact(found.y, found.dense, found.dense, found.class_names, found.split)
+    same = lab.analysis.Impact(found.y, found.dense, found.dense, found.class_names, found.split)
     with pytest.raises(lab.ConfigError, match="no exemplars"):
         lab.plots.exemplars(same)
-    assert lab.plots._votes(np.array([1, 4]), ["a", "b"]) == "b ×4, a"
+    assert studies._votes(np.array([1, 4]), ["a", "b"]) == "b ×4, a"
 
 
 def test_calibration_draws_what_it_measures(found):

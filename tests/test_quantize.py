@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
-from pruninglab import levels
 from pruninglab.methods import Gradual, OneShot, Quantize, SharedWeights
 from pruninglab.recipes import deep_compression, quantize
+from pruninglab.storage import levels
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0, "batch_size": 20}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}

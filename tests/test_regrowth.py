@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
-from pruninglab import methods, regrowth
+from pruninglab import methods
 from pruninglab.methods import SET, DynamicSurgery, GlobalSparseMomentum, OneShot, RigL, SparseMomentum
-from pruninglab.methods.sparse_evolution import _without_closest
+from pruninglab.methods.regrowth import turnover
+from pruninglab.methods.regrowth.set import _without_closest
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
@@ -139,7 +140,7 @@ def test_set_drops_of_both_signs():
     weights = {"w": torch.tensor([0.1, 0.15, -0.2, -0.8])}
     masks, two = lab.Masks.full(weights), {"w": 2}
     assert _without_closest(weights, masks, two)["w"].tolist() == [False, True, False, True]
-    assert regrowth.without_smallest(weights, masks, two)["w"].tolist() == [False, False, True, True]
+    assert turnover.without_smallest(weights, masks, two)["w"].tolist() == [False, False, True, True]
 
 
 def test_set_grows_at_random_but_the_same_for_a_seed(blobs):
@@ -202,9 +203,9 @@ def test_the_share_falls_along_half_a_cosine_and_nothing_moves_after_the_end(blo
     assert moved.settled
     assert run.best is not None
     run.step = 30
-    assert regrowth.annealed(moved, run) == pytest.approx(method.share / 2)
+    assert turnover.annealed(moved, run) == pytest.approx(method.share / 2)
     run.step = 15
-    assert regrowth.annealed(moved, run) == pytest.approx(method.share * (1 + math.sqrt(0.5)) / 2)
+    assert turnover.annealed(moved, run) == pytest.approx(method.share * (1 + math.sqrt(0.5)) / 2)
 
 
 @pytest.mark.parametrize(("epochs", "interval"), [(4, 6), (10, 10), (40, 24), (100, 60), (2000, 100)])
@@ -295,12 +296,12 @@ def test_what_is_cut_is_trained_on_and_comes_back_with_its_value():
     sparse = [four([1.0, 0.5, 0.6, 0.1], x, method, Probe(), steps=n, lr=0.3) for n in (1, 2, 3, 4)]
     surgery: Any = sparse[0].methods[0]
     assert surgery.levels["weight"].item() == pytest.approx(0.55)
-    one, two, three = ([m["weight"].int()[0].tolist() for m in run.methods[1].seen] for run in sparse[1:])  # pyright: ignore[reportAttributeAccessIssue]
+    one, two, three = ([m["weight"].int()[0].tolist() for m in run.methods[1].seen] for run in sparse[1:])
     assert one[1:] == [[1, 1, 1, 1], [1, 1, 1, 0]]  # 0.4 is below 0.9 * 0.55, and 0.5 is above
     assert two[1:] == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]  # 0.7
     assert three == [*two, [1, 1, 1, 1]]
     assert weights(sparse[3]) == [1.0, 0.5, 0.6, 1.3]  # as if nothing had been cut
-    assert [run.methods[0].spliced for run in sparse] == [0, 0, 1, 1]  # pyright: ignore[reportAttributeAccessIssue]
+    assert [run.methods[0].spliced for run in sparse] == [0, 0, 1, 1]
 
 
 def test_surgery_keeps_what_the_optimizer_remembers(blobs):
@@ -359,7 +360,7 @@ def test_only_the_top_weights_by_product_move_and_the_others_decay():
     moved = [0.4 - 0.1 * (1 + 0.2), 0.1 - 0.1 * 0.05, 0.4 - 0.1 * (3 + 0.2), 0.1 - 0.1 * 0.05]
     lost = (moved[2] ** 2 + moved[1] ** 2) / sum(w * w for w in moved)  # ties go to the first
     assert weights(run) == [round(moved[0], 6), round(moved[1], 6), 0.0, 0.0]
-    assert run.methods[0].lost == pytest.approx(lost, rel=1e-5)  # pyright: ignore[reportAttributeAccessIssue]
+    assert run.methods[0].lost == pytest.approx(lost, rel=1e-5)
 
 
 def test_decay_beside_the_optimizer_is_a_share_of_what_is_passive():

@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
+from pruninglab import identity
 from pruninglab.methods import L1, L2, LOBSTER, GatedPruning, RelevanceL2, Sensitivity
-from pruninglab.methods.relevance import EDGES
+from pruninglab.methods.penalties.relevance import EDGES
 from pruninglab.recipes import bonetta, gated, search
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -473,12 +474,12 @@ def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_pat
     assert pruned.status == "done"
     assert pruned.result.accuracy["val"]["accuracy"] == max(at_mask)
     assert pruned.result.accuracy["state"] == "best"
-    assert final.start["weights"] == lab.results.tensor_hash(pruned.model.state_dict())
+    assert final.start["weights"] == identity.tensor_hash(pruned.model.state_dict())
     assert final.masks.fingerprint == pruned.masks.fingerprint
     assert not final.methods
     assert final.result.budget["steps_before"] == pruned.step
     again = go()
-    assert lab.results.tensor_hash(again[1].model.state_dict()) == lab.results.tensor_hash(final.model.state_dict())
+    assert identity.tensor_hash(again[1].model.state_dict()) == identity.tensor_hash(final.model.state_dict())
 
 
 @pytest.mark.parametrize(("bound", "target"), [(0.99, 0.8), (1 - 1e-9, None)])
@@ -487,7 +488,7 @@ def test_a_target_missed_by_the_gate_is_missed_at_the_end(blobs, bound, target, 
     pruned, final = gated(mlp(), blobs, L2(), gate, epochs=1, final=1, lr=1e-4, folder=tmp_path, **QUIET)
     assert pruned.status == final.status == "target_missed"
     assert final.reason == pruned.reason
-    record = lab.results.Result.read(tmp_path / "final.json")
+    record = lab.Result.read(tmp_path / "final.json")
     assert (record.status, record.reason) == (final.status, final.reason)
     assert record.row()["target"] == target
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import results
+from pruninglab import identity, layers, results
 from pruninglab.methods import OneShot
+from pruninglab.results import record
 
 
 @pytest.fixture(scope="module")
@@ -107,28 +108,28 @@ def test_settings_are_described_by_content():
     class Inner:
         x: float = 1.0
 
-    assert results.describe({"a": (1, None), "b": Inner(2.0)}) == {"a": [1, None], "b": {"type": "Inner", "x": 2.0}}
-    assert results.describe(torch.ones(2)) == results.describe(torch.ones(2)) != results.describe(torch.zeros(2))
-    assert results.describe(nn.functional.cross_entropy) == "cross_entropy"
-    assert results.describe(partial(math.pow, 2)) == results.describe(partial(math.pow, 2))
-    assert results.text(results.describe(Inner())) == "Inner(x=1.0)"
-    assert results.finite({"a": [math.nan, 1.0], "b": -math.inf}) == {"a": [None, 1.0], "b": None}
+    assert identity.describe({"a": (1, None), "b": Inner(2.0)}) == {"a": [1, None], "b": {"type": "Inner", "x": 2.0}}
+    assert identity.describe(torch.ones(2)) == identity.describe(torch.ones(2)) != identity.describe(torch.zeros(2))
+    assert identity.describe(nn.functional.cross_entropy) == "cross_entropy"
+    assert identity.describe(partial(math.pow, 2)) == identity.describe(partial(math.pow, 2))
+    assert identity.text(identity.describe(Inner())) == "Inner(x=1.0)"
+    assert record.finite({"a": [math.nan, 1.0], "b": -math.inf}) == {"a": [None, 1.0], "b": None}
 
 
 def test_own_functions_are_told_apart_by_what_they_do():
     def scaled(by):
         return lambda x: by * x
 
-    assert results.describe(scaled(1)) == results.describe(scaled(1))
-    assert results.describe(scaled(1)) != results.describe(scaled(2))
-    assert results.describe(lambda x: x) != results.describe(lambda x: 2 * x)
+    assert identity.describe(scaled(1)) == identity.describe(scaled(1))
+    assert identity.describe(scaled(1)) != identity.describe(scaled(2))
+    assert identity.describe(lambda x: x) != identity.describe(lambda x: 2 * x)
     smooth, plain = nn.CrossEntropyLoss(label_smoothing=0.3), nn.CrossEntropyLoss()
-    assert results.describe(smooth) != results.describe(plain)
+    assert identity.describe(smooth) != identity.describe(plain)
 
 
 def flops(model: nn.Module, x: torch.Tensor, masks: lab.Masks | None = None) -> tuple[float, float]:
-    counted = results.module_flops(model.eval(), x)
-    return sum(sum(m.values()) for m in counted.values()), results.sparse_flops(model, counted, masks or lab.Masks())
+    counted = layers.module_flops(model.eval(), x)
+    return sum(sum(m.values()) for m in counted.values()), layers.sparse_flops(model, counted, masks or lab.Masks())
 
 
 def test_flops_of_attention_and_of_tied_weights():

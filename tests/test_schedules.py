@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 import pruninglab as lab
+from pruninglab.train import lr_schedules
 
 ALL = [lab.Constant(0.9), lab.Linear(0.9, 0.1), lab.Cubic(0.9, 0.1), lab.Exponential(0.9, 0.1), lab.Narang(0.9, 0.1)]
 
@@ -59,4 +60,4 @@ def test_rates_by_hand():
     assert [lab.StepRate(at=(0.5, 0.75), factor=0.1)(p) for p in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
     assert lab.ConstantRate()(0.3) == 1
     with pytest.raises(lab.ConfigError, match="'cosine', 'constant', 'step'"):
-        lab.schedules.rate("cosinus")
+        lr_schedules.rate("cosinus")

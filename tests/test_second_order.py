@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pruninglab as lab
-from pruninglab import second_order
+from pruninglab.criteria import OBD, Quadratic, curvature, full, layerwise
 from pruninglab.methods import OneShot, OptimalBrainSurgeon
-from pruninglab.second_order import OBD, Quadratic, full, layerwise
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 ESTIMATES = ("gauss_newton", "fisher", "hutchinson", "exact")
@@ -376,8 +375,8 @@ def test_wrong_settings_are_refused(trained, match, make, options):
 
 def test_what_is_too_large_is_refused(monkeypatch, trained):
     dense, data = trained
-    monkeypatch.setattr(second_order, "MOST_WEIGHTS", 1000)
-    monkeypatch.setattr(second_order, "MOST_ROWS", 1000)
+    monkeypatch.setattr(curvature, "MOST_WEIGHTS", 1000)
+    monkeypatch.setattr(curvature, "MOST_ROWS", 1000)
     with pytest.raises(lab.ConfigError, match=r"all 2,532 weights is too large; at most 1,000"):
         lab.fit(dense, data, OptimalBrainSurgeon(0.5, "full"), epochs=0, **QUIET)
     with pytest.raises(lab.ConfigError, match=r"each of 2,580 weights; at most 1,000"):

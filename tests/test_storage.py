@@ -3,6 +3,7 @@
 import bz2
 import copy
 import math
+import os
 import pickle
 import random
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pruninglab as lab
-from pruninglab import codec, sparsefile, storage
+from pruninglab import storage
+from pruninglab.storage import codec, fileformat
 
 MODELS: dict[str, Callable[[], Any]] = {
     "lenet300": lambda: lab.models.lenet300((1, 28, 28), 10),
@@ -71,7 +73,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return list(a) == list(b) and all(
         a[n].dtype == b[n].dtype
         and a[n].shape == b[n].shape
-        and (sparsefile.patterns(a[n]) == sparsefile.patterns(b[n])).all()
+        and (fileformat.patterns(a[n]) == fileformat.patterns(b[n])).all()
         for n in a
     )
 
@@ -309,7 +311,7 @@ def test_batch_norm_buffers_and_odd_values_come_back(tmp_path):
     assert not state["0.weight"][0, 0, 0, 1].signbit()
 
 
-@pytest.mark.parametrize("dtype", sparsefile._DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", fileformat._DTYPES.values(), ids=str)
 def test_every_dtype_comes_back(dtype, tmp_path):
     drawn = torch.randint(0, 2, (9, 14), generator=torch.Generator().manual_seed(0))
     state = {"some": (drawn * 3).to(dtype), "one": drawn[0, 0].to(dtype), "none": torch.zeros(4, 4).to(dtype)}
@@ -456,13 +458,13 @@ def test_a_flipped_byte_is_refused_wherever_it_is(content):
             with pytest.raises(
                 ValueError, match=r"header|altered|cut off|no safetensors|not of the format|follow its end"
             ):
-                sparsefile.unpack(bytes(altered))
+                fileformat.unpack(bytes(altered))
 
 
 def test_a_file_cut_off_anywhere_is_refused(content):
     for length in range(len(content)):
         with pytest.raises(ValueError, match=r"cut off|no safetensors"):
-            sparsefile.unpack(content[:length])
+            fileformat.unpack(content[:length])
 
 
 def test_the_message_names_the_file_the_tensor_and_the_reason(content, tmp_path):
@@ -474,7 +476,7 @@ def test_the_message_names_the_file_the_tensor_and_the_reason(content, tmp_path)
             storage.load(path)
 
     start = 8 + int.from_bytes(content[:8], "little")
-    for entry in sparsefile.pack(small().state_dict()).entries:
+    for entry in fileformat.pack(small().state_dict()).entries:
         stop = start + sum(map(len, entry.streams))
         if stop == start:  # all zero
             continue
@@ -493,7 +495,7 @@ def test_the_message_names_the_file_the_tensor_and_the_reason(content, tmp_path)
 
 
 def test_a_file_with_right_checksums_and_wrong_contents_names_the_tensor():
-    packed = sparsefile.pack({"w": torch.tensor([[0.0, 1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]])})
+    packed = fileformat.pack({"w": torch.tensor([[0.0, 1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]])})
     for old, new, reason in (
         ("F32 1,8", "F32 1,4", "positions instead of 2|not aligned|out of bounds"),
         ("F32 1,8 2", "F32 1,8 3", "positions instead of 3|values instead of 3"),
@@ -506,7 +508,7 @@ def test_a_file_with_right_checksums_and_wrong_contents_names_the_tensor():
         line = packed.lines[0].replace(old, new)
         assert line != packed.lines[0]
         with pytest.raises(ValueError, match=f"w cannot be decoded .*({reason})"):
-            sparsefile.unpack(sparsefile.Packed([line], packed.entries).content())
+            fileformat.unpack(fileformat.Packed([line], packed.entries).content())
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
@@ -516,7 +518,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         storage.save(sparse(small(), 0.99), tmp_path / "m")
     monkeypatch.undo()

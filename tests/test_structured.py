@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import reach, structured
-from pruninglab.models.attention import Attention
+from pruninglab import identity, layers, structured
+from pruninglab.layers import Attention
 from pruninglab.models.resnet import BasicBlock
 
 NETS: dict[str, Any] = {
@@ -458,7 +458,7 @@ def test_readings_by_hand():
     net: Any = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, padding=1, groups=2), nn.Conv2d(2, 1, 1))
     net[0].weight.data[0], net[0].bias.data[0] = 0.0, 3.0
     net[1].weight.data[0], net[1].bias.data[0] = 1.0, 0.0
-    found = reach.readings(net.train(), images(1, 1, 5, 5))
+    found = layers.readings(net.train(), images(1, 1, 5, 5))
     assert found["0"].low.isnan().all()
     assert found["1"].even.tolist() == [True, False]
     assert (found["2"].low[0], found["2"].high[0]) == (12, 27)  # 4 and 9 places of the kernel are inside
@@ -492,7 +492,7 @@ def test_it_is_plain_and_trains_on(slim, data, tmp_path):
     assert run.result.flops["dense"] < lab.fit(pruned, data, epochs=0, progress=False).result.flops["dense"] / 2
     assert run.result.config["model"]["widths"] == small.widths
     again = lab.fit(small.model, data, epochs=2, batch_size=50, progress=False, checkpoint=tmp_path / "a.safetensors")
-    assert lab.results.tensor_hash(again.model.state_dict()) == lab.results.tensor_hash(run.model.state_dict())
+    assert identity.tensor_hash(again.model.state_dict()) == identity.tensor_hash(run.model.state_dict())
 
 
 def test_its_file_and_its_widths_are_the_network(slim, data, sorting, tmp_path):
@@ -505,7 +505,7 @@ def test_its_file_and_its_widths_are_the_network(slim, data, sorting, tmp_path):
     ):
         lab.storage.save(small, tmp_path / "small.net")
         back = lab.storage.load(tmp_path / "small.net", full)
-        assert lab.results.tensor_hash(back.state_dict()) == lab.results.tensor_hash(small.model.state_dict())
+        assert identity.tensor_hash(back.state_dict()) == identity.tensor_hash(small.model.state_dict())
         assert list(back.state_dict()) == list(small.model.state_dict())
         x, _ = next(iter(given.test))
         assert equal(small.model, back, x)

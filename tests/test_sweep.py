@@ -18,10 +18,13 @@ import nbformat
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 
 import pruninglab as lab
 from pruninglab import sweep
 from pruninglab.__main__ import main
+from pruninglab.sweep import cell
+from pruninglab.sweep.plan import FORGIVEN, _Loop
 
 CELL = """\
 x: int = 1  # a number
@@ -169,7 +172,7 @@ def test_what_a_killed_cell_left_is_found_by_the_next_try(notebook, cluster, tmp
     work.mkdir(parents=True)
     (work / "checkpoint").write_text("half")
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    sweep._note(work, orphan.pid)
+    cell._note(work, orphan.pid)
     run(planned, cluster)
     assert orphan.wait(10) == -signal.SIGKILL
     assert planned.table()["status"].tolist() == ["done"]
@@ -177,10 +180,10 @@ def test_what_a_killed_cell_left_is_found_by_the_next_try(notebook, cluster, tmp
 
 
 def test_a_process_that_only_has_the_old_number_is_left_alone(tmp_path):
-    sweep._note(tmp_path, os.getpid())
+    cell._note(tmp_path, os.getpid())
     host, pid, born = json.loads((tmp_path / "kernel.json").read_text())
     (tmp_path / "kernel.json").write_text(json.dumps([host, pid, born - 1]))
-    sweep._end_orphan(tmp_path)  # or these tests would end here
+    cell._end_orphan(tmp_path)  # or these tests would end here
     assert psutil.pid_exists(pid)
 
 
@@ -216,8 +219,8 @@ def test_a_cell_whose_workers_die_is_tried_again_but_not_for_ever(tiny, tmp_path
     planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
     (name,) = planned.cells
     dead = SimpleNamespace(status="error", exception=type("KilledWorker", (Exception,), {}))
-    loop = sweep._Loop(planned, cast(Any, SimpleNamespace(slots=1)), [], 1, None, None, None, print)
-    for _ in range(sweep.FORGIVEN):
+    loop = _Loop(planned, cast(Any, SimpleNamespace(slots=1)), [], 1, None, None, None, print)
+    for _ in range(FORGIVEN):
         loop._take(dead, name)
         assert loop.todo == [name]
         loop.todo.clear()
@@ -229,7 +232,7 @@ def test_a_cell_whose_workers_die_is_tried_again_but_not_for_ever(tiny, tmp_path
 def test_two_sweeps_do_not_share_a_folder(tiny, cluster, tmp_path):
     planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
     (planned.out / ".work").mkdir(parents=True)
-    with sweep.FileLock(planned.out / ".work" / "sweep.lock"), pytest.raises(lab.RunError, match="another sweep"):
+    with FileLock(planned.out / ".work" / "sweep.lock"), pytest.raises(lab.RunError, match="another sweep"):
         run(planned, cluster)
     run(planned, cluster)
     assert planned.missing == []

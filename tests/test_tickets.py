@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import pruninglab as lab
+from pruninglab import identity
+from pruninglab.masks import scattered
 from pruninglab.recipes import tickets
-from pruninglab.recipes.tickets import redrawn, scattered
-from pruninglab.run import optimizer_state
+from pruninglab.recipes.tickets import redrawn
+from pruninglab.train.run import optimizer_state
 
 
 @dataclass
@@ -73,8 +75,8 @@ def test_a_late_rewind_is_bit_for_bit(model, data, options):
     assert looked.lr == pytest.approx(options.get("lr", 1e-3) * lab.CosineRate()(7 / early.steps), rel=1e-12)
 
     # the records prove it: they hold hashes of what was there after loading, buffers included
-    of_saved = lab.results.tensor_hash(saved.weights | saved.buffers)
-    of_optimizer = lab.results.tensor_hash({f"{n}/{k}": v for n, s in remembered.items() for k, v in s.items()})
+    of_saved = identity.tensor_hash(saved.weights | saved.buffers)
+    of_optimizer = identity.tensor_hash({f"{n}/{k}": v for n, s in remembered.items() for k, v in s.items()})
     for way in ("dense", "ticket", "random mask", "one-shot"):
         start = made[way].result.start
         assert (start["weights"], start["optimizer"], start["lr"]) == (of_saved, of_optimizer, looked.lr)
@@ -93,14 +95,14 @@ def test_buffers_are_rewound_too(model, data):
 
 def test_going_on_from_a_snapshot_is_the_uninterrupted_run(model, data):
     whole = lab.fit(model, data, epochs=3, batch_size=50, progress=False, **SGD)
-    assert lab.results.tensor_hash(whole.model.state_dict()) == lab.results.tensor_hash(
+    assert identity.tensor_hash(whole.model.state_dict()) == identity.tensor_hash(
         go(model, data, step=7, rounds=1, controls=(), **SGD)["dense"].model.state_dict()
     )
 
 
 def test_a_reset_is_to_the_initial_weights(model, data):
     made = go(model, data)
-    initial = lab.results.tensor_hash(dict(model.named_parameters()) | dict(model.named_buffers()))
+    initial = identity.tensor_hash(dict(model.named_parameters()) | dict(model.named_buffers()))
     starts = {trial.way: trial.run.result.start for trial in made}
     assert {starts[way]["weights"] for way in ("dense", "ticket", "random mask", "one-shot")} == {initial}
     assert starts["reinitialised"]["weights"] != initial
@@ -110,7 +112,7 @@ def test_a_reset_is_to_the_initial_weights(model, data):
 def test_rewinding_the_rate_keeps_the_trained_weights(model, data):
     made = go(model, data, rewind="rate", step=7)
     dense, first, second = [trial.run for trial in made][:3]
-    hashes = [lab.results.tensor_hash(dict(r.model.state_dict())) for r in (dense, first)]
+    hashes = [identity.tensor_hash(dict(r.model.state_dict())) for r in (dense, first)]
     assert [first.start["weights"], second.start["weights"]] == hashes
     assert first.start["lr"] == dense.start["lr"]
     assert first.first_step == 7

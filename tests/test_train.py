@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
+from pruninglab import identity, randomness
 from pruninglab.methods import Gradual, OneShot
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -104,7 +105,7 @@ def test_it_trains_as_a_plain_loop_does(blobs):
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     for epoch in range(2):
-        order = torch.randperm(240, generator=lab.seeds.generator(0, "order", epoch))
+        order = torch.randperm(240, generator=randomness.generator(0, "order", epoch))
         for x, y in blobs.train.batches(order.split(60)):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
@@ -298,7 +299,7 @@ def test_recurrent_dropout_is_the_runs_own(blobs):
 
 
 def test_spatial_dropout_drops_whole_channels(blobs):
-    from pruninglab.seeds import own_randomness
+    from pruninglab.randomness import own_randomness
 
     with own_randomness(0):
         batch, alone = F.dropout2d(torch.ones(8, 16, 4, 4)), F.dropout1d(torch.ones(16, 9))
@@ -371,7 +372,7 @@ def test_patience_waits_for_the_last_cut(blobs):
 
 def test_accuracy_is_weighted_by_samples():
     """Seven samples in batches of four and three: 5/7, not the mean of two batch means."""
-    from pruninglab.run import evaluate
+    from pruninglab.train.evaluate import evaluate
 
     logits = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1]]
     y = torch.tensor([0, 0, 0, 0, 1, 0, 0])
@@ -383,7 +384,7 @@ def test_accuracy_is_weighted_by_samples():
 
 
 def test_top5_from_a_hundred_classes_on():
-    from pruninglab.run import evaluate
+    from pruninglab.train.evaluate import evaluate
 
     logits = torch.arange(100.0).repeat(4, 1)
     scores = evaluate(nn.Identity(), [(logits, torch.tensor([99, 95, 94, 0]))], F.cross_entropy)
@@ -436,10 +437,10 @@ def test_own_criterion_method_loss_and_metric(blobs):
 
 def test_distillation_learns_from_the_dense_net(blobs):
     dense = lab.fit(mlp(), blobs, epochs=10, lr=0.01, **QUIET)
-    taught = lab.fit(mlp(seed=3), blobs, epochs=10, lr=0.01, loss=lab.losses.Distill(dense.model, share=1.0), **QUIET)
+    taught = lab.fit(mlp(seed=3), blobs, epochs=10, lr=0.01, loss=lab.train.Distill(dense.model, share=1.0), **QUIET)
     assert taught.result.accuracy["test"]["accuracy"] > 0.8
     x, y = next(iter(blobs.val))
-    loss = lab.losses.Distill(dense.model)
+    loss = lab.train.Distill(dense.model)
     assert loss(dense.model(x), y, x).item() == pytest.approx(0.1 * F.cross_entropy(dense.model(x), y).item(), rel=1e-4)
 
 
@@ -560,7 +561,7 @@ def test_a_run_goes_on_from_a_run_and_its_steps_count(blobs):
     tuned = lab.fit(pruned, blobs, epochs=1, **QUIET)
     assert pruned.result.budget["steps_before"] == dense.step
     assert tuned.result.budget["steps_before"] == dense.step + pruned.step
-    assert tuned.start["dense"] == pruned.start["weights"] == lab.results.tensor_hash(dense.model.state_dict())
+    assert tuned.start["dense"] == pruned.start["weights"] == identity.tensor_hash(dense.model.state_dict())
     assert tuned.sparsity == 0.5
 
 

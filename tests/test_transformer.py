@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import pruninglab as lab
-from pruninglab.losses import whole
-from pruninglab.run import accuracy
+from pruninglab import identity
+from pruninglab.train import accuracy, whole
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_it_learns_and_is_pruned_by_its_own_metric(data):
     assert pruned.masks.kept == 25088 // 2
     assert not pruned.model.get_parameter("fc.weight")[~pruned.masks["fc.weight"]].any()
     again = lab.fit(dense, data, lab.methods.Gradual(lab.Cubic(0.5)), epochs=2, **settings)
-    assert lab.results.tensor_hash(again.model.state_dict()) == lab.results.tensor_hash(pruned.model.state_dict())
+    assert identity.tensor_hash(again.model.state_dict()) == identity.tensor_hash(pruned.model.state_dict())
 
 
 def test_what_it_cannot_read_is_said(data):
@@ -74,4 +74,4 @@ def test_what_it_cannot_read_is_said(data):
         lab.build(lab.models.transformer, data, heads=5)
     model = lab.build(lab.models.transformer, data)
     with pytest.raises(lab.ConfigError, match="each image has one label"):
-        lab.impact.impact([model], [model], data.test)
+        lab.impact([model], [model], data.test)

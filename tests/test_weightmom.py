@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import pruninglab as lab
 from pruninglab.masks import Masks
 from pruninglab.methods import WeightMom
-from pruninglab.methods.weightmom import PAPER, _bits, importance, lowest_cut, positions
+from pruninglab.methods.cuts.weightmom import PAPER, _bits, importance, lowest_cut, positions
 
 READINGS = ("text", "formula", "formula_prune", "literal", "off")
 MODES = ("ema", "window_mean", "window_max", "consecutive_below")

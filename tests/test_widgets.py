@@ -10,7 +10,11 @@ import torch
 from PIL import Image
 
 import pruninglab as lab
-from pruninglab import methods, widgets
+from pruninglab import identity, methods, widgets
+from pruninglab.analysis import allocation
+from pruninglab.widgets import live
+from pruninglab.widgets import truth as truth_meter
+from pruninglab.widgets.panel import _mosaic
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +62,11 @@ def test_a_layer_s_slider_moves_that_layer_alone_and_the_rival_keeps_as_many(run
 
 
 def test_the_run_is_left_alone_and_the_masks_go_into_a_training(data, run, hand):
-    before = lab.results.tensor_hash(run.model.state_dict())
+    before = identity.tensor_hash(run.model.state_dict())
     hand.keep(0.05)
     after = lab.fit(run, data, masks=hand.masks, epochs=1, progress=False)
     assert after.masks.kept == hand.masks.kept
-    assert lab.results.tensor_hash(run.model.state_dict()) == before
+    assert identity.tensor_hash(run.model.state_dict()) == before
 
 
 def test_what_is_pruned_already_stays_so(data, run):
@@ -106,8 +110,8 @@ def test_the_words_are_those_of_what_is_left(run, hand):
     assert f"{hand.accuracy:.2%} by hand" in repr(hand)
     assert "level with global magnitude" in hand._text.value
     sizes = lab.storage.sizes(run.model, hand.masks)
-    assert f"{lab.budgets.file_bytes(run, hand.masks):,} bytes" in hand._text.value
-    assert lab.budgets.file_bytes(run, hand.masks) < sizes["bytes"]
+    assert f"{allocation.file_bytes(run, hand.masks):,} bytes" in hand._text.value
+    assert allocation.file_bytes(run, hand.masks) < sizes["bytes"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,7 @@ def test_a_watched_weight_is_a_button_that_shows_its_trajectory(data, run):
 
 
 def test_a_picture_of_weights_is_grey_where_they_are_0_and_nowhere_else():
-    picture = Image.open(io.BytesIO(widgets._mosaic({"fc": torch.tensor([[-3.0, 0.0, 1e-9, 3.0]])}, 408, 4)))
+    picture = Image.open(io.BytesIO(_mosaic({"fc": torch.tensor([[-3.0, 0.0, 1e-9, 3.0]])}, 408, 4)))
     lowest, zero, small, highest = np.asarray(picture)[2, 50:400:100].astype(int).tolist()
     assert zero == [225, 225, 225]
     assert lowest[2] > lowest[0] + 50
@@ -187,7 +191,7 @@ def test_the_panel_leaves_the_run_that_fit_makes():
     model = lab.build("lenet5", data, seed=3)
     plain = lab.fit(model, data, methods.Gradual(lab.Cubic(0.9)), epochs=2, seed=3, batch_size=300, progress=False)
     assert run is not None
-    assert lab.results.tensor_hash(run.model.state_dict()) == lab.results.tensor_hash(plain.model.state_dict())
+    assert identity.tensor_hash(run.model.state_dict()) == identity.tensor_hash(plain.model.state_dict())
     assert run.result.config == plain.result.config
     assert run.history == plain.history
     assert live._text.value == "done"
@@ -243,7 +247,7 @@ def test_what_was_chosen_wrongly_is_said_in_the_panel():
     assert "needs one bound" in live._text.value
 
 
-@pytest.mark.parametrize("name", [n for n in methods.__all__ if n not in (*widgets.BESIDE_OTHERS, *NEED_A_CHOICE)])
+@pytest.mark.parametrize("name", [n for n in methods.__all__ if n not in (*live.BESIDE_OTHERS, *NEED_A_CHOICE)])
 def test_every_method_is_offered_with_its_own_defaults(name):
     made: Any = panel(method=name).chosen()
     kind = getattr(methods, name)
@@ -290,7 +294,7 @@ def test_the_meter_says_why_nothing_could_be_removed(data, run, monkeypatch):
     def refuse(*_: object) -> None:
         raise lab.ConfigError("for a reason")
 
-    monkeypatch.setattr(widgets.structured, "shrink", refuse)
+    monkeypatch.setattr(truth_meter, "shrink", refuse)
     meter = widgets.TruthMeter(run, run, batches=(8,), rounds=6)
     assert meter.shrunk is None
     assert meter.words()[-1] == "No channel could be removed: for a reason"

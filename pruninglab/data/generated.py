@@ -11,15 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..seeds import generator
+from ..randomness import generator
 
 BLOCK = 500  # images drawn at once: 500 x 784 pixels x 20 segments of floats is 31 MB
-
 DIGITS = tuple("zero one two three four five six seven eight nine".split())
 FAMILIES = ("stripes", "checks", "dots", "rings", "blobs")
 RELATIONS = ("kindred", "opposed")  # the two hues of a texture lie near to or far from each other
 TEXTURES = tuple(f"{relation} {family}" for family in FAMILIES for relation in RELATIONS)
-
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -64,8 +62,6 @@ def _pixels(side: int) -> tuple[Tensor, Tensor]:
     rows, columns = torch.meshgrid(at, at, indexing="ij")
     return rows, columns
 
-
-# --- strokes ---------------------------------------------------------------------------------------------------------
 
 SEGMENTS = 20  # of every digit, so that a block is one tensor
 
@@ -148,9 +144,6 @@ def _distance(x: Tensor, y: Tensor, ends: Tensor) -> Tensor:
         along = ((px * dx + py * dy) / (dx**2 + dy**2).clamp_min(1e-9)).clamp_(0, 1)
         nearest = torch.minimum(nearest, (px - along * dx).square_() + (py - along * dy).square_())
     return nearest.sqrt_()
-
-
-# --- textures --------------------------------------------------------------------------------------------------------
 
 
 def _draw_textures(y: Tensor, g: torch.Generator) -> Tensor:

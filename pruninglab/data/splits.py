@@ -15,9 +15,6 @@ Batch = tuple[Tensor, Tensor]
 Batches = Iterable[Tensor] | int
 
 
-# --- augmentations ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Crop:
     """Pad with black by `padding` and cut the first size out again, at a place of each image's own."""
@@ -82,9 +79,6 @@ def augmentations(wanted: str | Sequence[str | Augmentation]) -> tuple[Augmentat
                 "or an object called with (batch, generator)"
             )
     return tuple(NAMED[part] if isinstance(part, str) else part for part in parts)
-
-
-# --- splits ----------------------------------------------------------------------------------------------------------
 
 
 def planned(batches: Batches, n: int, seeds: Sequence[int] | None) -> list[Tensor]:

@@ -61,9 +61,6 @@ def _replacing(path: Path) -> Generator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-# --- published sets --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Published:
     """A set in the folder layout of torchvision, with the MD5 of each file."""
@@ -104,7 +101,6 @@ _CIFAR100_MD5 = {
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-
 PUBLISHED = {
     "MNIST": Published(
         about="70,000 handwritten digits, 28x28 grey (LeCun et al., 1998)",
@@ -222,8 +218,6 @@ def read_digits() -> Pairs:
     x = torch.from_numpy(images).view(-1, 1, 8, 8) * (255 / 16)
     return x.round().byte(), torch.from_numpy(labels).long()
 
-
-# --- trees of image files --------------------------------------------------------------------------------------------
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
-from ..seeds import key, own_randomness
+from ..randomness import key, own_randomness
 from .splits import Augmentation, Batch, Batches, described, fed, hashed, planned
 
 Ticket = tuple[int, int | None]  # which item, and the seed it varies by; None is the item as it is judged
@@ -125,9 +125,6 @@ def stacked(items: Sequence[Tensor]) -> Tensor:
                 "shape in the dataset's transform; if that varies with every reading, take resident=False"
             )
     return torch.stack(list(items))
-
-
-# --- what streams read -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

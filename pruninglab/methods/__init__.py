@@ -1,31 +1,33 @@
-"""Methods: one paper per file. Each is a dataclass that `lab.fit` takes; several may be combined."""
+"""Methods: one paper per file, by families. Each is a dataclass that `lab.fit` takes; several may be combined."""
 
-from .admm import ADMM
-from .gated import GatedPruning
-from .global_sparse_momentum import GlobalSparseMomentum
-from .gradual import Gradual
-from .group_lasso import GroupLasso
-from .l0 import L0
-from .lobster import LOBSTER
-from .n2nskip import N2NSkip
-from .oneshot import Dense, OneShot
-from .pgd import PGD
-from .quantize import Quantize
-from .relevance import L1, L2, RelevanceL2
-from .rigl import RigL
-from .sensitivity import Sensitivity
-from .shared import SharedWeights
-from .silence import Silence
-from .slimming import Slimming
-from .soft_sharing import SoftSharing
-from .sparse_evolution import SET
-from .sparse_momentum import SparseMomentum
-from .surgeon import OptimalBrainSurgeon
-from .surgery import DynamicSurgery
-from .synflow import SynFlow
-from .targeted_dropout import TargetedDropout
-from .variational import VariationalDropout
-from .weightmom import WeightMom
+from .channels.group_lasso import GroupLasso
+from .channels.silence import Silence
+from .channels.slimming import Slimming
+from .controls import Dense
+from .cuts.accuracy_gate import GatedPruning
+from .cuts.gradual import Gradual
+from .cuts.n2nskip import N2NSkip
+from .cuts.oneshot import OneShot
+from .cuts.surgeon import OptimalBrainSurgeon
+from .cuts.synflow import SynFlow
+from .cuts.weightmom import WeightMom
+from .noise.l0 import L0
+from .noise.targeted_dropout import TargetedDropout
+from .noise.variational import VariationalDropout
+from .penalties.lobster import LOBSTER
+from .penalties.plain import L1, L2
+from .penalties.relevance import RelevanceL2
+from .penalties.sensitivity import Sensitivity
+from .penalties.soft_sharing import SoftSharing
+from .projection.admm import ADMM
+from .projection.code_books import SharedWeights
+from .projection.pgd import PGD
+from .projection.quantize import Quantize
+from .regrowth.dynamic_surgery import DynamicSurgery
+from .regrowth.global_sparse_momentum import GlobalSparseMomentum
+from .regrowth.rigl import RigL
+from .regrowth.set import SET
+from .regrowth.sparse_momentum import SparseMomentum
 
 __all__ = [
     "ADMM",
@@ -58,3 +60,7 @@ __all__ = [
     "VariationalDropout",
     "WeightMom",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

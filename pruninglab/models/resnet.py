@@ -7,12 +7,12 @@ layer by torch's default.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..layers.modules import PadShortcut
 from .shapes import Shape, checked, scaled
 
 Shortcut = Literal["A", "B"]
@@ -22,22 +22,6 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return conv
-
-
-class PadShortcut(nn.Module):
-    """Option A of the paper: every stride-th pixel, and zeros in the channels that are added. No parameters."""
-
-    widths: ClassVar[tuple[str, ...]] = ("added",)
-
-    def __init__(self, added: int, stride: int):
-        super().__init__()
-        self.added, self.stride = added, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
-
-    def extra_repr(self) -> str:
-        return f"added={self.added}, stride={self.stride}"
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, option: Shortcut) -> nn.Module:

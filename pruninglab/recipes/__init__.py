@@ -2,7 +2,6 @@
 
 from .admm import admm
 from .deep_compression import deep_compression
-from .dense import dense_start
 from .enhanced import enhanced
 from .gated import bonetta, gated, search
 from .iterative import iterative
@@ -10,6 +9,7 @@ from .progressive import progressive
 from .quantize import quantize
 from .scratch import scratch
 from .slimming import slimming
+from .stages import dense_start
 from .tickets import tickets
 from .trials import Trials
 
@@ -29,3 +29,7 @@ __all__ = [
     "slimming",
     "tickets",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

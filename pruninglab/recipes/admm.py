@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Data
-from ..errors import ConfigError
-from ..masks import Sparsity, prunable
-from ..methods import ADMM
-from ..methods.admm import Penalty
-from ..run import Run
-from ..schedules import Rate
-from ..train import fit
+from ..data.dataset import Data
+from ..masks.masks import Sparsity
+from ..methods.projection.admm import ADMM, Penalty
+from ..train.fit import fit
+from ..train.lr_schedules import Rate
+from ..train.run import Run
+from .stages import ended, stage, start_from
 
 
 def admm(
@@ -42,7 +41,7 @@ def admm(
     """
     retrain = epochs if retrain is None else retrain
     retrain_lr = lr if retrain_lr is None else retrain_lr
-    runs = [dense_start(model, data, folder, epochs=epochs, lr=lr, **options)]
+    runs = [start_from(model, data, folder, epochs=epochs, lr=lr, **options)]
     if not ended(runs[-1], model):
         pull = ADMM(sparsity, rho, scope, unit, updates)
         pulling = {**options, "rate": admm_rate}
@@ -50,30 +49,3 @@ def admm(
     if not ended(runs[-1]):
         runs.append(fit(runs[-1], data, epochs=retrain, lr=retrain_lr, **stage(folder, "retrained"), **options))
     return runs
-
-
-def dense_start(model: nn.Module | Run, data: Data, folder: str | Path | None, **settings: Any) -> Run:
-    """A finished run as it is; a model trained."""
-    refuse_own("a recipe", settings)
-    return model if isinstance(model, Run) else fit(model, data, **stage(folder, "dense"), **settings)
-
-
-def refuse_own(recipe: str, options: Mapping[str, Any], *more: str) -> None:
-    """Arguments of `fit` that recipes set by themselves."""
-    if own := {"start", "masks", "checkpoint", "record", "inplace", *more} & options.keys():
-        raise ConfigError(f"{recipe} sets {', '.join(sorted(own))} by itself; for files give folder=.")
-
-
-def in_scope(model: nn.Module, options: Mapping[str, Any]) -> dict[str, nn.Parameter]:
-    """The weights that `fit` with these options would prune."""
-    return prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")})
-
-
-def stage(folder: str | Path | None, name: str) -> dict[str, Path]:
-    """Where a stage leaves its checkpoint and its record."""
-    return {"checkpoint": Path(folder, f"{name}.safetensors"), "record": Path(folder, f"{name}.json")} if folder else {}
-
-
-def ended(run: Run, given: Any = None) -> bool:
-    """Whether to go no further: it diverged, or was broken off, be it in its last step (unless it was given)."""
-    return run.status in ("interrupted", "diverged") or (run.interrupted and run is not given)

@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Data
+from ..data.dataset import Data
 from ..errors import ConfigError
-from ..levels import Bits
-from ..methods import SharedWeights
-from ..run import Run
-from ..schedules import Schedule
-from ..train import fit
-from .admm import ended, stage
+from ..masks.schedules import Schedule
+from ..methods.projection.code_books import SharedWeights
+from ..storage.levels import Bits
+from ..train.fit import fit
+from ..train.run import Run
 from .iterative import iterative
+from .stages import ended, stage
 
 
 def deep_compression(
@@ -35,7 +35,8 @@ def deep_compression(
 
     Without `sparsity`, `model` is a pruned `Run`, and only the last stage is left. `bits` are by default the paper's, 8
     for convolutions and 5 for dense layers; `tune` as many epochs as `epochs`, at a tenth of the learning rate. What
-    comes out in bits, with fixed and with Huffman codes, is `lab.levels.cost(run.weights, run.masks)` of the last run.
+    comes out in bits, with fixed and with Huffman codes, is `lab.storage.levels.cost(run.weights, run.masks)` of the
+    last run.
     `folder` holds a checkpoint and a record of each stage, and the same call goes on from them. Returns all runs.
 
     Deviations: position codes have one symbol for a gap that is too long, where the paper inserts a weight of 0, and

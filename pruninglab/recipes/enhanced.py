@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..data import Data
+from ..data.dataset import Data
 from ..errors import ConfigError
-from ..masks import count, spread
-from ..methods import Gradual
-from ..projections import keeping
-from ..run import Run
-from ..schedules import Cubic
-from ..train import fit
-from .admm import in_scope
+from ..masks.choose import count, spread
+from ..masks.projections import keeping
+from ..masks.schedules import Cubic
+from ..methods.cuts.gradual import Gradual
+from ..train.fit import fit
+from ..train.run import Run
+from .stages import in_scope
 
 
 def enhanced(

@@ -9,15 +9,20 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from ..data import Data, load
+from ..data.dataset import Data
+from ..data.loading import load
 from ..errors import ConfigError
-from ..method import Method
-from ..methods import L1, L2, LOBSTER, GatedPruning, RelevanceL2, Sensitivity
+from ..methods.cuts.accuracy_gate import GatedPruning
+from ..methods.penalties.lobster import LOBSTER
+from ..methods.penalties.plain import L1, L2
+from ..methods.penalties.relevance import RelevanceL2
+from ..methods.penalties.sensitivity import Sensitivity
 from ..models import build
-from ..run import Run
-from ..schedules import Rate
-from ..train import fit
-from .admm import ended, refuse_own, stage
+from ..train.fit import fit
+from ..train.lr_schedules import Rate
+from ..train.method import Method
+from ..train.run import Run
+from .stages import ended, refuse_own, stage
 
 _ADAM = {"batch_size": 100, "optimizer": "adam", "lr": 1e-3, "gated_rate": "constant", "rate": "constant"}
 PAPER: dict[str, dict[str, Any]] = {
@@ -49,7 +54,6 @@ PAPER: dict[str, dict[str, Any]] = {
     },
 }
 """Table 2, what the text adds and, where it leaves something open, the authors' code, as arguments of `gated`."""
-
 Regularizer = RelevanceL2 | L2 | L1 | LOBSTER | Sensitivity
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from ..criteria import Criterion
-from ..data import Data
+from ..criteria.registry import Criterion
+from ..data.dataset import Data
 from ..errors import ConfigError
-from ..method import Method
-from ..methods import OneShot
-from ..run import Run
-from ..schedules import Exponential, Schedule
-from ..train import fit
-from .admm import ended, refuse_own, stage
+from ..masks.schedules import Exponential, Schedule
+from ..methods.cuts.oneshot import OneShot
+from ..train.fit import fit
+from ..train.method import Method
+from ..train.run import Run
+from .stages import ended, refuse_own, stage
 
 
 def iterative(

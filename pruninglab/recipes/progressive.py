@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from .. import _html
-from ..budgets import budget
-from ..data import Data
+from ..analysis.allocation import budget
+from ..data.dataset import Data
 from ..errors import ConfigError
-from ..masks import keep_top
-from ..methods.admm import Penalty
-from ..run import Run
-from ..schedules import Rate
-from .admm import admm, dense_start, ended
+from ..masks.choose import keep_top
+from ..methods.projection.admm import Penalty
+from ..train.lr_schedules import Rate
+from ..train.run import Run
+from .admm import admm
+from .stages import ended, start_from
 
 POOL = 3
 
@@ -90,7 +91,7 @@ def progressive(
     pool_size = POOL if select != "chain" else 1
     _check(rates, select, direct)
     folder = Path(folder) if folder else None
-    dense = dense_start(model, data, folder, epochs=epochs, lr=lr, **options)
+    dense = start_from(model, data, folder, epochs=epochs, lr=lr, **options)
     _check_nested(rates, dense)
     made = Progression([dense])
     pool: list[int] = []  # positions in `made.runs`

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Data
-from ..levels import Bits
-from ..methods import Quantize, SharedWeights
-from ..run import Run
-from ..train import fit
-from .admm import ended, stage
+from ..data.dataset import Data
+from ..methods.projection.code_books import SharedWeights
+from ..methods.projection.quantize import Quantize
+from ..storage.levels import Bits
+from ..train.fit import fit
+from ..train.run import Run
+from .stages import ended, stage
 
 
 def quantize(

@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import structured
-from ..criteria import Criterion, resolve
-from ..data import Data
+from ..criteria.registry import Criterion, resolve
+from ..data.dataset import Data
 from ..errors import ConfigError
-from ..masks import Masks, Sparsity, keep_top
-from ..methods import OneShot
-from ..run import Run
-from ..seeds import own_randomness
-from ..train import fit
-from ..widths import narrow_
-from .admm import ended, in_scope, stage
-from .tickets import redrawn, scattered, untrained
+from ..layers.widths import narrow_
+from ..masks.choose import keep_top, scattered
+from ..masks.masks import Masks, Sparsity
+from ..methods.cuts.oneshot import OneShot
+from ..randomness import own_randomness
+from ..structured import choose
+from ..structured.shrink import shrink
+from ..train.fit import fit
+from ..train.run import Run
+from .stages import ended, in_scope, stage
+from .tickets import redrawn, untrained
 from .trials import Trials
 
 BUDGETS = ("flops", "flops+tuning", "epochs")
@@ -77,7 +79,7 @@ def scratch(
         if isinstance(sparsity, Mapping):
             raise ConfigError("sparsity is a dict; of channels it is one share, since layers share their channels.")
         skip = options.get("skip", ())
-        return structured.prune(net, data, sparsity, criterion, scope=scope, skip=skip, seed=seed)
+        return choose.prune(net, data, sparsity, criterion, scope=scope, skip=skip, seed=seed)
 
     resolve(criterion)
     if unit == "channel":
@@ -91,7 +93,7 @@ def scratch(
     tuning = {**options, "epochs": tune, "lr": lr / 10 if tune_lr is None else tune_lr, **stage(folder, "fine-tuned")}
     anew, masks = redrawn(model, seed), None
     if unit == "channel":
-        small = structured.shrink(smaller(dense)[0], data)
+        small = shrink(smaller(dense)[0], data)
         tuned = made.add("fine-tuned", fit(small.model, data, **tuning), dense)
         with own_randomness(seed):
             narrow_(anew, small.widths)

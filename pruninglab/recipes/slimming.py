@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import nn
 
-from .. import structured
-from ..data import Data
-from ..methods import Slimming
-from ..methods.slimming import scales
-from ..run import Run
-from ..seeds import own_randomness
-from ..train import fit
-from ..widths import narrow_
-from .admm import ended, stage
+from ..data.dataset import Data
+from ..layers.widths import narrow_
+from ..methods.channels.slimming import Slimming, scales
+from ..randomness import own_randomness
+from ..structured import choose
+from ..structured.shrink import shrink
+from ..train.fit import fit
+from ..train.run import Run
+from .stages import ended, stage
 from .tickets import redrawn, untrained
 from .trials import Trials
 
@@ -45,7 +45,7 @@ def slimming(
     untrained(model, options)
     scales(model)
     seed, made = options.get("seed", 0), Trials()
-    structured.prune(model, data, share, "norm_scale", scope=scope, seed=seed)  # refuses what cannot be before training
+    choose.prune(model, data, share, "norm_scale", scope=scope, seed=seed)  # refuses what cannot be before training
 
     def train(way: str, net: nn.Module, length: int, *methods: Slimming, rate: float = lr, before: list[Run]) -> Run:
         files = stage(folder, way.replace(" ", "-").lower())
@@ -57,8 +57,8 @@ def slimming(
     slim = train("slimmed", model, epochs, Slimming(strength, begin), before=[])
     if ended(slim):
         return made
-    pruned, masks = structured.prune(slim, data, share, "norm_scale", scope=scope, seed=seed)
-    small = structured.shrink(pruned, data, masks)
+    pruned, masks = choose.prune(slim, data, share, "norm_scale", scope=scope, seed=seed)
+    small = shrink(pruned, data, masks)
     train("removed", small.model, 0, before=[slim])
     rate = lr / 10 if tune_lr is None else tune_lr
     tuned = train("fine-tuned", small.model, tune, rate=rate, before=[slim])

@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..criteria import Criterion, resolve
-from ..data import Data
+from ..criteria.registry import Criterion, resolve
+from ..data.dataset import Data
 from ..errors import ConfigError
-from ..masks import UNITS, Masks, check_sparsity, count, keep_top, spread
-from ..method import Method
-from ..methods import Gradual
-from ..projections import keeping
-from ..run import Run, Snapshot
-from ..schedules import Cubic, Exponential
-from ..seeds import generator
-from ..train import fit
-from .admm import ended, in_scope, refuse_own, stage
+from ..masks.choose import check_sparsity, count, keep_top, scattered, spread
+from ..masks.masks import Masks
+from ..masks.projections import keeping
+from ..masks.schedules import Cubic, Exponential
+from ..methods.cuts.gradual import Gradual
+from ..randomness import generator
+from ..train.fit import fit
+from ..train.method import Method
+from ..train.run import Run
+from ..train.snapshot import Snapshot
+from .stages import ended, in_scope, refuse_own, stage
 from .trials import Trials
 
 CONTROLS = ("reinitialised", "random mask", "one-shot")
@@ -127,16 +129,6 @@ def redrawn(model: nn.Module, seed: int) -> nn.Module:
         order = torch.randperm(weight.numel(), generator=generator(seed, f"redrawn {name}"))
         weight.copy_(weight.flatten()[order.to(weight.device)].view_as(weight))
     return model
-
-
-def scattered(masks: Mapping[str, Tensor], seed: int, unit: str = "weight") -> Masks:
-    """As many units of each layer, at random places."""
-    moved = Masks()
-    for name, mask in masks.items():
-        units = mask.flatten(0, min(UNITS[unit] or mask.ndim, mask.ndim) - 1)
-        order = torch.randperm(len(units), generator=generator(seed, f"scattered {name}"))
-        moved[name] = units[order.to(mask.device)].view_as(mask)
-    return moved
 
 
 def untrained(model: Any, options: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from .. import _html
-from ..results import percent
-from ..run import Run
+from ..results.record import percent
+from ..train.run import Run
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ import pruninglab as lab
 from pruninglab import train
 from pruninglab._torchvision import torchvision
 from pruninglab.data import Split
+from pruninglab.train import machine
+from pruninglab.train.fit import _train
+from pruninglab.widgets.live import EXPECTED
 
 IMAGES, BATCH = 2000, 100
 
@@ -95,12 +98,12 @@ def epoch(run: lab.Run) -> None:
     """One more epoch of a run, through the trainer's own loop, without the evaluation at its end."""
     run.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     run.find_weights()
-    train._make_optimizer(run)
+    machine._make_optimizer(run)
     run.epoch = run.step = 0
     run.epochs, run.status = 1, "running"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_end_of_epoch", lambda run, loss, bar: setattr(run, "epoch", 1))
-        train._train(run, 0.0, 0, None, 10**9, False)
+        _train(run, 0.0, 0, None, 10**9, False)
 
 
 @pytest.mark.parametrize("mode", ["ema", "window_mean", "window_max", "consecutive_below"])
@@ -186,7 +189,7 @@ def test_watching_a_training_costs_less_than_3_percent(data):
     live, spent = lab.widgets.LivePanel(method="Dense"), 0.0
     live._go.set()
     live._began = live._drawn = time.perf_counter()
-    live._told, live._cost = 0.0, lab.widgets.EXPECTED
+    live._told, live._cost = 0.0, EXPECTED
 
     def watch(run: lab.Run) -> None:
         nonlocal spent

@@ -13,7 +13,7 @@ from typing import Any
 
 import pruninglab as lab
 from pruninglab.methods import SET, OneShot, RigL, SparseMomentum
-from pruninglab.schedules import CosineRate
+from pruninglab.train import CosineRate
 
 HERE, RUNS = Path(__file__).parent, Path("runs/regrowth")
 COMMON: dict[str, Any] = {"rate": CosineRate(warmup=0.1), "precision": "bf16", "progress": False}

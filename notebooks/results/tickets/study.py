@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pruninglab as lab
-from pruninglab.recipes.admm import stage
+from pruninglab.recipes.stages import stage
 from pruninglab.recipes.tickets import CONTROLS, redrawn
-from pruninglab.schedules import CosineRate
+from pruninglab.train import CosineRate
 
 HERE, RUNS = Path(__file__).parent, Path("runs/tickets")
 LOW, HIGH = RATES = (0.01, 0.1)

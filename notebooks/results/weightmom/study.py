@@ -19,7 +19,7 @@ from typing import Any
 
 import pruninglab as lab
 from pruninglab import methods
-from pruninglab.schedules import CosineRate
+from pruninglab.train import CosineRate
 
 HERE, RUNS = Path(__file__).parent, Path("runs/weightmom")
 LOADED: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ def main(cell: tuple[int, float, str], name: str, epochs: int, size: int | None,
     at = Path(group, f"{density:g}", f"{way.replace(', ', '-').replace(' ', '-')}-{seed}.json")
     record, working = HERE / at, RUNS / at
     if record.exists():
-        found = lab.results.Result.read(record).config["epochs"]
+        found = lab.Result.read(record).config["epochs"]
         return f"{at}: is there" + ("" if found == epochs else f", of {found} epochs; move it away to have {epochs}")
     try:
         data = lab.load(name, seed=seed, size=size, **LOADED[name])

@@ -1,0 +1,37 @@
+"""Questions to finished runs: which method is better, what pruning does to classes, what it costs."""
+
+from .allocation import budget, fitting, sensitivity, tolerated
+from .compare import Comparison, compare, crossing, interval, paired
+from .connectivity import Graph, channel_graph, distance, heat
+from .cost import latency, truth
+from .impact import Impact, Votes, calibration_error, holm, impact, welch
+from .papers import published
+
+__all__ = [
+    "Comparison",
+    "Graph",
+    "Impact",
+    "Votes",
+    "budget",
+    "calibration_error",
+    "channel_graph",
+    "compare",
+    "crossing",
+    "distance",
+    "fitting",
+    "heat",
+    "holm",
+    "impact",
+    "interval",
+    "latency",
+    "paired",
+    "published",
+    "sensitivity",
+    "tolerated",
+    "truth",
+    "welch",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

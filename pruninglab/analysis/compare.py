@@ -1,0 +1,464 @@
+"""Ways to prune, compared as fairly as their records can prove, with what chance alone could do.
+
+    lab.compare("runs/**")          a folder, loaded records, or runs
+
+Refused, unless asked for: other data, splits, initial weights or total steps, another dense start, other seeds. Runs of
+one seed are pairs: what the seed decides, it decides for all ways alike, and differences within pairs are tested.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from math import gamma, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .. import _html
+from ..errors import ConfigError
+from ..results.record import Result
+from ..results.tables import load
+from ..train.run import Run
+from . import papers
+from .impact import holm
+
+CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
+NEAR = 0.01
+"""Two densities are one level if they differ by less than this share of the smaller."""
+# The rule. Column: its name in a refusal, and the word that `allow` takes.
+SAME_IN_ALL = {
+    "data": ("the data set", "data"),
+    "model": ("the model", "model"),
+    "chosen_on": ("the images that choices were made on", "chosen_on"),
+    "metric": ("the metric", "metric"),
+    "total_steps": ("the number of steps in all", "steps"),
+}
+SAME_IN_PAIR = {
+    "split": ("the split", "split"),
+    "dense_hash": ("the dense start", "start"),
+    "new_weights": ("the draw of the initial weights", "start"),
+}
+ALLOWED = (*dict.fromkeys(word for _, word in (*SAME_IN_ALL.values(), *SAME_IN_PAIR.values())), "seeds")
+_USED = ("way", "control", "seed", "init_seed", "form", "start", "start_hash", "status", "test_images", "settings")
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Runs that may stand in one table. Showing it is that table, the tests, and what is missing."""
+
+    runs: pd.DataFrame
+    """One row a run: the record's columns, and `way`, `pair` and `level`, the sparsity that it is compared at."""
+    score: str
+    counted: str
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def levels(self) -> list[float]:
+        """The sparsities compared, without 0."""
+        return sorted({float(level) for level in self.runs["level"]} - {0.0})
+
+    @cached_property
+    def ways(self) -> list[str]:
+        return list(dict.fromkeys(self.runs["way"]))
+
+    @cached_property
+    def controls(self) -> dict[str, str | None]:
+        """Each control, and the way that is it, or None where it is missing."""
+        held = self.runs.groupby("control", sort=False)["way"].first()
+        return {name: held.get(name) for name in CONTROLS}
+
+    def table(self) -> pd.DataFrame:
+        """One row for each way at each level: n, mean and 95 % interval of the accuracy, what was reached, its cost.
+
+        Training FLOPs are those of a dense computation, a dense start's included; seconds are of the run alone.
+        """
+        rows = []
+        groups: Any = self.runs.groupby(["level", "way"], sort=False)
+        for (level, way), of in groups:
+            low, mean, high = interval(of[self.score].to_numpy(float), _coin(of))
+            statuses = of["status"].value_counts()
+            rows.append(
+                {
+                    "sparsity": float(of[f"sparsity_{self.counted}"].mean()),
+                    "level": level,
+                    "way": way,
+                    "n": len(of),
+                    "accuracy": mean,
+                    "low": low,
+                    "high": high,
+                    "status": ", ".join(f"{n} {s}" if len(statuses) > 1 else str(s) for s, n in statuses.items()),
+                    "emptied_layers": int(of["collapsed_layers"].max()),
+                    "start": " and ".join(sorted(set(of["start"]))),
+                    "flops_left": float((of["flops_sparse"] / of["flops_dense"]).mean()),
+                    "sparse_bytes": float(of["sparse_bytes"].astype(float).mean()),
+                    "training_gflops": 3e-9 * float((of["flops_dense"] * of["batch_size"] * of["total_steps"]).mean()),
+                    "seconds": float(of["seconds"].astype(float).mean()),
+                }
+            )
+        order = {way: i for i, way in enumerate(self.ways)}
+        return pd.DataFrame(rows).sort_values(["level", "way"], key=lambda c: c.map(order) if c.name == "way" else c,
+                                              ignore_index=True)  # fmt: skip
+
+    def tests(self, against: str | None = None, level: float = 0.05) -> pd.DataFrame:
+        """Differences within pairs at each sparsity, tested: `difference` is way minus against, with its interval.
+
+        `against` is a way, "all" for every pair of ways, or None for the strongest plain control that is there. The
+        dense net, which is cut nowhere, stands at every sparsity. Paired t-test, two-sided; `adjusted` is Holm's p over
+        the whole table. `effect` is the mean difference in its own standard deviations, corrected for few pairs
+        (Hedges' g). Accuracy is counted in whole images: each difference has one more image a side that a coin decides.
+        """
+        against = against or next((c for c in reversed(list(self.controls.values())) if c), self.ways[0])
+        if against not in (*self.ways, "all"):
+            raise ConfigError(f"against={against!r} is no way here; expected 'all' or one of {', '.join(self.ways)}.")
+        rows = []
+        runs: Any = self.runs
+        for at in self.levels or [0.0]:
+            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(["way", "pair"])
+            scores = here.pivot_table(index="pair", columns="way", values=self.score, sort=False, dropna=False)
+            pairs = combinations([way for way in self.ways if way in scores], 2)
+            chosen = [p for p in pairs if against == "all" or against in p]
+            for first, second in chosen:
+                way, other = (first, second) if second == against or against == "all" else (second, first)
+                differences = (scores[way] - scores[other]).dropna().to_numpy(float)
+                rows.append({"level": at, "way": way, "against": other} | paired(differences, 2 * _coin(here), level))
+        found = pd.DataFrame(rows, columns=pd.Index(_TESTED))
+        found["adjusted"] = holm(found["p"].fillna(1.0).to_numpy()) if len(found) else found["p"]
+        found["verdict"] = [_verdict(row, level) for row in found.to_dict("records")]
+        return found
+
+    def at_accuracy(self, wanted: float | None = None) -> pd.DataFrame:
+        """How much each way can cut and keep `wanted` (by default a point below the dense net, or the best mean).
+
+        For each seed the sparsest level that keeps it, and from there along the line to the next, density on a
+        logarithmic scale. Where a seed keeps it at no level, or still at the sparsest, no mean can be given.
+        """
+        if wanted is None:
+            table: Any = self.table()
+            best = table.loc[table["way"] == self.controls["dense"], "accuracy"]
+            wanted = float(best.iloc[0] if len(best) else table["accuracy"].max()) - 0.01
+        rows = []
+        groups: Any = self.runs[self.runs["level"] > 0].groupby("way", sort=False)
+        for way, of in groups:
+            found = [crossing(p["level"].to_numpy(), p[self.score].to_numpy(), wanted) for _, p in of.groupby("pair")]
+            kept, ended = sum(f is not None for f in found), sum(f == 1 for f in found)
+            sparsities = np.array([f for f in found if f is not None and f < 1])
+            density = np.log(1 - sparsities) if len(sparsities) == len(found) else np.array([np.nan])
+            low, mean, high = (1 - np.exp(edge) for edge in reversed(interval(density)))
+            said = [f"at no level with {len(found) - kept} of {len(found)} seeds"] if kept < len(found) else []
+            said += [f"beyond {of['level'].max():.2%} with {ended} of {len(found)} seeds"] if ended else []
+            row = {"way": way, "n": len(found), "accuracy": wanted, "sparsity": mean, "low": low, "high": high}
+            rows.append(row | {"times": 1 / (1 - mean), "said": "; ".join(said)})
+        return pd.DataFrame(rows)
+
+    def beside_papers(self) -> pd.DataFrame:
+        """Each published row of this data and model, and beside it the ways with that density, give or take a tenth.
+
+        Density is counted as the paper does, and the metric is the paper's. What is published has no n and no interval.
+        """
+        rows = []
+        runs: Any = self.runs
+        for row in papers.published(*self.task).drop(columns=["data", "model"]).to_dict("records"):
+            score = "test_top5" if row["metric"] == "top-5" else "test_accuracy"
+            density = 1 - runs[f"sparsity_{row['counted']}"]
+            near = runs[(density / (1 - row["sparsity"]) - 1).abs() < 0.1].assign(density=density)
+            found = [
+                {"way": way, "measured": of[score].astype(float).mean(), "at": 1 - of["density"].mean(), "n": len(of)}
+                for (_, way), of in near.groupby(["level", "way"], sort=False)
+            ]
+            rows += [row | mine for mine in found or [{"way": "", "measured": np.nan, "at": np.nan, "n": 0}]]
+        return pd.DataFrame(rows)
+
+    def words(self, against: str | None = None) -> list[str]:
+        """What may be said, one sentence for each test, then what is missing and what else differs."""
+        tests = self.tests(against)
+        said = [f"At {_share(row['level'])}, {row['way']} {row['verdict']}" for row in tests.to_dict("records")]
+        missing = [name for name, way in self.controls.items() if way is None]
+        if missing:
+            said.append(f"Controls that are missing: {', '.join(missing)}.")
+        return [*said, *self.notes]
+
+    def __repr__(self) -> str:
+        lines = [self._title()]
+        widths = [max(len(row[i]) for row in self._shown()) for i in range(len(_HEAD))]
+        for row in (_HEAD, *self._shown()):
+            lines.append("  ".join(f"{cell:{max(w, len(h))}}" for cell, w, h in zip(row, widths, _HEAD, strict=True)))
+        return "\n".join([*(line.rstrip() for line in lines), *(f"- {line}" for line in self.words())])
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{_html.cell(line)}</li>" for line in self.words())
+        return _html.table(_HEAD, self._shown(), self._title()) + f"<ul>{said}</ul>"
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """Data and model; of several, where that was allowed, no paper has a row."""
+        data, model = (" and ".join(dict.fromkeys(self.runs[c])) for c in ("data", "model"))
+        return data, model
+
+    def _title(self) -> str:
+        data, model = self.task
+        steps = sorted({int(s) for s in self.runs["total_steps"]})
+        budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+        return f"{model} on {data}, {self.score.replace('_', ' ')}, {budget} steps in all"
+
+    def _shown(self) -> list[tuple[str, ...]]:
+        rows = []
+        for row in self.table().to_dict("records"):
+            bounds = f"{row['low']:.2%} to {row['high']:.2%}" if row["n"] > 1 else "one run"
+            status = row["status"] + (f", {row['emptied_layers']} layers emptied" if row["emptied_layers"] else "")
+            counts = (f"{row['flops_left']:.1%}", f"{row['sparse_bytes'] / 1000:,.1f}")
+            costs = (f"{row['training_gflops']:,.0f}", f"{row['seconds']:,.1f}")
+            rows.append((row["way"], f"{row['sparsity']:.2%}", str(row["n"]), f"{row['accuracy']:.2%}", bounds, status,
+                         row["start"], *counts, *costs))  # fmt: skip
+        return rows
+
+
+_HEAD = ("way", "zeros", "n", "accuracy", "95 % interval", "status", "start", "FLOPs left", "KB", "training GFLOPs",
+         "seconds of it")  # fmt: skip
+_TESTED = ("level", "way", "against", "n", "difference", "low", "high", "p", "effect")
+
+
+def compare(
+    results: str | Path | pd.DataFrame | Iterable[Run | Result],
+    by: str | None = None,
+    *,
+    score: str = "test_accuracy",
+    counted: str = "weights",
+    allow: str | Sequence[str] = (),
+) -> Comparison:
+    """Runs side by side if that is fair, else a ConfigError that says which differ and in what.
+
+    `by` is the column that names the ways; without it they are the methods with their settings but for how much is cut.
+    `counted` is of what sparsity is taken: "weights", "weights_and_biases" or "all". `allow` lists what may differ all
+    the same (`compare.ALLOWED`); the comparison then says so. With "seeds" only those that all ways have are compared.
+    """
+    frame: Any = _frame(results)
+    allowed = [allow] if isinstance(allow, str) else list(allow)
+    if unknown := [word for word in allowed if word not in ALLOWED]:
+        raise ConfigError(f"allow={unknown[0]!r} is unknown; expected some of {', '.join(ALLOWED)}.")
+    named = [by] if by else []
+    _check_columns(frame, [*_USED, *SAME_IN_ALL, "split", "dense_hash", score, f"sparsity_{counted}", *named])
+    notes = _left_out(frame)
+    frame = frame.assign(
+        way=frame[by].astype(str) if by else _short_names(frame),
+        pair=[_pair(s, i) for s, i in zip(frame["seed"], frame["init_seed"], strict=True)],
+        level=_levels(frame[f"sparsity_{counted}"]),
+        new_weights=frame["start_hash"].where((frame["start"] == "model") & (frame["start_hash"].notna())),
+    )
+    found = _differences(frame)
+    _refuse(found, allowed)
+    frame, repeated = _without_repeats(frame, score)
+    frame, seeds = _paired(frame, "seeds" in allowed)
+    found += [("seeds", line) for line in seeds]
+    _refuse(found, allowed)
+    if frame.empty:
+        raise ConfigError("no seed is common to all ways, so there is no pair; run them with the same seeds.")
+    notes += [f"Not fair, but asked for: {line}." for _, line in found] + repeated + _also_different(frame)
+    return Comparison(frame.reset_index(drop=True), score, counted, tuple(notes))
+
+
+def paired(differences: np.ndarray, more: float = 0.0, level: float = 0.05) -> dict[str, float]:
+    """Mean difference, its interval, two-sided p of the paired t-test, Hedges' g; `more` is added to the variance."""
+    n = len(differences)
+    low, mean, high = interval(differences, more, level)
+    if n < 2:
+        return {"n": n, "difference": mean, "low": low, "high": high, "p": np.nan, "effect": np.nan}
+    deviation = sqrt(float(differences.var(ddof=1)) + more)
+    if deviation <= 1e-12:
+        return {"n": n, "difference": mean, "low": low, "high": high, "p": float(abs(mean) <= 1e-12), "effect": np.nan}
+    few = gamma((n - 1) / 2) / (sqrt((n - 1) / 2) * gamma((n - 2) / 2)) if n > 2 else np.nan
+    p = float(2 * stats.t.sf(abs(mean) / deviation * sqrt(n), n - 1))
+    return {"n": n, "difference": mean, "low": low, "high": high, "p": p, "effect": few * mean / deviation}
+
+
+def interval(values: np.ndarray, more: float = 0.0, level: float = 0.05) -> tuple[float, float, float]:
+    """Lower end, mean and upper end of the t-interval of the mean; no ends for a single value."""
+    n = len(values)
+    mean = float(values.mean()) if n else np.nan
+    if n < 2:
+        return np.nan, mean, np.nan
+    half = float(stats.t.ppf(1 - level / 2, n - 1)) * sqrt((float(values.var(ddof=1)) + more) / n)
+    return mean - half, mean, mean + half
+
+
+def crossing(sparsities: np.ndarray, scores: np.ndarray, wanted: float) -> float | None:
+    """The largest sparsity that keeps `wanted`; 1 if the sparsest measured does, None if none does."""
+    order = np.argsort(sparsities)
+    log_density, scores = np.log(1 - np.asarray(sparsities, float)[order]), np.asarray(scores, float)[order]
+    keeps = np.flatnonzero(scores >= wanted)
+    if not len(keeps):
+        return None
+    last = int(keeps[-1])
+    if last == len(scores) - 1:
+        return 1.0
+    along = (scores[last] - wanted) / (scores[last] - scores[last + 1])
+    return float(1 - np.exp(log_density[last] + along * (log_density[last + 1] - log_density[last])))
+
+
+def _frame(results: Any) -> pd.DataFrame:
+    if isinstance(results, str | Path):
+        frame = load(results)
+    elif isinstance(results, pd.DataFrame):
+        frame = results
+    else:
+        frame = pd.DataFrame([(r.result if isinstance(r, Run) else r).row() for r in results])
+    if frame.empty:
+        raise ConfigError("there are no records to compare; is the folder right?")
+    return frame
+
+
+def _refuse(found: Sequence[tuple[str, str]], allowed: Sequence[str]) -> None:
+    if refused := [(word, line) for word, line in found if word not in allowed]:
+        words = ", ".join(repr(word) for word in dict.fromkeys([*allowed, *(word for word, _ in refused)]))
+        raise ConfigError(
+            f"these runs do not compare: {'; '.join(line for _, line in refused)}. Choose runs that agree, or pass "
+            f"allow=[{words}] to see them side by side all the same."
+        )
+
+
+def _check_columns(frame: pd.DataFrame, needed: Iterable[str]) -> None:
+    if missing := [column for column in needed if column not in frame]:
+        raise ConfigError(
+            f"this table lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}. Read the records "
+            "with lab.results.load."
+        )
+
+
+def _left_out(frame: pd.DataFrame) -> list[str]:
+    """What was found beside the records and is not compared."""
+    counts = {"failed": "cells of the sweep failed", "skipped": "files are no records"}
+    return [f"{len(frame.attrs[k])} {said}, and are not here." for k, said in counts.items() if frame.attrs.get(k)]
+
+
+def _pair(seed: Any, init_seed: Any) -> str:
+    return f"seed {seed}" if init_seed == seed or pd.isna(init_seed) else f"seed {seed}, initial weights {init_seed:g}"
+
+
+def _levels(sparsities: pd.Series) -> list[float]:
+    """Each run's sparsity, brought to that of the least sparse run within `NEAR` of its density."""
+    level: dict[float, float] = {}
+    first = 0.0
+    for sparsity in sorted(set(sparsities)):
+        if not level or (1 - first) - (1 - sparsity) > NEAR * (1 - sparsity) or first == 0:
+            first = sparsity
+        level[sparsity] = round(first, 6)
+    return [level[s] for s in sparsities]
+
+
+def _short_names(frame: Any) -> Any:
+    """Controls by their own name, a method by its name where it occurs in one way, else with what differs."""
+    names: dict[str, str] = {}
+    for method, of in frame.groupby("method", sort=False):
+        ways = dict(zip(of["way"], of["control"], strict=True))
+        others = [way for way, control in ways.items() if "(" in way and not control]
+        for way, control in ways.items():
+            alone = control or (way if "(" not in way else str(method) if len(others) == 1 else "")
+            names[way] = alone or _what_differs(way, others)
+    return frame["way"].map(names)
+
+
+def _what_differs(way: str, others: Sequence[str]) -> str:
+    """`OneShot(criterion=snip)` of `OneShot(criterion=snip, scope=global)`, if all have that scope."""
+    parts = [set(other.replace("(", ", ").replace(")", "").split(", ")) for other in others]
+    common = set.intersection(*parts)
+    kept = [part for part in way.replace("(", ", ").replace(")", "").split(", ") if part not in common]
+    method = way.partition("(")[0] if "(" in way else way
+    return f"{method}({', '.join(kept)})" if kept else method
+
+
+def _without_repeats(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, list[str]]:
+    """One run for each way, pair and level: equal ones once, others refused."""
+    keys = ["way", "pair", "level"]
+    once = frame.drop_duplicates([*keys, "settings", "split", "total_steps", "dense_hash", score])
+    twice = once[once.duplicated(keys, keep=False)]
+    if len(twice):
+        way, pair, level = twice.iloc[0][keys]
+        of = twice[(twice[keys] == twice.iloc[0][keys]).all(axis=1)]
+        columns = ["settings", "total_steps", "split", "dense_hash", "commit", score]
+        differ = [c for c in columns if c in of and len(set(of[c].astype(str))) > 1]
+        raise ConfigError(
+            f"{way} has {len(of)} different runs with {pair} at {_share(level)}; they differ in {', '.join(differ)}. "
+            "Name the ways by a column that tells them apart (by=), or choose one of them."
+        )
+    gone = len(frame) - len(once)
+    return once, [f"{gone} records repeat another one and count once."] if gone else []
+
+
+def _differences(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """What rule out a comparison: the word that allows it, and what differs, with examples."""
+    found = []
+    for column, (said, word) in SAME_IN_ALL.items():
+        if len(set(frame[column])) > 1:
+            found.append((word, f"{said} differs ({_examples(frame, column)})"))
+    for column, (said, word) in SAME_IN_PAIR.items():
+        groups = frame.groupby(["pair", "form"] if column == "new_weights" else "pair", sort=False)
+        of = next((of for _, of in groups if len(set(of[column].dropna())) > 1), None)
+        if of is not None:
+            found.append((word, f"{said} differs at {of['pair'].iloc[0]} ({_examples(of, column)})"))
+    return found
+
+
+def _examples(frame: pd.DataFrame, column: str) -> str:
+    """`195 of dense; 65 of OneShot`."""
+    groups = frame.dropna(subset=[column]).groupby(column, sort=False)["way"].unique()
+    shown = [f"{f'{v:,}' if isinstance(v, int) else v} of {', '.join(ways[:3])}" for v, ways in groups.items()]
+    return "; ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
+
+
+def _paired(frame: Any, common: bool) -> tuple[pd.DataFrame, list[str]]:
+    """Refuse ways with other seeds. One that missed its target stands at a level of its own, and is not missed here."""
+    seeds = {way: set(of["pair"]) for way, of in frame.groupby("way", sort=False)}
+    shared = set.intersection(*seeds.values())
+    problems = [
+        f"{way} lacks {', '.join(sorted(set().union(*seeds.values()) - own))}, which others have"
+        for way, own in seeds.items()
+        if own != set().union(*seeds.values())
+    ]
+    missed = {(way, pair) for way, pair, status in frame[["way", "pair", "status"]].to_numpy() if status != "done"}
+    for level, here in frame.groupby("level"):
+        there = {way: set(of["pair"]) for way, of in here.groupby("way", sort=False)}
+        every = set().union(*there.values()) & shared
+        for way, own in there.items():
+            if lacking := sorted(p for p in every - own if (way, p) not in missed):
+                problems.append(f"{way} lacks {', '.join(lacking)} at {_share(level)}, which others have there")
+    if common and problems:
+        frame = frame[frame["pair"].isin(shared)]
+        for _, here in frame.groupby("level"):
+            own = [set(of["pair"]) for _, of in here.groupby("way")]
+            frame = frame.drop(here.index[~here["pair"].isin(set.intersection(*own))])
+    return frame, problems
+
+
+def _also_different(frame: pd.DataFrame) -> list[str]:
+    """What the rule does not ask for, and a reader should know."""
+    said = {"batch_size": "batch size", "device": "hardware", "commit": "version of the code"}
+    notes = [f"They differ in {what}." for c, what in said.items() if c in frame and len(set(frame[c].dropna())) > 1]
+    kinds = {way: " and ".join(sorted(set(of["start"]))) for way, of in frame.groupby("way", sort=False)}
+    if len(set(kinds.values())) > 1:
+        begun = ", ".join(f"{way} from a {kind}" for way, kind in kinds.items())
+        notes.append(f"They begin differently: {begun}.")
+    for status, of in frame[~frame["status"].isin(["done", "stopped"])].groupby("status"):
+        notes.append(f"{len(of)} {str(status).replace('_', ' ')}: {', '.join(dict.fromkeys(of['way']))}.")
+    return notes
+
+
+def _coin(frame: Any) -> float:
+    """Variance of an accuracy with one image that a coin decides."""
+    return 0.25 / float(frame["test_images"].min()) ** 2
+
+
+def _verdict(row: dict[Any, Any], level: float) -> str:
+    against, n, points = row["against"], row["n"], 100 * row["difference"]
+    if n < 2:
+        return f"and {against}: one pair, so nothing can be said."
+    if not row["adjusted"] < level:
+        return f"is not distinguishable from {against} at n = {n}."
+    side = "above" if points > 0 else "below"
+    return f"is {abs(points):.1f} points {side} {against} (p = {row['adjusted']:.2g} after Holm, n = {n})."
+
+
+def _share(sparsity: float) -> str:
+    return f"{100 * sparsity:.4g} % zeros"

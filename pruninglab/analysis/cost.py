@@ -1,0 +1,120 @@
+"""What a network really costs: parameters, FLOPs, bytes, and milliseconds measured side by side."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from ..data.dataset import Data
+from ..errors import ConfigError
+from ..layers.flops import module_flops
+from ..layers.hooks import evaluating
+from ..storage import sparse
+from ..storage.files import HasModel
+
+
+def truth(
+    models: Mapping[str, nn.Module | HasModel],
+    example: Data | Tensor,
+    batches: Sequence[int] = (1, 64),
+    rounds: int = 21,
+) -> pd.DataFrame:
+    """Networks (or runs) side by side, one row each, by the names given; the first is what the others are compared to.
+
+    `parameters` and how many are `nonzero`; `flops` of one image by torch's counter, which a mask does not change;
+    bytes of the dense file, of that after gzip and bzip2, and of the sparse file; and for each size of batch the
+    median time of a forward pass in milliseconds with its 95 % interval and how many times faster than the first it is
+    (see `latency`).
+    """
+    x = _images(example, max(batches))
+    rows: dict[str, dict[str, Any]] = {}
+    for name, model in _plain(models).items():
+        size = sparse.sizes(model)
+        with evaluating(model), torch.no_grad():
+            flops = module_flops(model, x[:1].to(_device(model)))
+        rows[name] = {
+            "parameters": size["parameters"],
+            "nonzero": size["nonzero"],
+            "flops": sum(sum(ops.values()) for ops in flops.values()),
+            **{key: size[key] for key in ("bytes", "gzip_bytes", "bzip2_bytes", "sparse_bytes") if key in size},
+        }
+    for batch in batches:
+        timed = latency(models, x[:batch], rounds)
+        for name, row in timed.to_dict("index").items():
+            rows[str(name)] |= {f"{column}_{batch}": value for column, value in row.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def latency(models: Mapping[str, nn.Module | HasModel], x: Tensor, rounds: int = 21, warm: int = 3) -> pd.DataFrame:
+    """Milliseconds of a forward pass over the batch `x`: median, 95 % interval of the median, times faster than first.
+
+    The networks take turns in every round, so that a machine that slows down slows all; `faster` is the median of the
+    ratios within rounds, between `faster_low` and `faster_high`. The first `warm` rounds do not count. The intervals
+    are those of order statistics, without an assumption about how times are distributed.
+    """
+    if rounds < 6:
+        raise ConfigError(f"rounds={rounds}: a 95 % interval of a median takes at least 6.")
+    if not models:
+        raise ConfigError("there is nothing to measure; give at least one model.")
+    plain = _plain(models)
+    calls = {name: _call(model, x) for name, model in plain.items()}
+    times: dict[str, list[float]] = {name: [] for name in plain}
+    with ExitStack() as modes, torch.inference_mode():
+        for model in plain.values():
+            modes.enter_context(evaluating(model))
+        for number in range(warm + rounds):
+            for name, call in calls.items():
+                began = time.perf_counter()
+                call()
+                if number >= warm:
+                    times[name].append(1000 * (time.perf_counter() - began))
+    first = np.array(next(iter(times.values())))
+    rows = {}
+    for name, spent in times.items():
+        middle, low, high = _median(np.array(spent))
+        faster, least, most = _median(first / np.array(spent))
+        rows[name] = {"ms": middle, "ms_low": low, "ms_high": high}
+        rows[name] |= {"faster": faster, "faster_low": least, "faster_high": most}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _call(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    device = _device(model)
+    x = x.to(device)
+
+    def call() -> None:
+        model(x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return call
+
+
+def _median(values: np.ndarray) -> tuple[float, float, float]:
+    """With the interval that holds it in 95 % of samples of this size, whatever the distribution."""
+    ordered = np.sort(values)
+    below = int(stats.binom.ppf(0.025, len(ordered), 0.5))
+    low = max(below - 1, 0)
+    return float(np.median(ordered)), float(ordered[low]), float(ordered[len(ordered) - 1 - low])
+
+
+def _plain(models: Mapping[str, nn.Module | HasModel]) -> dict[str, nn.Module]:
+    return {name: model if isinstance(model, nn.Module) else model.model for name, model in models.items()}
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _images(example: Data | Tensor, number: int) -> Tensor:
+    """As many images, the given ones again and again where there are fewer."""
+    if isinstance(example, Data):
+        index = torch.arange(number) % len(example.val)
+        return next(iter(example.val.batches([index])))[0]
+    return example[torch.arange(number) % len(example)]

@@ -1,0 +1,38 @@
+"""Criteria score weights: the lowest scores are pruned. Each is a function or a frozen dataclass."""
+
+from .before_training import SNIP, GraSP, SynFlow
+from .channels import Activation, FilterTaylor, filter_l1, filter_l2, geometric_median, norm_scale
+from .curvature import OBD, Quadratic, full, layerwise
+from .registry import BY_NAME, Batches, Criterion, resolve
+from .weights import Gradient, Movement, NofM, Taylor, layer_magnitude, magnitude, random
+
+__all__ = [
+    "BY_NAME",
+    "OBD",
+    "SNIP",
+    "Activation",
+    "Batches",
+    "Criterion",
+    "FilterTaylor",
+    "GraSP",
+    "Gradient",
+    "Movement",
+    "NofM",
+    "Quadratic",
+    "SynFlow",
+    "Taylor",
+    "filter_l1",
+    "filter_l2",
+    "full",
+    "geometric_median",
+    "layer_magnitude",
+    "layerwise",
+    "magnitude",
+    "norm_scale",
+    "random",
+    "resolve",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

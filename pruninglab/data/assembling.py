@@ -1,0 +1,82 @@
+"""Three splits of one data set: validation images are held out of the training images by the seed."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..randomness import key
+from .dataset import AnySplit, Data
+from .splits import Augmentation, Split
+from .streams import StreamSplit
+
+
+def _check_share(val: Any) -> None:
+    if not isinstance(val, int | float) or not 0 < val < 1:
+        raise ConfigError(
+            f"val={val!r} is the share of training images held out: take one between 0 and 1, as 0.1; "
+            "load(val='test') chooses on the test images"
+        )
+
+
+def _subset(split: AnySplit, n: int | None, what: str) -> AnySplit:
+    if n is None or n == len(split):
+        return split
+    if n > len(split):
+        raise ConfigError(f"{n:,} {what} were asked for, there are {len(split):,}: ask for at most that many")
+    return split.take(stratified(split.y, n, key(0, "subset")))
+
+
+def statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of uint8 images, of values in [0, 1], to four digits."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    shares = torch.stack([x[:, c].flatten().bincount(minlength=256) for c in range(x.shape[1])]).double()
+    shares /= shares.sum(1, keepdim=True)
+    mean = shares @ levels
+    std = (shares @ levels**2 - mean**2).clamp_min(0).sqrt()
+    return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) or 1.0 for s in std.tolist())
+
+
+def stratified(y: Tensor, n: int, seed: int) -> Tensor:
+    """Positions of `n` items, ascending, with every class in its share as nearly as whole numbers allow.
+
+    Items with a label at each place are of one kind.
+    """
+    y = y if y.dim() == 1 else torch.zeros(len(y))
+    _, counts = y.unique(return_counts=True)
+    exact = counts.double() * n / len(y)
+    quota = exact.floor().long()
+    quota[(exact - quota).argsort(descending=True, stable=True)[: n - int(quota.sum())]] += 1
+    g = torch.Generator().manual_seed(seed)
+    classes = y.argsort(stable=True).split(counts.tolist())
+    chosen = [at[torch.randperm(len(at), generator=g)[:k]] for at, k in zip(classes, quota.tolist(), strict=True)]
+    return torch.cat(chosen).sort().values
+
+
+def _others(index: Tensor, n: int) -> Tensor:
+    return torch.ones(n, dtype=torch.bool).index_fill_(0, index, False).nonzero()[:, 0]
+
+
+def _assembled(
+    name: str,
+    pool: AnySplit,
+    val: float | str | AnySplit,
+    test: AnySplit,
+    class_names: tuple[str, ...],
+    seed: int,
+    augment: tuple[Augmentation, ...],
+) -> Data:
+    if val == "test":
+        val = test
+    if not isinstance(val, Split | StreamSplit):
+        n = len(pool)
+        if n < 2:
+            raise ConfigError(f"with {n} training image none is left once {val:.0%} are held out: give 2 or more")
+        held = stratified(pool.y, min(max(1, round(float(val) * n)), n - 1), key(seed, "validation"))
+        pool, val = pool.take(_others(held, n)), pool.take(held)
+    train = replace(pool, augment=augment)
+    if isinstance(train, StreamSplit):
+        train = replace(train, varied=True)
+    return Data(name, len(class_names), class_names, train.shape, train, val, test, seed)

@@ -1,0 +1,165 @@
+"""Data sets by name."""
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import ConfigError, DataError
+from ..randomness import key
+from .assembling import _assembled, _check_share, _others, _subset, statistics, stratified
+from .dataset import AnySplit, Data
+from .generated import DIGITS, NUMBERS, TEXTURES, sorting, strokes, textures
+from .splits import Augmentation, Split, augmentations
+from .stored import PUBLISHED, Pairs, cached, data_folder, read_digits, read_published, read_tree
+from .streams import ImageFiles, StreamSplit
+
+Augment = str | Sequence[str | Augmentation]
+
+
+@dataclass(frozen=True)
+class Generated:
+    about: str
+    draw: Callable[[int, int], Pairs]
+    train: int
+    test: int
+    class_names: tuple[str, ...]
+
+
+GENERATED = {
+    "strokes": Generated("drawn digits, 28x28 grey, as many as wanted", strokes, 8000, 2000, DIGITS),
+    "textures": Generated("drawn patterns in colour, 32x32, as many as wanted", textures, 5000, 2000, TEXTURES),
+    "sorting": Generated("sequences of numbers, to be put in order", sorting, 8000, 2000, NUMBERS),
+}
+
+
+TRAIN_SEED, TEST_SEED = 1, 2
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def available() -> list[tuple[str, str, bool]]:
+    """Name, description, and whether `load` needs no download, of every set with a name of its own."""
+    root = data_folder()
+    return [
+        ("digits", "1,797 handwritten digits of scikit-learn, 8x8 grey brought to 28x28", True),
+        *((name, kind.about, True) for name, kind in GENERATED.items()),
+        *((name, kind.about, not kind.missing(root)) for name, kind in PUBLISHED.items()),
+    ]
+
+
+def load(
+    name: str,
+    *,
+    seed: int = 0,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    size: int | None = None,
+    train: int | None = None,
+    test: int | None = None,
+    val: float | str = 0.1,
+    augment: Augment = (),
+    workers: int = 2,
+) -> Data:
+    """A data set by name: those of `available()`, or `folder:PATH` for PATH/train/CLASS/*.jpg and the like.
+
+    `train` and `test` are numbers of images: how many to draw, or a subset with every class in its share. `val` is the
+    share of the training images held out by `seed`; nothing else depends on the seed. `val="test"` holds nothing out
+    and chooses on the test images, as some papers do; data, runs and records then say so. `size` is the side of the
+    images.
+    `augment` is applied to training batches: shift, crop, flip, cutout, joined by "+". Image files are read by
+    `workers` processes; their training images are also cut at random and mirrored.
+    """
+    if val != "test":
+        _check_share(val)
+    _check_counts(train=train, test=test, size=size)
+    chosen = augmentations(augment)
+    held: float | str | AnySplit = val
+    if name.startswith("folder:"):
+        pool, own_val, tested, class_names = _folder(Path(name.removeprefix("folder:")), size or 224, workers)
+        held = held if val == "test" else own_val or held
+    else:
+        pool, tested, class_names = _resident(name, data_folder(root), download, size, train, test)
+    pool = _subset(pool, train, f"training images of {name}")
+    tested = _subset(tested, test, f"test images of {name}")
+    return _assembled(name, pool, held, tested, class_names, seed, chosen)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for what, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ConfigError(f"{what}={count!r} must be a whole number of 1 or more, or None for the default")
+
+
+def _resident(
+    name: str, root: Path, download: bool, size: int | None, train: int | None, test: int | None
+) -> tuple[Split, Split, tuple[str, ...]]:
+    if name in GENERATED:
+        kind = GENERATED[name]
+        pool, tested = (
+            cached(kind.draw, train or kind.train, TRAIN_SEED),
+            cached(kind.draw, test or kind.test, TEST_SEED),
+        )
+        class_names = kind.class_names
+        if pool[0].dim() != 4:  # tokens, not images
+            return Split(*pool), Split(*tested), class_names
+        mean, std = statistics(pool[0])
+    elif name in PUBLISHED:
+        pool, tested, class_names = read_published(name, root, download)
+        mean, std = PUBLISHED[name].mean, PUBLISHED[name].std
+    elif name == "digits":
+        size = size or 28
+        x, y = read_digits()
+        held = stratified(y, 360, key(0, "digits"))
+        rest = _others(held, len(y))
+        pool, tested, class_names = (x[rest], y[rest]), (x[held], y[held]), tuple("0123456789")
+        mean, std = statistics(_resized(pool[0], size))
+    else:
+        raise ConfigError(_unknown(name))
+    splits = (Split(_resized(x, size), y, mean, std) for x, y in (pool, tested))
+    return next(splits), next(splits), class_names
+
+
+def _unknown(name: str) -> str:
+    names = [known for known, _, _ in available()]
+    nearest = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1, cutoff=0.5)
+    meant = next((f", did you mean {known!r}?" for known in names if [known.lower()] == nearest), ":")
+    return f"no data set is called {name!r}{meant} There are {', '.join(names)}, and folder:PATH for image files"
+
+
+def _folder(
+    path: Path, size: int, workers: int
+) -> tuple[StreamSplit, StreamSplit | None, StreamSplit, tuple[str, ...]]:
+    """Training pool, validation split where it has a folder of its own, and test split.
+
+    Without a `test` folder `val` is the published test split, as it is for ImageNet.
+    """
+    path = path.expanduser()
+    layout = f"{path}/train/CLASS/*.jpg and {path}/test/CLASS/*.jpg (or val)"
+    if not path.is_dir():
+        raise DataError(f"there is no folder {path}: expected {layout}")
+    given = [part for part in ("train", "val", "test") if (path / part).is_dir()]
+    if "train" not in given or len(given) < 2:
+        lacking = "test or val" if "train" in given else "train"
+        raise DataError(f"{path} lacks a {lacking} folder: expected {layout}")
+    class_names: tuple[str, ...] = ()
+    splits: dict[str, StreamSplit] = {}
+    for part in given:
+        paths, y, class_names = read_tree(path / part, class_names)
+        items = ImageFiles(path / part, paths, size)
+        splits[part] = StreamSplit(items, y, (3, size, size), IMAGENET_MEAN, IMAGENET_STD, workers=workers)
+    tested = splits.pop("test") if "test" in splits else splits.pop("val")
+    return splits["train"], splits.get("val"), tested, class_names
+
+
+def _resized(x: Tensor, size: int | None) -> Tensor:
+    if size is None or size == x.shape[-1]:
+        return x
+    blocks = [F.interpolate(b.float(), (size, size), mode="bicubic", antialias=True) for b in x.split(1000)]
+    return torch.cat([block.round_().clamp_(0, 255).byte() for block in blocks])

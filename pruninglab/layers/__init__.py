@@ -1,0 +1,34 @@
+"""What a network is made of, read off without training: names, kinds of layers, hooks, widths, FLOPs."""
+
+from .flops import module_flops, sparse_flops
+from .hooks import evaluating, hooked, norms_after
+from .kinds import CONVS, LAYERS, Norm
+from .modules import Attention, PadShortcut
+from .names import canonical, canonical_parameters, owner_of, prunable
+from .reach import Reading, readings
+from .widths import Widths, narrow_
+
+__all__ = [
+    "CONVS",
+    "LAYERS",
+    "Attention",
+    "Norm",
+    "PadShortcut",
+    "Reading",
+    "Widths",
+    "canonical",
+    "canonical_parameters",
+    "evaluating",
+    "hooked",
+    "module_flops",
+    "narrow_",
+    "norms_after",
+    "owner_of",
+    "prunable",
+    "readings",
+    "sparse_flops",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,70 @@
+"""Modules of this package that other rooms have to know: attention that can lose heads, a shortcut that pads."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.MultiheadAttention):
+    """`heads` heads of `head_dim` channels each, whatever the width of what goes in and out; without masks.
+
+    The parameters have the names that they have in `nn.MultiheadAttention`, which would ask for width = heads · size.
+    """
+
+    widths: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
+
+    def __init__(self, full: nn.MultiheadAttention, heads: int, head_dim: int):
+        place: Any = {"device": full.in_proj_weight.device, "dtype": full.in_proj_weight.dtype}
+        bias = full.in_proj_bias is not None
+        super().__init__(full.embed_dim, 1, full.dropout, bias, batch_first=full.batch_first, **place)
+        self._qkv_same_embed_dim = False  # keeps the fused kernels of torch away: in those the heads fill the width
+        self.heads, self.head_dim = heads, head_dim
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * heads * head_dim, full.embed_dim, **place))
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        if bias:
+            self.in_proj_bias = nn.Parameter(torch.zeros(3 * heads * head_dim, **place))
+        self.out_proj = type(full.out_proj)(heads * head_dim, full.embed_dim, bias=bias, **place)
+        self.train(full.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        if key_padding_mask is not None or attn_mask is not None or is_causal:
+            raise NotImplementedError("attention from which heads were removed takes no masks.")
+        if not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None,) * 3
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        out = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return (out if self.batch_first else out.transpose(0, 1)), None
+
+
+class PadShortcut(nn.Module):
+    """Option A of the paper: every stride-th pixel, and zeros in the channels that are added. No parameters."""
+
+    widths: ClassVar[tuple[str, ...]] = ("added",)
+
+    def __init__(self, added: int, stride: int):
+        super().__init__()
+        self.added, self.stride = added, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+
+    def extra_repr(self) -> str:
+        return f"added={self.added}, stride={self.stride}"

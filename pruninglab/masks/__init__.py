@@ -1,0 +1,37 @@
+"""Which weights are kept: masks, how they are chosen, by which schedule."""
+
+from .choose import SCOPES, check_sparsity, count, grow, keep_highest, keep_top, scattered, spread
+from .masks import UNITS, Masks, Scores, Sparsity, units
+from .projections import keeping, largest, largest_per_channel, n_of_m, project
+from .schedules import Constant, Cubic, Exponential, Linear, Narang, Schedule
+
+__all__ = [
+    "SCOPES",
+    "UNITS",
+    "Constant",
+    "Cubic",
+    "Exponential",
+    "Linear",
+    "Masks",
+    "Narang",
+    "Schedule",
+    "Scores",
+    "Sparsity",
+    "check_sparsity",
+    "count",
+    "grow",
+    "keep_highest",
+    "keep_top",
+    "keeping",
+    "largest",
+    "largest_per_channel",
+    "n_of_m",
+    "project",
+    "scattered",
+    "spread",
+    "units",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,219 @@
+"""Which weights are kept: `Masks`, the scope (`prunable`), and the two choices, `keep_top` and `grow`.
+
+A sparsity is a fraction in [0, 1), or a dict from layer patterns to fractions. Counts are exact and ties are broken by
+position, so the same scores give the same masks everywhere.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..randomness import generator
+from .masks import UNITS, Masks, Scores, Sparsity, unit_alive, whole
+
+SCOPES = ("global", "layer", "erk")
+
+
+def keep_top(
+    scores: Scores,
+    sparsity: Sparsity,
+    *,
+    scope: str = "global",
+    unit: str = "weight",
+    within: Mapping[str, Tensor] | None = None,
+    clamp: bool = False,
+) -> Masks:
+    """Keep the highest scores, exactly as many as `sparsity` leaves.
+
+    `scope`: `"global"` ranks all layers together, `"layer"` gives every layer the same share, `"erk"` gives each a
+    density in proportion to (sum of its dimensions) / (their product). Both shares are rounded so that the total is
+    exact, and never empty a layer. A dict as `sparsity` sets each layer by itself; layers that no pattern matches stay.
+    `unit`: whole `"channel"`s (first dimension) or `"kernel"`s (first two) by their mean score; a sparsity then counts
+    units. `within`: masks that may only shrink; nothing outside them is kept. To keep more than they hold is refused,
+    or with `clamp` means to keep all that they hold.
+    """
+    if unit not in UNITS:
+        raise ConfigError(f"unit={unit!r} is unknown; expected one of {', '.join(map(repr, UNITS))}.")
+    if not scores:
+        raise ConfigError("there is nothing to prune: no scores were given. Does the model have conv or linear layers?")
+    flat = {name: unit_scores(name, score, unit) for name, score in scores.items()}
+    alive = {n: unit_alive(s, None if within is None else within[n], unit) for n, s in scores.items()}
+    caps = [int(mask.sum()) for mask in alive.values()]
+    if isinstance(sparsity, Mapping):
+        keeps = _by_pattern(sparsity, {name: len(s) for name, s in flat.items()}, caps, clamp)
+    else:
+        total = sum(len(s) for s in flat.values())
+        keep = total - count(total, sparsity)
+        keep = min(keep, sum(caps)) if clamp else keep
+        if keep > sum(caps):
+            raise ConfigError(
+                f"sparsity {sparsity:g} asks to keep {keep:,} of {total:,}, but only {sum(caps):,} are left. "
+                "Pruned weights are never revived by a cut; `grow` brings weights back."
+            )
+        if scope == "global":
+            top = keep_highest(torch.cat(list(flat.values())), torch.cat(list(alive.values())), keep)
+            return _expand(dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True)), scores, unit)
+        keeps = spread(keep, _quotas(scope, scores, unit), caps, least=1)
+    chosen = {n: keep_highest(flat[n], alive[n], k) for n, k in zip(flat, keeps, strict=True)}
+    return _expand(chosen, scores, unit)
+
+
+def grow(masks: Masks, scores: Scores, counts: int | Mapping[str, int]) -> Masks:
+    """Bring back the dead weights with the highest scores: `counts` of all together, or as many of each layer."""
+    dead = {name: ~masks[name].reshape(-1) for name in scores}
+    flat = {name: unit_scores(name, score, "weight") for name, score in scores.items()}
+    if isinstance(counts, Mapping):
+        new = {
+            name: keep_highest(flat[name], dead[name], _growable(counts.get(name, 0), dead[name])) for name in scores
+        }
+    else:
+        every = torch.cat(list(dead.values()))
+        top = keep_highest(torch.cat(list(flat.values())), every, _growable(counts, every))
+        new = dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True))
+    return masks | {n: new[n].view(m.shape) if n in new else m for n, m in masks.items()}
+
+
+def count(total: int, share: float) -> int:
+    """How many of `total` a share is, half rounded up; refuses what is no fraction or leaves nothing."""
+    check_sparsity(share)
+    cut = math.floor(total * share + 0.5)
+    if cut >= total > 0:
+        raise ConfigError(
+            f"sparsity {share:g} would cut all {total:,}: the most that can be cut of them is {total - 1:,}."
+        )
+    return cut
+
+
+def check_sparsity(sparsity: Any) -> None:
+    if isinstance(sparsity, Mapping):
+        for value in sparsity.values():
+            check_sparsity(value)
+        return
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
+        raise ConfigError(
+            f"sparsity is a fraction in [0, 1) or a dict of layer patterns to fractions; got {sparsity!r}."
+        )
+    if not 0 <= float(sparsity) < 1:
+        hint = f" Did you mean {float(sparsity) / 100:g}?" if 1 < float(sparsity) < 100 else ""
+        raise ConfigError(f"sparsity is the fraction of weights cut, in [0, 1); got {float(sparsity):g}.{hint}")
+
+
+def spread(total: int, quotas: Sequence[float], caps: Sequence[int], least: int = 0) -> list[int]:
+    """Split `total` in proportion to `quotas`, none above its cap (the rest goes to the others), the sum exact.
+
+    The remainders go to the largest fractions, then by position. Each with a cap gets `least` or more where it can.
+    """
+    floor = [min(least, cap) for cap in caps]
+    if not sum(floor) <= total <= sum(caps):
+        raise ConfigError(
+            f"{total:,} cannot be spread over {len(caps)} layers that hold from {sum(floor):,} to {sum(caps):,}. "
+            "Ask for a sparsity between, or leave the small layers out with `skip`."
+        )
+    share = [0.0] * len(caps)
+    fixed: dict[int, float] = {}
+    while True:  # water-filling: who exceeds a bound is fixed there, the others share what is left
+        free = [i for i in range(len(caps)) if i not in fixed]
+        weight = sum(quotas[i] for i in free)
+        rest = total - sum(fixed.values())
+        for i in free:
+            share[i] = rest * quotas[i] / weight if weight > 0 else rest / len(free)
+        above = {i: float(caps[i]) for i in free if share[i] > caps[i]}
+        below = {i: float(floor[i]) for i in free if share[i] < floor[i]}
+        if not above and not below:
+            break
+        over = sum(share[i] - b for i, b in above.items()) - sum(b - share[i] for i, b in below.items())
+        fixed |= above if over > 0 or not below else below
+    for i, value in fixed.items():
+        share[i] = value
+    counts = [min(math.floor(s + 1e-9), cap) for s, cap in zip(share, caps, strict=True)]
+    by_remainder = sorted(range(len(caps)), key=lambda i: (counts[i] - share[i], i))
+    for i in (i for _ in range(len(caps)) for i in by_remainder):
+        if sum(counts) == total:
+            break
+        counts[i] += counts[i] < caps[i]
+    return counts
+
+
+def keep_highest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
+    """The `keep` highest of the alive. Threshold first, then position: `topk` leaves the order of ties open."""
+    candidates = scores[alive]
+    if keep >= len(candidates):
+        return alive.clone()
+    chosen = torch.zeros_like(alive)
+    if keep == 0:
+        return chosen
+    threshold = torch.kthvalue(candidates, len(candidates) - keep + 1).values
+    top, ties = candidates > threshold, candidates == threshold
+    top |= ties & (ties.cumsum(0) <= keep - top.count_nonzero())
+    chosen[alive] = top
+    return chosen
+
+
+def unit_scores(name: str, score: Tensor, unit: str) -> Tensor:
+    score = score.detach().float() if score.dtype != torch.float64 else score.detach()
+    if torch.isnan(score).any():
+        raise ConfigError(f"the criterion gave NaN for {name}; scores must be numbers. Is the model's weight finite?")
+    return score.flatten() if whole(score, unit) else score.flatten(UNITS[unit]).mean(-1).flatten()
+
+
+def _expand(chosen: Mapping[str, Tensor], scores: Scores, unit: str) -> Masks:
+    masks = Masks()
+    for name, top in chosen.items():
+        shape = scores[name].shape
+        if whole(scores[name], unit):
+            masks[name] = top.view(shape)
+        else:
+            leading = UNITS[unit] or 0
+            masks[name] = top.view(*shape[:leading], *(1 for _ in shape[leading:])).expand(shape).contiguous()
+    return masks
+
+
+def _quotas(scope: str, scores: Scores, unit: str) -> list[float]:
+    if scope == "layer":
+        return [float(len(unit_alive(s, None, unit))) for s in scores.values()]
+    if scope == "erk":
+        return [float(sum(s.shape)) if unit == "weight" and s.ndim > 1 else float(s.shape[0]) for s in scores.values()]
+    raise ConfigError(
+        f"scope={scope!r} is unknown; expected one of {', '.join(map(repr, SCOPES))}, "
+        "or give the sparsity as a dict of layer patterns."
+    )
+
+
+def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: Iterable[int], clamp: bool) -> list[int]:
+    for pattern in targets:
+        if not any(fnmatchcase(name, pattern) for name in sizes):
+            raise ConfigError(f"{pattern!r} matches no prunable layer; the model has {', '.join(sizes)}.")
+    keeps = []
+    for (name, size), cap in zip(sizes.items(), caps, strict=True):
+        matching = [share for pattern, share in targets.items() if fnmatchcase(name, pattern)]
+        keep = size - count(size, matching[-1]) if matching else cap
+        keep = min(keep, cap) if clamp else keep
+        if keep > cap:
+            raise ConfigError(
+                f"{name}: sparsity {matching[-1]:g} asks to keep {keep:,}, but only {cap:,} are left. "
+                "Pruned weights are never revived by a cut; `grow` brings weights back."
+            )
+        keeps.append(keep)
+    return keeps
+
+
+def _growable(count: int, dead: Tensor) -> int:
+    if not 0 <= count <= (most := int(dead.sum())):
+        raise ConfigError(f"cannot grow {count:,} weights; between 0 and {most:,} are pruned here.")
+    return count
+
+
+def scattered(masks: Mapping[str, Tensor], seed: int, unit: str = "weight") -> Masks:
+    """As many units of each layer, at random places."""
+    moved = Masks()
+    for name, mask in masks.items():
+        units = mask.flatten(0, min(UNITS[unit] or mask.ndim, mask.ndim) - 1)
+        order = torch.randperm(len(units), generator=generator(seed, f"scattered {name}"))
+        moved[name] = units[order.to(mask.device)].view_as(mask)
+    return moved

@@ -1,0 +1,161 @@
+"""`Masks`: which weights are kept, by parameter name."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Self
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from .. import _html
+from ..errors import ConfigError
+from ..layers.names import canonical_parameters
+
+Scores = Mapping[str, Tensor]
+Sparsity = float | Mapping[str, float]
+UNITS = {"weight": None, "channel": 1, "kernel": 2}  # leading dimensions that name one unit
+
+
+class Masks(dict[str, Tensor]):
+    """Parameter name -> bool tensor, True is kept. Showing it is the layer table."""
+
+    @classmethod
+    def full(cls, weights: Mapping[str, Tensor]) -> Self:
+        return cls({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
+
+    @property
+    def total(self) -> int:
+        return sum(mask.numel() for mask in self.values())
+
+    @property
+    def kept(self) -> int:
+        return sum(self.kept_by_layer.values())
+
+    @property
+    def kept_by_layer(self) -> dict[str, int]:
+        return {name: int(mask.count_nonzero()) for name, mask in self.items()}
+
+    @property
+    def density(self) -> float:
+        return self.kept / self.total if self.total else 1.0
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.density
+
+    @property
+    def collapsed(self) -> list[str]:
+        """Layers that have nothing left, through which no signal passes."""
+        return [name for name, kept in self.kept_by_layer.items() if kept == 0]
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, mask in sorted(self.items()):
+            digest.update(name.encode() + mask.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def __and__(self, other: Mapping[str, Tensor]) -> "Masks":
+        return Masks({name: mask & other[name] for name, mask in self.items()})
+
+    def __or__(self, other: Mapping[str, Tensor]) -> "Masks":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Masks({name: mask | other[name] for name, mask in self.items()})
+
+    def __invert__(self) -> "Masks":
+        return Masks({name: ~mask for name, mask in self.items()})
+
+    def clone(self) -> "Masks":
+        return Masks({name: mask.clone() for name, mask in self.items()})
+
+    def to(self, device: str | torch.device) -> "Masks":
+        return Masks({name: mask.to(device) for name, mask in self.items()})
+
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Refuse masks that belong to another model."""
+        if unknown := sorted(self.keys() - weights.keys()):
+            raise ConfigError(
+                f"these masks name {', '.join(unknown)}, which the model does not have as prunable weights; "
+                f"it has {', '.join(weights)}. Masks fit only the architecture they were made for."
+            )
+        if missing := sorted(weights.keys() - self.keys()):
+            raise ConfigError(f"these masks lack {', '.join(missing)}; give one mask for each prunable weight.")
+        for name, mask in self.items():
+            if mask.shape != weights[name].shape or mask.dtype != torch.bool:
+                raise ConfigError(
+                    f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; "
+                    f"expected torch.bool {tuple(weights[name].shape)}, the shape of the weight."
+                )
+
+    @torch.no_grad()
+    def apply_(self, weights: Mapping[str, Tensor]) -> None:
+        """Set what is not kept to 0, also where it is infinite or NaN."""
+        for name, mask in self.items():
+            weights[name].masked_fill_(~mask, 0)
+
+    def table(self) -> pd.DataFrame:
+        """Kept and total of each layer, and of all together in the last row."""
+        rows = [(name, _shape(mask), mask.numel(), int(mask.sum())) for name, mask in self.items()]
+        rows.append(("all", "", self.total, self.kept))
+        table = pd.DataFrame(rows, columns=pd.Index(["layer", "shape", "total", "kept"]))
+        table["sparsity"] = 1 - table["kept"] / table["total"].clip(lower=1)
+        return table
+
+    def to_torch(self, model: nn.Module) -> nn.Module:
+        """Put these masks on `model` as `torch.nn.utils.prune` does, so that its state dict has `_orig` and `_mask`."""
+        self.check({name: w for name, w in canonical_parameters(model).items() if name in self})
+        for name, mask in self.items():
+            module, parameter = name.rpartition(".")[::2]
+            torch_prune.custom_from_mask(model.get_submodule(module), parameter, mask)
+        return model
+
+    @classmethod
+    def from_torch(cls, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Self]:
+        """A plain state dict and the masks, from a state dict saved under `torch.nn.utils.prune`."""
+        masks = cls({k.removesuffix("_mask"): v.bool() for k, v in state.items() if f"{k[:-5]}_orig" in state})
+        if not masks:
+            raise ConfigError(
+                "no `…_orig` and `…_mask` pairs in this state dict; it was not saved under torch.nn.utils.prune. "
+                "A plain one is loaded with model.load_state_dict(state)."
+            )
+        plain: dict[str, Tensor] = {}
+        for key, value in state.items():
+            name = key.removesuffix("_orig")
+            if key.removesuffix("_mask") not in masks or key in masks:
+                plain[name] = value * masks[name] if name in masks else value
+        return plain, masks
+
+    def __repr__(self) -> str:
+        lines = [f"Masks({len(self)} layers, {self.kept:,} of {self.total:,} kept, sparsity {self.sparsity:.4f})"]
+        width = max(map(len, self), default=0)
+        lines += [f"  {n:{width}}  {k:>10,} of {self[n].numel():>10,}" for n, k in self.kept_by_layer.items()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (layer, shape, f"{total:,}", f"{kept:,}", _html.bar(1 - sparsity), f"{sparsity:.2%}")
+            for layer, shape, total, kept, sparsity in self.table().itertuples(index=False)
+        ]
+        return _html.table(("layer", "shape", "total", "kept", "", "sparsity"), rows)
+
+
+def units(masks: Mapping[str, Tensor], unit: str = "weight") -> tuple[int, int]:
+    """How many units have anything kept, and how many there are."""
+    alive = [unit_alive(mask, mask, unit) for mask in masks.values()]
+    return sum(int(a.sum()) for a in alive), sum(len(a) for a in alive)
+
+
+def unit_alive(like: Tensor, mask: Tensor | None, unit: str) -> Tensor:
+    mask = torch.ones_like(like, dtype=torch.bool) if mask is None else mask
+    return mask.flatten() if whole(mask, unit) else mask.flatten(UNITS[unit]).any(-1).flatten()
+
+
+def whole(tensor: Tensor, unit: str) -> bool:
+    """Whether each entry is a unit of its own (every weight; a kernel of a linear layer; a channel of a bias)."""
+    leading = UNITS[unit]
+    return leading is None or tensor.ndim <= leading
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))

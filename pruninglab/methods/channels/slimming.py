@@ -1,0 +1,59 @@
+"""Network slimming: Liu et al., "Learning efficient convolutional networks through network slimming", 2017."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import ConfigError
+from ...layers.kinds import Norm
+from ...train.method import Method
+from ...train.run import Run
+
+
+@dataclass
+class Slimming(Method):
+    """Adds λ·Σ|γ| over the scales γ of all batch norms to the loss, so that channels that are not needed fall silent.
+
+    The gradient of the term is λ·sgn(γ), added after the backward pass; at γ = 0 it is 0. Afterwards the criterion
+    `"norm_scale"` ranks channels by |γ|, all layers together: `structured.prune(run, data, 0.7, "norm_scale")` cuts
+    them, and `structured.shrink` takes them out. `strength` is λ, 1e-4 to 1e-5 in the paper with SGD; Adam scales its
+    steps by the gradients, so that other values suit. `begin` sets all γ at the start, 0.5 in the authors' code; by
+    default they are as the network has them. `scales` has |γ| of every channel, by layer, at the end of each epoch.
+    """
+
+    strength: float = 1e-4
+    begin: float | None = None
+    scales: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength < math.inf:
+            raise ConfigError(f"strength={self.strength!r}; expected a number of at least 0, such as 1e-4.")
+        if self.begin is not None and not 0 < self.begin < math.inf:
+            raise ConfigError(f"begin={self.begin!r}; expected a scale above 0, such as 0.5, or None.")
+
+    def on_start(self, run: Run) -> None:
+        self.scales = []
+        for scale in scales(run.model).values():
+            if self.begin is not None:
+                scale.data.fill_(self.begin)
+
+    @torch.no_grad()
+    def on_grad(self, run: Run) -> None:
+        for scale in scales(run.model).values():
+            if scale.grad is not None:
+                scale.grad.add_(scale.sign(), alpha=self.strength)
+
+    def on_epoch(self, run: Run) -> None:
+        sizes = {name: scale.detach().abs().tolist() for name, scale in scales(run.model).items()}
+        self.scales.append({"step": run.step, "scales": sizes})
+
+
+def scales(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The scales of all batch norms that are trained, by the norms' names."""
+    norms = {name: m.weight for name, m in model.named_modules() if isinstance(m, Norm)}
+    if not (found := {name: scale for name, scale in norms.items() if scale is not None and scale.requires_grad}):
+        raise ConfigError("this network has no batch norm with scales, so that there is nothing to slim.")
+    return found

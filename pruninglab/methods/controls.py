@@ -1,0 +1,22 @@
+"""The baselines that every comparison needs."""
+
+from dataclasses import dataclass
+
+from ..criteria.registry import Criterion
+from ..train.method import Method
+from .cuts.oneshot import OneShot
+
+
+def controls(sparsity: float) -> dict[str, Method]:
+    """What every comparison needs beside the method: the dense net, a random mask, and the two plain magnitudes."""
+    choices: dict[str, tuple[str | Criterion, str]] = {
+        "random mask": ("random", "global"),
+        "layer magnitude": ("magnitude", "layer"),
+        "global magnitude": ("magnitude", "global"),
+    }
+    return {"dense": Dense(), **{name: OneShot(sparsity, *choice) for name, choice in choices.items()}}
+
+
+@dataclass
+class Dense(Method):
+    """Prunes nothing: the control that gets the same steps."""

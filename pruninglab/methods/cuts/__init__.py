@@ -1,0 +1,1 @@
+"""Methods that cut weights, at once or step by step."""

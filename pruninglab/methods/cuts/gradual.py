@@ -1,0 +1,87 @@
+"""Gradual magnitude pruning: Zhu and Gupta, "To prune, or not to prune", 2017."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...criteria.registry import Criterion
+from ...errors import ConfigError
+from ...masks.choose import keep_top
+from ...masks.masks import Masks, Sparsity
+from ...masks.schedules import Schedule
+from ...train.method import Method
+from ...train.run import Run
+
+
+@dataclass
+class Gradual(Method):
+    """Cut `cuts` times between the shares `start` and `end` of the training, along `schedule`; then the mask is frozen.
+
+    The paper renews its masks every n steps; a number of cuts says the same whatever the length of the run.
+    With `reactivate`, as in the authors' code, a pruned weight is remembered with the value that it had, competes in
+    every cut, and comes back with that value when kept ones have fallen below it.
+    """
+
+    schedule: Schedule
+    criterion: str | Criterion = "magnitude"
+    scope: str = "global"
+    unit: str = "weight"
+    start: float = 0.0
+    end: float = 0.75
+    cuts: int = 50
+    reactivate: bool = False
+    settled: bool = field(init=False)
+    revived: int = field(init=False)
+    remembered: dict[str, Tensor] = field(init=False)
+    allowed: Masks = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise ConfigError(f"Gradual takes a schedule, for example lab.Cubic(0.9); got {self.schedule!r}.")
+        if not 0 <= self.start < self.end <= 1:
+            raise ConfigError(f"0 <= start < end <= 1 are shares of the training; got {self.start}, {self.end}.")
+        if self.cuts < 1:
+            raise ConfigError(f"cuts={self.cuts}: at least one cut is needed to reach a sparsity.")
+
+    def on_start(self, run: Run) -> None:
+        run.aim(self.schedule(1.0), self.scope, self.unit)
+        if run.steps == 0:
+            raise ConfigError("Gradual cuts during training, and epochs=0 has no step; use OneShot or more epochs.")
+        self.settled = False
+        self.revived = 0
+        self.allowed = run.masks.clone() if self.reactivate else Masks()
+        self.remembered = {name: torch.zeros_like(w) for name, w in run.weights.items()} if self.reactivate else {}
+
+    def on_step(self, run: Run) -> None:
+        due = self._moments(run.step, run.steps)
+        if self.settled or due == self._moments(run.step - 1, run.steps):
+            return
+        self.settled = due > self.cuts
+        sparsity = self.schedule((due - 1) / self.cuts)
+        if self.reactivate:
+            self._renew(run, sparsity)
+        else:
+            run.cut(self.criterion, sparsity, self.scope, self.unit)
+
+    def _moments(self, step: int, steps: int) -> int:
+        """How many of the moments 0 … cuts, evenly spaced from start to end, have come by `step`."""
+        first, last = max(round(self.start * steps), 1), max(round(self.end * steps), 1)
+        if step < first:
+            return 0
+        return self.cuts + 1 if step >= last else 1 + (step - first) * self.cuts // (last - first)
+
+    @torch.no_grad()
+    def _renew(self, run: Run, sparsity: Sparsity) -> None:
+        """Choose among all weights, the pruned ones by the values that they had."""
+        old, dense = run.masks, {}
+        for name, weight in run.weights.items():
+            dense[name] = torch.where(old[name], weight, self.remembered[name])
+            weight.copy_(dense[name])
+        choice = {"scope": self.scope, "unit": self.unit, "within": self.allowed, "clamp": True}
+        chosen = keep_top(run.score(self.criterion), sparsity, **choice)
+        self.revived += run.grow(chosen)
+        run.masks = chosen
+        for name, weight in run.weights.items():
+            weight.copy_(torch.where(chosen[name], dense[name], 0))
+            self.remembered[name] = torch.where(chosen[name], 0, dense[name])

@@ -1,0 +1,1 @@
+"""Methods that train with noise on the weights and prune what the noise does not hurt."""

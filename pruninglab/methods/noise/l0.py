@@ -1,0 +1,192 @@
+"""L0 regularization: Louizos, Welling and Kingma, "Learning sparse neural networks through L0 regularization", ICLR
+2018 (arXiv 1712.01312).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ...errors import ConfigError
+from ...masks.masks import UNITS, Masks
+from ...masks.schedules import Schedule
+from ...train.method import Method
+from ...train.run import Run
+from . import steering
+
+LOW, HIGH, BETA = -0.1, 1.1, 2 / 3  # γ, ζ and the temperature
+
+
+@dataclass
+class L0(Method):
+    """Multiply each weight, or each unit, by a gate that is often exactly 0, and learn how often.
+
+    A gate is drawn once a step from the hard concrete distribution: z = s·(ζ - γ) + γ, clipped to [0, 1], where
+    s = sigmoid((log u - log(1 - u) + log α)/β), u uniform, γ = -0.1, ζ = 1.1, β = 2/3. Training minimizes
+    loss + λ/N·Σ n·P(z > 0), n the weights behind a gate and N training images: the expected number of weights. In
+    validation and in the end a gate is sigmoid(log α)·(ζ - γ) + γ, clipped; the end multiplies it into its weights, and
+    where it is 0 they are cut. `unit="channel"` or `"kernel"` puts one gate before each of these.
+
+    λ is `strength` times a ramp from 0 at the first share of the training in `warmup` to 1 at the second. log α begins
+    near log((1 - droprate)/droprate); the paper has `droprate` 0.5 for a LeNet from scratch, here most are open for a
+    trained one. It stays within ±`clip` (4.6 in the authors' code) and has the learning rate `lr`; None is a rate at
+    which log α can travel over about 20 in the run, between the run's own and 0.1.
+
+    With `sparsity`, a share of the units or a schedule, λ is steered until as many gates are closed. Exactly as many
+    units are then cut, by log α, if their gates are less than half open (log α < 0); if too few are, the target is
+    missed and these are cut. A closed gate that is to stay opens to its mean. The cut comes at the share `end` of the
+    training; the rest of it is under the mask. `seen` has what was open, λ, and the distribution of log α, by layer
+    and epoch.
+
+    Deviations: the paper gates inputs of dense layers and outputs of convolutions, here a unit is an output in both;
+    the test uses no averages of the weights; a weight decay is that of the weights, not that of the open ones.
+    """
+
+    sparsity: float | Schedule | None = None
+    strength: float = 0.1
+    unit: str = "weight"
+    droprate: float = 0.1
+    warmup: tuple[float, float] = (0.0, 0.1)
+    lr: float | None = None
+    clip: float = 8.0
+    end: float = 1.0
+    settled: bool = field(init=False)
+    log_alphas: dict[str, Tensor] = field(init=False)
+    pull: Tensor = field(init=False)
+    strength_now: Tensor = field(init=False)
+    missed: str = field(init=False)
+    seen: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        steering.check(self.sparsity, self.strength, self.warmup, self.lr, self.end)
+        if self.unit not in UNITS:
+            raise ConfigError(f"unit={self.unit!r} is unknown; expected one of {', '.join(map(repr, UNITS))}.")
+        if not 0 < self.droprate < 1:
+            raise ConfigError(f"droprate={self.droprate} is a probability; expected 0 < droprate < 1.")
+        if not self.clip > 3:
+            raise ConfigError(f"clip={self.clip}: gates are closed from log α = -2.4 on; expected more than 3.")
+
+    def on_start(self, run: Run) -> None:
+        steering.begin(run, "L0", self.sparsity, self.unit)
+        self.settled, self.missed, self.seen = False, "", []
+        self.pull, self.strength_now = (torch.zeros((), device=run.device) for _ in range(2))
+        middle = math.log1p(-self.droprate) - math.log(self.droprate)
+        self.log_alphas = {}
+        for name, weight in run.weights.items():
+            leading = UNITS[self.unit] or weight.ndim
+            first = weight.detach()[tuple(slice(None if i < leading else 1) for i in range(weight.ndim))]
+            self.log_alphas[name] = torch.empty_like(first).normal_(middle, 0.01)
+        travel = min(max(run.options.lr, 20 / run.steps), 0.1)
+        steering.add_group(run, self.log_alphas, travel if self.lr is None else self.lr)
+        self._install(run)
+
+    def on_loss(self, run: Run) -> Tensor | None:
+        if self.settled:
+            return None
+        expected = {n: (p_open(a) * self._alive(run, n)).sum() for n, a in self.log_alphas.items()}
+        self._set_strength(run)
+        behind = {n: run.weights[n].numel() / a.numel() for n, a in self.log_alphas.items()}
+        weights = torch.stack([behind[n] * each for n, each in expected.items()]).sum()
+        return self.strength_now / len(run.data.train) * weights
+
+    @torch.no_grad()
+    def on_step(self, run: Run) -> None:
+        if self.settled:
+            return
+        for log_alpha in self.log_alphas.values():
+            log_alpha.clamp_(-self.clip, self.clip)
+        if run.step >= max(round(self.end * run.steps), 1):
+            self._cut(run)
+
+    def on_epoch(self, run: Run) -> None:
+        if not self.settled:
+            self._look(run)
+
+    @torch.no_grad()
+    def on_end(self, run: Run) -> None:
+        if not self.settled and run.status != "diverged":
+            self._cut(run)
+        steering.explain(run, self.missed)
+
+    def _set_strength(self, run: Run) -> None:
+        self.strength_now.fill_(self.strength * steering.ramp(run.progress, self.warmup))
+        if self.sparsity is not None and run.progress >= self.warmup[1]:
+            opened = torch.stack([opened.sum() for opened in self._opened(run).values()]).sum()
+            total = sum(log_alpha.numel() for log_alpha in self.log_alphas.values())
+            self.strength_now *= steering.steer(run, self.pull, opened, total, self.sparsity, self.end)
+
+    def _alive(self, run: Run, name: str) -> Tensor:
+        """Which gates have a weight behind them that is not cut."""
+        mask, log_alpha = run.masks[name], self.log_alphas[name]
+        behind = [i for i in range(mask.ndim) if log_alpha.shape[i] != mask.shape[i]]
+        return mask.any(behind, keepdim=True) if behind else mask
+
+    def _opened(self, run: Run) -> dict[str, Tensor]:
+        return {n: (settle(a.detach()) > 0) & self._alive(run, n) for n, a in self.log_alphas.items()}
+
+    def _cut(self, run: Run) -> None:
+        self._look(run)
+        log_alphas = {name: log_alpha.detach() for name, log_alpha in self.log_alphas.items()}
+        masks = {n: settle(a) > 0 if self.sparsity is None else a > 0 for n, a in log_alphas.items()}
+        masks = Masks({name: mask.expand(run.weights[name].shape) for name, mask in masks.items()})
+        if self.sparsity is not None:
+            scores = {name: log_alpha.expand(run.weights[name].shape) for name, log_alpha in log_alphas.items()}
+            masks, self.missed = steering.choose(run, masks, scores, self.sparsity, self.unit)
+        for name, log_alpha in log_alphas.items():
+            gate = settle(log_alpha)
+            run.weights[name].mul_(torch.where(gate > 0, gate, mean(log_alpha)))
+        run.masks = masks
+        self.settled = True
+
+    def _look(self, run: Run) -> None:
+        for name, opened in self._opened(run).items():
+            row = {"step": run.step, "layer": name, "open": int(opened.sum()), "total": opened.numel()}
+            counts = steering.tally(self.log_alphas[name][self._alive(run, name)])
+            self.seen.append({**row, "strength": float(self.strength_now), "counts": counts})
+
+    def _install(self, run: Run) -> None:
+        """Until the cut: gates drawn in training, settled ones in evaluation."""
+        names = {weight: name for name, weight in run.model.named_parameters()}
+        inside = run.net
+
+        def net(x: Tensor) -> Tensor:
+            if self.settled:
+                return inside(x)
+            gate: Callable[[Tensor], Tensor] = draw if run.model.training else settle
+            gated = {names[w]: w * gate(self.log_alphas[n]) for n, w in run.weights.items()}
+            return functional_call(run.model, gated, (x,))
+
+        run.net = net
+
+
+def draw(log_alpha: Tensor) -> Tensor:
+    """Gates from the hard concrete distribution."""
+    u = torch.empty_like(log_alpha).uniform_()
+    return stretch(((u.logit_(1e-6) + log_alpha) / BETA).sigmoid())
+
+
+def settle(log_alpha: Tensor) -> Tensor:
+    """Gates that are not drawn: those of validation and of the end."""
+    return stretch(log_alpha.sigmoid())
+
+
+def stretch(s: Tensor) -> Tensor:
+    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def p_open(log_alpha: Tensor, above: float = 0.0) -> Tensor:
+    """How probable it is that a gate is drawn above a value, 0 or more."""
+    s = (above - LOW) / (HIGH - LOW)
+    return (log_alpha - BETA * (math.log(s) - math.log1p(-s))).sigmoid()
+
+
+def mean(log_alpha: Tensor, points: int = 64) -> Tensor:
+    """The means of the gates: P(z > t), integrated over t."""
+    total = torch.zeros_like(log_alpha)
+    for i in range(points):
+        total += p_open(log_alpha, (i + 0.5) / points)
+    return total / points

@@ -1,0 +1,79 @@
+"""Targeted dropout: Gomez et al., "Learning sparse networks using targeted dropout", 2019 (arXiv 1905.13678)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ...errors import ConfigError
+from ...masks.masks import UNITS, Masks, Sparsity
+from ...masks.projections import largest
+from ...masks.schedules import Constant, Schedule
+from ...train.method import Method
+from ...train.run import Run
+from . import steering
+
+
+@dataclass
+class TargetedDropout(Method):
+    """Drop the smallest weights at random while training, so that the net learns to do without; then cut them.
+
+    In every step each of the share `sparsity` (γ) of lowest magnitude is left out of the forward pass with the
+    probability `rate` (α), and gets no gradient then. `unit="channel"` drops and cuts whole units by their norm
+    (the paper's unit form). A schedule as `sparsity` raises γ with the progress of the run ("ramping"). At the share
+    `end` of the training the same share is cut, and the rest is training under the mask. Validation sees all weights;
+    nothing is rescaled, for what is dropped is to matter little.
+
+    Deviations: candidates are the smallest of each layer (or of `scope`), the paper's those of each unit's inputs.
+    """
+
+    sparsity: Sparsity | Schedule
+    rate: float = 0.5
+    scope: str = "layer"
+    unit: str = "weight"
+    end: float = 1.0
+    settled: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise ConfigError(f"rate={self.rate} is the probability of dropping a candidate; expected 0 to 1.")
+        if not 0 < self.end <= 1:
+            raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end}.")
+
+    def on_start(self, run: Run) -> None:
+        run.aim(self._schedule()(1.0), self.scope, self.unit)
+        if run.steps == 0:
+            raise ConfigError("TargetedDropout acts in training, and epochs=0 has no step; use OneShot or more epochs.")
+        steering.alone(run, "TargetedDropout")
+        self.settled = False
+        inside = run.net
+
+        def net(x: Tensor) -> Tensor:
+            if self.settled or not run.model.training:
+                return inside(x)
+            return functional_call(run.model, self._dropped(run), x)
+
+        run.net = net
+
+    def on_step(self, run: Run) -> None:
+        if not self.settled and run.step >= max(round(self.end * run.steps), 1):
+            run.masks = self._largest(run, 1.0)
+            self.settled = True
+
+    def _dropped(self, run: Run) -> dict[str, Tensor]:
+        """The weights, those that are left out in this step set to 0."""
+        kept = self._largest(run, run.progress)
+        dropped: dict[str, Tensor] = {}
+        for name, weight in run.weights.items():
+            drawn = torch.rand(weight.shape[: UNITS[self.unit]], device=weight.device) < self.rate
+            drawn = drawn.reshape(*drawn.shape, *[1] * (weight.ndim - drawn.ndim))
+            dropped[name] = weight.masked_fill(drawn & ~kept[name], 0.0)
+        return dropped
+
+    def _largest(self, run: Run, progress: float) -> Masks:
+        share = self._schedule()(progress)
+        return largest(run.weights, share, scope=self.scope, unit=self.unit, within=run.masks)
+
+    def _schedule(self) -> Schedule:
+        return self.sparsity if isinstance(self.sparsity, Schedule) else Constant(self.sparsity)

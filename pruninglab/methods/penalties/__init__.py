@@ -1,0 +1,1 @@
+"""Methods that add a term to the loss, or shrink weights beside it."""

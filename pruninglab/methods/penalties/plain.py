@@ -1,0 +1,66 @@
+"""Plain L2 and L1 penalties, and what all penalties share."""
+# pyright: reportPrivateImportUsage=false
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...train.method import Method
+from ...train.run import Run
+
+
+@dataclass
+class L2(Method):
+    """Adds λ·Σ w² to the loss, through the optimizer: a weight decay of 2λ. In `RelevanceL2(alpha=0)` λ decays too."""
+
+    strength: float = 1e-3
+    only_prunable: bool = False
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+
+    @torch.no_grad()
+    def on_grad(self, run: Run) -> None:
+        if weights := with_gradient(run, self.only_prunable):
+            torch._foreach_add_(gradients_of(weights), weights, alpha=2 * self.strength)
+
+
+@dataclass
+class L1(Method):
+    """Adds λ·Σ |w| to the loss, with the subgradient λ·sgn(w), through the optimizer."""
+
+    strength: float = 1e-5
+    only_prunable: bool = False
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+
+    @torch.no_grad()
+    def on_grad(self, run: Run) -> None:
+        if weights := with_gradient(run, self.only_prunable):
+            torch._foreach_add_(gradients_of(weights), torch._foreach_sign(weights), alpha=self.strength)
+
+
+def check_strength(strength: float) -> None:
+    if not 0 <= strength < math.inf:
+        raise ConfigError(f"strength={strength} is the factor of a penalty; expected 0 or more.")
+
+
+def with_gradient(run: Run, only_prunable: bool) -> list[Tensor]:
+    """Those of all parameters, or of those that may be cut, that this step has a gradient for."""
+    chosen = run.weights.values() if only_prunable else run.model.parameters()
+    return [w for w in chosen if w.grad is not None]
+
+
+def gradients_of(weights: list[Tensor]) -> list[Tensor]:
+    return [w.grad for w in weights if w.grad is not None]
+
+
+def shrink(weights: list[Tensor], shares: list[Tensor] | tuple[Tensor, ...]) -> None:
+    """Take these shares off the weights, nothing where a share is no number, so that a broken step harms no weight."""
+    for share in shares:
+        share.nan_to_num_(0.0)
+    torch._foreach_addcmul_(weights, weights, shares, value=-1.0)

@@ -1,0 +1,144 @@
+"""Relevance-weighted L2: Bonetta and Cancelliere, "Lightening CNN architectures by regularization driven weights'
+pruning", 2022; and the plain L2 and L1 terms that it is measured against.
+"""
+# pyright: reportPrivateImportUsage=false
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...errors import ConfigError
+from ...train.evaluate import loss_arguments
+from ...train.method import Method
+from ...train.run import Run
+from .plain import check_strength, gradients_of, shrink, with_gradient
+
+SIGNS = {"paper": 1.0, "code": -1.0}
+DECAYS = ("linear", "exponential", "none")
+SECOND_ORDERS = ("none", "literal", "exact")
+EDGES = tuple(10.0 ** (i / 4) for i in range(-36, 9))  # of the bins that |g| is counted in
+
+
+@dataclass
+class RelevanceL2(Method):
+    """Adds λ·Σ C·w² to the loss, C = 1/(1 + α·|g|), g the gradient of the loss: what matters less shrinks more.
+
+    With C taken as constant (equation 2) the gradient is g + 2λ·w·C, added in closed form after the one backward pass,
+    where the authors run a second one. It goes through the run's optimizer, any adaptive scaling included; with
+    `coupled=False` it is w ← w - lr·2λ·w·C instead, as in AdamW (the same thing under plain gradient steps). All
+    trainable parameters are pulled, as in the authors' code, or with `only_prunable` those that the run may cut. `g` is
+    the gradient as it stands at this method's turn: put it before methods that add to it. `strength` is λ; λ = 1e-3
+    with C = 1 is a weight decay of 2e-3. `alpha=0` is C = 1, the ablation: plain L2 with the same decay of λ.
+
+    `sign="code"`: the released code has C = 1/(1 - α·|g|), so that relevant weights shrink more; C has a pole at
+    |g| = 1/α and is negative beyond. `decay`: since the last cut of the run, of whichever method, λ falls to 0 in one
+    epoch ("linear", the code), by a factor e each epoch ("exponential"; the paper names no rate), or stays ("none").
+
+    `second_order` says what becomes of the derivative of C. "none": neglected. "literal": the third term of equation 1
+    as printed, λ·α·w²·sgn(|∂²L/∂w²|)/(1 + α·|g|)², with sgn(|∂²L/∂w²|) read as 1 wherever g is not 0. "exact": the true
+    gradient of the whole loss, by a second backward pass through the first (a Hessian-vector product).
+
+    `felt` has |g| of the kept weights at the last step of each epoch: by layer the largest, the median, and how many
+    there are in each bin between `EDGES`, the first and the last bin open; beyond 65,536 weights of every n-th alone.
+    """
+
+    strength: float = 1e-3
+    alpha: float = 1.0
+    sign: str = "paper"
+    decay: str = "linear"
+    coupled: bool = True
+    only_prunable: bool = False
+    second_order: str = "none"
+    felt: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if not 0 <= self.alpha < math.inf:
+            raise ConfigError(f"alpha={self.alpha}; expected 0 (plain L2) or more.")
+        for name, known in (("sign", SIGNS), ("decay", DECAYS), ("second_order", SECOND_ORDERS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}.")
+        if not self.coupled and self.second_order != "none":
+            raise ConfigError("the derivative of C belongs to the gradient; second_order needs coupled=True.")
+
+    def on_start(self, run: Run) -> None:
+        self.felt = []
+        if self.second_order == "exact":
+            net = run.net
+
+            def differentiable_twice(x: Tensor) -> Tensor:
+                with sdpa_kernel(SDPBackend.MATH):  # the other ways to attend have no second derivative
+                    return net(x)
+
+            run.net = differentiable_twice
+
+    def on_loss(self, run: Run) -> Tensor | None:
+        if self.second_order != "exact":
+            return None
+        chosen = run.weights.values() if self.only_prunable else run.model.parameters()
+        weights = [w for w in chosen if w.requires_grad]
+        loss = run.options.loss(*loss_arguments(run.options.loss, run.logits, run.y, run.x))
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        self._remember(run, dict(zip(weights, gradients, strict=True)))
+        terms = [(self.relevance(g) * w**2).sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
+        return self._now(run) * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def on_grad(self, run: Run) -> None:
+        strength = self._now(run)
+        weights = with_gradient(run, self.only_prunable)
+        if self.second_order == "exact" or not weights:
+            return
+        gradients = gradients_of(weights)
+        self._remember(run, dict(zip(weights, gradients, strict=True)))
+        if not strength:
+            return
+        factor = SIGNS[self.sign] * self.alpha
+        inverse = torch._foreach_abs(gradients)  # 1/C
+        if factor != 1:
+            torch._foreach_mul_(inverse, factor)
+        torch._foreach_add_(inverse, 1.0)
+        if self.second_order == "literal":
+            felt = torch._foreach_abs(torch._foreach_sign(gradients))
+            third = torch._foreach_pow(torch._foreach_div(weights, inverse), 2.0)
+            torch._foreach_addcdiv_(gradients, weights, inverse, value=2 * strength)
+            torch._foreach_addcmul_(gradients, third, felt, value=factor * strength)
+        elif self.coupled:
+            torch._foreach_addcdiv_(gradients, weights, inverse, value=2 * strength)
+        else:
+            torch._foreach_reciprocal_(inverse)
+            rates = {p: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+            torch._foreach_mul_(inverse, [2 * strength * rates[w] for w in weights])
+            shrink(weights, inverse)
+
+    def relevance(self, gradient: Tensor) -> Tensor:
+        """C of weights with this gradient."""
+        return 1 / (1 + SIGNS[self.sign] * self.alpha * gradient.abs())
+
+    def strength_after(self, epochs: float) -> float:
+        """λ so long after a cut."""
+        factors = {"linear": max(0.0, 1 - epochs), "exponential": math.exp(-epochs), "none": 1.0}
+        return self.strength * factors[self.decay]
+
+    @torch.no_grad()
+    def _remember(self, run: Run, gradients: Mapping[Tensor, Tensor | None]) -> None:
+        if (run.step + 1) % run.steps_per_epoch:
+            return
+        for name, weight in run.weights.items():
+            gradient, kept = gradients.get(weight), run.masks[name]
+            if gradient is not None and bool(kept.any()):
+                sizes = (gradient if bool(kept.all()) else gradient[kept]).abs().flatten()
+                some = sizes[:: max(len(sizes) // 32768, 1)]
+                places = (4 * some.log10()).floor().nan_to_num(-37.0).clamp(-37, 8)
+                bins = (places.long() + 37).bincount(minlength=len(EDGES) + 1)
+                large = {"median": float(some.median()), "largest": float(sizes.max())}
+                self.felt.append({"step": run.step + 1, "layer": name, **large, "counts": bins.tolist()})
+
+    def _now(self, run: Run) -> float:
+        since = run.last_cut.step if run.last_cut else run.first_step
+        return self.strength_after((run.step - since) / run.steps_per_epoch)

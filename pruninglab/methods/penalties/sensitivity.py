@@ -1,0 +1,66 @@
+"""Sensitivity-driven regularization: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven
+regularization", 2018.
+"""
+# pyright: reportPrivateImportUsage=false
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...train.method import Method
+from ...train.run import Run
+from .plain import check_strength, shrink
+
+
+@dataclass
+class Sensitivity(Method):
+    """w ← w - λ·w·max(0, 1 - S) beside the optimizer's step, S = how much the outputs feel w; cuts nothing itself.
+
+    "specified": S = |∂y_c/∂w| for the output y_c of the true class, one more backward pass each step. "unspecified":
+    the mean of |∂y_k/∂w| over all outputs k, one more pass for each class. The share `strength` (λ) is taken whatever
+    the learning rate, of all trainable parameters, or with `only_prunable` of those that the run may cut.
+
+    Deviations: outputs are the logits, averaged over the batch (of sequences over the places too) before the absolute
+    value is taken. The authors cut all |w| below a fixed threshold; here `GatedPruning` or any method cuts.
+    """
+
+    strength: float = 1e-4
+    kind: str = "specified"
+    only_prunable: bool = False
+    sensitivities: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if self.kind not in ("specified", "unspecified"):
+            raise ConfigError(f"kind={self.kind!r}; expected 'specified' or 'unspecified'.")
+
+    def on_start(self, run: Run) -> None:
+        self.sensitivities = {}
+
+    def on_loss(self, run: Run) -> None:
+        chosen = run.weights if self.only_prunable else dict(run.model.named_parameters())
+        weights = {name: w for name, w in chosen.items() if w.requires_grad}
+        n, *places = run.y.shape
+        if run.logits.shape != (n, *run.logits.shape[1:2], *places):
+            raise ConfigError(
+                f"Sensitivity needs one output for each class of each label; labels are {tuple(run.y.shape)} and "
+                f"outputs {tuple(run.logits.shape)}, expected (samples, classes, places of a sequence)."
+            )
+        logits = run.logits.gather(1, run.y[:, None]) if self.kind == "specified" else run.logits
+        outputs = logits.mean((0, *range(2, logits.ndim)))
+        sums = {name: torch.zeros_like(w) for name, w in weights.items()}
+        for output in outputs:
+            gradients = torch.autograd.grad(output, list(weights.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.abs() / len(outputs)
+        self.sensitivities = sums
+
+    @torch.no_grad()
+    def on_grad(self, run: Run) -> None:
+        named = run.weights | dict(run.model.named_parameters())
+        shares = [self.strength * (1 - s).clamp_min(0) for s in self.sensitivities.values()]
+        shrink([named[name] for name in self.sensitivities], shares)
+        self.sensitivities = {}  # nothing for a checkpoint to carry

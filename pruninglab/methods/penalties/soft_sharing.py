@@ -1,0 +1,94 @@
+"""Soft weight-sharing: Ullrich, Meeds and Welling, "Soft weight-sharing for neural network compression", 2017."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...train.method import Method
+from ...train.run import Run
+
+PRECISIONS = ((5e3, 2.0), (250.0, 0.1))  # Gamma priors (shape, rate) of 1/σ²: the zero component's, the others'
+
+
+@dataclass
+class SoftSharing(Method):
+    """Learn a mixture of Gaussians as the prior of the weights, then put each on the mean of its component.
+
+    Adds -τ/N·(Σ log p(w) + log p(1/σ²)) to the loss, p(w) = Σ π_j·N(w; μ_j, σ_j²), N the number of training images.
+    One component stays at 0 with the proportion `zero`; the other means, all σ and the other proportions are trained
+    beside the weights. Means begin at equal distances over the range of the weights, σ at that distance. In the end a
+    weight whose likeliest component is the one at 0 is cut, and every other becomes the mean of its own: what is kept
+    takes at most `components` - 1 values. Start from a trained net. `rates` are the learning rates of the means, and of
+    σ and proportions; the paper has 5e-4 for the weights, and Adam.
+
+    Deviations: biases are in the mixture only when the run may cut them. Components that have become alike are not
+    merged; where no weight falls to one, it costs nothing.
+    """
+
+    tau: float = 5e-3
+    components: int = 17
+    zero: float = 0.999
+    rates: tuple[float, float] = (1e-4, 3e-3)
+    settled: bool = field(init=False)
+    means: Tensor = field(init=False)
+    log_variances: Tensor = field(init=False)
+    proportions: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau < math.inf:
+            raise ConfigError(f"tau={self.tau} is the factor of the prior; expected 0 or more.")
+        if self.components < 2:
+            raise ConfigError(f"components={self.components}; expected 2 or more, the one at 0 among them.")
+        if not 0 < self.zero < 1:
+            raise ConfigError(f"zero={self.zero} is the proportion of the component at 0; expected 0 < zero < 1.")
+
+    def on_start(self, run: Run) -> None:
+        if run.steps == 0:
+            raise ConfigError("SoftSharing learns its mixture in training; epochs=0 has no step, give more epochs.")
+        values = self._values(run).detach()
+        if values.numel() < 2 or values.min() == values.max():
+            raise ConfigError("there is no range of weights to share: expected two different ones or more in scope.")
+        self.settled = False
+        self.means = torch.linspace(float(values.min()), float(values.max()), self.components - 1).to(values)
+        distance = float(values.max() - values.min()) / max(self.components - 2, 1)
+        self.log_variances = torch.full((self.components,), 2 * math.log(distance)).to(values)
+        self.proportions = torch.zeros_like(self.means)
+        trained = (self.means, self.log_variances, self.proportions)
+        for tensor, rate in zip(trained, (self.rates[0], *[self.rates[1]] * 2), strict=True):
+            run.param_groups.append({"params": [tensor.requires_grad_()], "lr": rate, "weight_decay": 0.0})
+
+    def on_loss(self, run: Run) -> Tensor:
+        blocks = self._values(run).split(8192)  # they stay in the cache, which halves the time
+        prior = torch.stack([self.log_joint(block).logsumexp(1).sum() for block in blocks]).sum()
+        for (shape, rate), chosen in zip(PRECISIONS, (slice(1), slice(1, None)), strict=True):
+            log_precision = -self.log_variances[chosen]
+            prior = prior + ((shape - 1) * log_precision - rate * log_precision.exp()).sum()
+        return -self.tau / len(run.data.train) * prior
+
+    @torch.no_grad()
+    def on_end(self, run: Run) -> None:
+        if run.status == "diverged":
+            return
+        means = torch.cat((self.means.new_zeros(1), self.means))
+        masks = run.masks.clone()
+        for name, weight in run.weights.items():
+            kept = run.masks[name]
+            component = self.log_joint(weight[kept]).argmax(1)
+            weight[kept] = means[component]
+            masks[name][kept] = means[component] != 0
+        run.masks = masks
+        self.settled = True
+
+    def log_joint(self, values: Tensor) -> Tensor:
+        """log π_j·N(w; μ_j, σ_j²) by weight and component, the one at 0 first."""
+        means = torch.cat((self.means.new_zeros(1), self.means))
+        others = math.log1p(-self.zero) + self.proportions.log_softmax(0)
+        log_shares = torch.cat((others.new_full((1,), math.log(self.zero)), others))
+        heights = log_shares - 0.5 * (self.log_variances + math.log(2 * math.pi))
+        return heights - 0.5 * ((values[:, None] - means) * (-0.5 * self.log_variances).exp()).square()
+
+    def _values(self, run: Run) -> Tensor:
+        return torch.cat([weight[run.masks[name]] for name, weight in run.weights.items()])

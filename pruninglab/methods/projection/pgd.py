@@ -1,0 +1,58 @@
+"""Projected gradient descent, also called iterative hard thresholding: Blumensath and Davies, 2009.
+
+For networks: Jin et al., "Training skinny deep neural networks with iterative hard thresholding methods", 2016; the
+control of the ADMM papers, with Zhang et al., "Learning to share", 2018.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ...errors import ConfigError
+from ...masks.masks import Masks, Sparsity
+from ...masks.projections import largest
+from ...train.method import Method
+from ...train.run import Run
+
+
+@dataclass
+class PGD(Method):
+    """W = Π(W) after every `every` steps: all but the largest are set to 0, and come back where training moves them.
+
+    From the share `end` of the training on the mask is frozen, and the rest is masked retraining.
+
+    Deviations: the step is that of the run's optimizer, whose momentum a projection leaves alone, where the papers
+    take plain gradient steps; the papers project to the end, or retrain in a second run.
+    """
+
+    sparsity: Sparsity
+    scope: str = "layer"
+    unit: str = "weight"
+    every: int = 1
+    end: float = 0.75
+    settled: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"every={self.every}: projections are at least one step apart.")
+        if not 0 < self.end <= 1:
+            raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end}.")
+
+    def on_start(self, run: Run) -> None:
+        run.aim(self.sparsity, self.scope, self.unit)
+        if run.steps == 0:
+            raise ConfigError("PGD projects during training, and epochs=0 has no step; use OneShot or more epochs.")
+        self.settled = False
+
+    @torch.no_grad()
+    def on_step(self, run: Run) -> None:
+        if self.settled:
+            return
+        self.settled = run.step >= max(round(self.end * run.steps), 1)
+        if self.settled:
+            run.masks = self._nearest(run)
+        elif run.step % self.every == 0:
+            self._nearest(run).apply_(run.weights)
+
+    def _nearest(self, run: Run) -> Masks:
+        return largest(run.weights, self.sparsity, scope=self.scope, unit=self.unit, within=run.masks)

@@ -1,0 +1,1 @@
+"""Methods that cut weights and bring others back."""

@@ -1,0 +1,86 @@
+"""GSM: Ding et al., "Global sparse momentum SGD for pruning very deep neural networks", 2019."""
+# pyright: reportPrivateImportUsage=false
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from ...errors import ConfigError
+from ...masks.choose import keep_top
+from ...masks.masks import Sparsity
+from ...masks.projections import largest
+from ...train.method import Method
+from ...train.run import Run
+
+
+@dataclass
+class GlobalSparseMomentum(Method):
+    """In every step only the top |w·g| get their gradient; all weights decay, and so the others vanish by themselves.
+
+    As many are active in a step as are to stay, ranked over all layers. The decay, `decay`·w, is added to the gradient
+    and so goes through the optimizer: the paper's rule with `optimizer="sgd", momentum=0.98, decay=5e-4`, whose
+    momentum makes up for the small decay in some tens of thousands of steps. With `coupled=False` a weight that is
+    passive in a step loses the share `decay` of itself, beside the optimizer, which falls with the learning rate; so
+    decay keeps its meaning under Adam and in short runs. At the share `end` of the training all but the largest are
+    cut; `lost` is the share of the squared norm that this took, near 0 where the others had vanished.
+
+    The paper starts from a trained net. Deviations: decay is of the weights that may be cut; give `weight_decay` of
+    `fit` for others. The authors' code lets ties be active, too.
+    """
+
+    sparsity: Sparsity
+    decay: float = 5e-4
+    coupled: bool = True
+    scope: str = "global"
+    end: float = 1.0
+    settled: bool = field(init=False)
+    lost: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < (math.inf if self.coupled else 1):
+            raise ConfigError(f"decay={self.decay:g} makes weights vanish; expected above 0, below 1 if not coupled.")
+        if not 0 < self.end <= 1:
+            raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end:g}.")
+
+    def on_start(self, run: Run) -> None:
+        run.aim(self.sparsity, self.scope)
+        if run.steps == 0:
+            raise ConfigError("GlobalSparseMomentum acts in training, and epochs=0 has no step; give more epochs.")
+        self.settled = False
+        self.lost = 0.0
+
+    @torch.no_grad()
+    def on_grad(self, run: Run) -> None:
+        if self.settled:
+            return
+        felt = {name: weight.grad for name, weight in run.weights.items() if weight.grad is not None}
+        scores = {name: torch.zeros_like(weight) for name, weight in run.weights.items()}
+        for name, gradient in felt.items():
+            torch.mul(run.weights[name], gradient, out=scores[name]).abs_().nan_to_num_()
+        active = keep_top(scores, self.sparsity, scope=self.scope, within=run.masks, clamp=True)
+        for name, gradient in felt.items():
+            weight = run.weights[name]
+            gradient.mul_(active[name])
+            if self.coupled:
+                gradient.add_(weight, alpha=self.decay)
+            else:
+                weight.lerp_(weight * active[name], self.decay * run.options.rate(run.progress))
+
+    def on_step(self, run: Run) -> None:
+        if not self.settled and run.step >= max(round(self.end * run.steps), 1):
+            self._cut(run)
+
+    def on_end(self, run: Run) -> None:
+        if not self.settled and run.status != "diverged":  # broken off before its time
+            self._cut(run)
+
+    @torch.no_grad()
+    def _cut(self, run: Run) -> None:
+        run.apply_masks()  # on_step comes before them
+        masks = largest(run.weights, self.sparsity, scope=self.scope, within=run.masks)
+        norm = torch.stack([weight.double().square().sum() for weight in run.weights.values()]).sum()
+        cut = torch.stack([w[~masks[name]].double().square().sum() for name, w in run.weights.items()]).sum()
+        self.lost = float(cut / norm.clamp_min(1e-300))
+        run.masks = masks
+        self.settled = True

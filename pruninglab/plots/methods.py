@@ -1,0 +1,279 @@
+"""Figures of what one method does: trajectories, penalties, gates, regrowth."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ..errors import ConfigError
+from ..masks.masks import Masks, units
+from ..masks.schedules import Cubic
+from ..methods.channels.slimming import Slimming
+from ..methods.cuts import weightmom
+from ..methods.cuts.accuracy_gate import GatedPruning
+from ..methods.cuts.weightmom import WeightMom
+from ..methods.noise import steering
+from ..methods.noise.l0 import L0
+from ..methods.noise.variational import VariationalDropout
+from ..methods.penalties.relevance import EDGES, RelevanceL2
+from ..structured.shrink import Shrunk
+from ..train.run import Run
+from .figure import COLOURS, Figure, _figure, _first, _short, _with_alt
+
+
+def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
+    """Magnitude and momentum of the weights that WeightMom followed in a layer (the largest, if none is named).
+
+    `only` is the number of one of them. A line ends with an x where its weight is cut. The chosen weights are drawn in
+    full, the random ones dotted.
+    """
+    method: Any = next((m for m in run.methods if getattr(m, "trajectories", None)), None)
+    if method is None:
+        raise ConfigError("this run followed no weights; train with lab.methods.WeightMom(..., watch=12).")
+    layer = layer or max(method.watched, key=lambda name: run.masks[name].numel())
+    if layer not in method.watched:
+        raise ConfigError(f"layer={layer!r} was not followed; expected one of {', '.join(method.watched)}.")
+    kept = run.masks[layer].cpu().flatten()[method.watched[layer].cpu()].tolist()
+    magnitude, momentum, threshold = method.trajectories[layer].cpu().unbind(1)
+    lasts = (magnitude > 0).sum(0).tolist()  # what is cut after an epoch is 0 from the next one on
+    if only is not None and not 0 <= only < len(kept):
+        raise ConfigError(
+            f"only={only}, but {len(kept)} weights of {layer} were followed; expected 0 to {len(kept) - 1}."
+        )
+    chosen = len(kept) - len(kept) // 2
+    figure, panels = _figure(2)
+    for axes, values, said in zip(panels, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
+        for i, (last, stays) in enumerate(zip(lasts, kept, strict=True)):
+            if only not in (None, i):
+                continue
+            line = {"color": COLOURS[0] if stays else COLOURS[1], "ls": "-" if i < chosen else ":", "lw": 1.2}
+            axes.plot(range(1, last + 1), values[:last, i], **line)
+            if not stays and last:
+                axes.plot(last, values[last - 1, i], "x", color=COLOURS[1], ms=5)
+        if axes is panels[0]:  # the momentum is held to no threshold
+            axes.plot(range(1, len(threshold) + 1), threshold[:, 0], color="black", lw=2)
+        epochs = (0.5, len(threshold) + 0.5)
+        axes.set(xlabel="epoch", ylabel=f"{said} in {_short(layer)}", ylim=(0, None), xlim=epochs)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    styles = {"kept": (COLOURS[0], "-"), "cut at x": (COLOURS[1], "-"), "threshold": ("black", "-")}
+    styles |= {"chosen": ("grey", "-"), "random": ("grey", ":")}
+    handles = [Line2D([], [], color=colour, ls=ls, label=label) for label, (colour, ls) in styles.items()]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    if only is not None:
+        fate = "stays" if kept[only] else f"is cut after epoch {lasts[only]}"
+        return _with_alt(
+            figure, f"Weight {only} of those followed in {_short(layer)}, over {len(magnitude)} epochs: it {fate}."
+        )
+    stay = (
+        f"{sum(kept[:chosen])} of {len(kept[:chosen])} chosen and {sum(kept[chosen:])} of {len(kept[chosen:])} random"
+    )
+    cuts = sorted(last for last, stays in zip(lasts, kept, strict=True) if not stays)
+    when = f"; the others are cut after epochs {cuts[0]} to {cuts[-1]}" if cuts else ""
+    levels = threshold[~threshold[:, 0].isnan(), 0]
+    span = f"The threshold goes from {float(levels[0]):.3g} to {float(levels[-1]):.3g}"
+    return _with_alt(figure, f"Weights of {_short(layer)} over {len(magnitude)} epochs: {stay} stay{when}. {span}.")
+
+
+def importance(source: Run | Masks, readings: Sequence[str] = ("text", "formula")) -> Figure:
+    """WeightMom's importance ratio of each layer in several readings side by side, on logarithmic axes.
+
+    Of a run by its own `basis`, `layer_index` and `depth_exponent`, at its present masks.
+    """
+    masks = source.masks if isinstance(source, Run) else source
+    own = [m for m in getattr(source, "methods", ()) if isinstance(m, WeightMom)]
+    method = own[0] if own else WeightMom(Cubic(0.9))
+    ratios = {reading: replace(method, reading=reading).of_layers(masks) for reading in readings}
+    sizes = list(ratios[readings[0]])
+    figure, panels = _figure(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)
+    for axes, (reading, of_layer), colour in zip(panels, ratios.items(), COLOURS, strict=False):
+        axes.plot(list(of_layer.values()), range(len(of_layer)), "o", color=colour)
+        grows = "kept" if reading in weightmom.KEPT_SHARES else "cut"
+        axes.set(xscale="log", xlabel=f'"{reading}": the {grows} share grows with it', yticks=range(len(sizes)))
+        axes.set_yticklabels(sizes if axes is panels[0] else [], fontsize=8)
+        axes.set(ylim=(len(sizes) - 0.5, -0.5))
+        axes.margins(x=0.1)
+    said = "; ".join(f"{r}: {', '.join(f'{n} {x:.3g}' for n, x in of.items())}" for r, of in ratios.items())
+    return _with_alt(figure, f"Importance ratio by layer. {said}.")
+
+
+def scales(run: Run, share: float | None = None) -> Figure:
+    """How slimming sorts the channels: |γ| of all, the smallest first, one line an epoch; dashed where `share` goes."""
+    method = next((m for m in run.methods if isinstance(m, Slimming)), None)
+    if method is None or not method.scales:
+        raise ConfigError("this run has no scales to show; train with methods.Slimming for an epoch or more.")
+    figure, (axes,) = _figure(1)
+    lines = [np.sort(np.concatenate(list(entry["scales"].values()))) for entry in method.scales]
+    for i, line in enumerate(lines):
+        colour = sns.light_palette(COLOURS[0], len(lines) + 2)[i + 2]
+        axes.plot(np.arange(1, len(line) + 1) / len(line), line, color=colour, label=f"epoch {i + 1}")
+    first, last = np.median(lines[0]), np.median(lines[-1])
+    said = f"The median scale is {first:.3g} after the first epoch and {last:.3g} after the last"
+    if share is not None:
+        axes.axvline(share, color="black", ls="--", lw=1)
+        said += f"; {share:.0%} are below {np.quantile(lines[-1], share):.3g}"
+    axes.set(xlabel="share of the channels", ylabel="scale of the norm, |γ|", ylim=(0, None))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, said + ".")
+
+
+def widths(shrunk: Shrunk) -> Figure:
+    """Channels of each group of layers, before and after: what is still there in colour."""
+    rows = [row for row in shrunk.report.to_dict("records") if row["removed"] or row["left"]]
+    if not rows:
+        raise ConfigError("no channel was removed or cut here, so that there is nothing to draw.")
+    figure, (axes,) = _figure(1, width=6.5, height=0.28 * len(rows) + 1.2)
+    at, left = np.arange(len(rows)), [row["channels"] - row["removed"] for row in rows]
+    axes.barh(at, [row["channels"] for row in rows], color="0.85", label="removed")
+    axes.barh(at, left, color=COLOURS[0], label="left")
+    axes.set(xlabel="channels", yticks=at)
+    axes.set_yticklabels([_first(row["layers"]) for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    said = [f"{_first(row['layers'])} {n} of {row['channels']}" for row, n in zip(rows, left, strict=True)]
+    return _with_alt(figure, f"Channels left: {', '.join(said)}.")
+
+
+def relevance(run: Run) -> Figure:
+    """What a relevance-weighted run felt: |g| of the kept weights by layer, and how far that took C from 1.
+
+    Left the last epoch's distribution; right, by epoch, C of each layer's largest |g|, and dashed of the median.
+    """
+    method = next((m for m in run.methods if isinstance(m, RelevanceL2) and m.felt), None)
+    if method is None:
+        raise ConfigError("this run has no relevances; draw one that was trained with RelevanceL2 for an epoch.")
+    figure, (left, right) = _figure(2)
+    edges = np.array([EDGES[0] / 2, *EDGES, EDGES[-1] * 2])
+    words, filled = [], np.zeros(len(EDGES) + 1, dtype=int)
+    for colour, name in zip(cycle(COLOURS), dict.fromkeys(row["layer"] for row in method.felt), strict=False):
+        rows = [row for row in method.felt if row["layer"] == name]
+        counts = np.array(rows[-1]["counts"])
+        filled += counts
+        left.stairs(counts / counts.sum(), edges, color=colour, label=_short(name))
+        epochs = [row["step"] / run.steps_per_epoch for row in rows]
+        for which, style in (("largest", "-"), ("median", "--")):
+            c = method.relevance(torch.tensor([row[which] for row in rows])).tolist()
+            right.plot(epochs, c, style, marker="o", ms=3, color=colour)
+            words += [f"{_short(name)} {c[-1]:.4g}"] if which == "largest" else []
+    seen = np.flatnonzero(filled[1:]) + 1  # the first bin also has all zeros
+    left.set(xscale="log", xlim=(edges[seen[0]], edges[seen[-1] + 1]) if len(seen) else None)
+    left.set(xlabel="|g| of the kept weights, last epoch", ylabel="share of the layer")
+    right.set(xlabel="epoch", ylabel="C")
+    right.set_title("of the largest |g|; dashed: of the median", fontsize=9)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
+
+
+def gate(run: Run) -> Figure:
+    """Each decision of a gate: accuracy against the bound, cut (o) or not (x); sparsity; λ, where it changes."""
+    method = next((m for m in run.methods if isinstance(m, GatedPruning) and m.evaluations), None)
+    if method is None:
+        raise ConfigError("this run has no evaluations of a gate; draw one that was trained with GatedPruning.")
+    table = pd.DataFrame(method.evaluations)
+    pulls = [m for m in run.methods if isinstance(m, RelevanceL2)]
+    figure, panels = _figure(2 + bool(pulls), width=11.0 if pulls else 0.0)
+    for accepted, marker, colour, label in ((True, "o", COLOURS[0], "cut"), (False, "x", COLOURS[3], "not cut")):
+        some = table[table["accepted"] == accepted]
+        panels[0].plot(some["step"], some["accuracy"], marker, ms=4, color=colour, label=label)
+    panels[0].axhline(method.bound, color="black", ls="--", lw=1, label="bound")
+    panels[0].set(ylabel="validation accuracy")
+    total = units(run.masks, method.unit)[1]
+    sparsities = [*(1 - table["kept"] / total), 1 - table["kept"].iloc[-1] / total]
+    panels[1].step([*table["step"], run.step], sparsities, where="post", color=COLOURS[0])
+    panels[1].set(ylabel=f"sparsity by {method.unit}", ylim=(-0.03, 1.03))
+    if pulls:
+        steps = np.linspace(run.first_step, run.step, 1000)
+        restarts = np.array([run.first_step, *(cut.step for cut in run.cuts)])
+        since = steps - restarts[np.searchsorted(restarts, steps, side="right") - 1]
+        strengths = [pulls[0].strength_after(s / run.steps_per_epoch) for s in since]
+        panels[2].plot(steps, strengths, color=COLOURS[0], lw=1)
+        panels[2].set(ylabel="λ", ylim=(0, None))
+    for axes in panels:
+        axes.set(xlabel="step", xlim=(run.first_step - 0.03 * run.step, 1.03 * run.step))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+    words = f"{method.accepted} of {len(table)} evaluations were above {method.bound:.4g}"
+    return _with_alt(figure, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
+
+
+def learned_gates(run: Run, layer: str = "") -> Figure:
+    """What the gates of L0 or the noise of variational dropout learned, epoch by epoch.
+
+    Left how log α is distributed, in all layers or in one, and the line beyond which a gate is closed; in the middle
+    the share of gates that are open in each layer; right the strength of the penalty, steered if to a sparsity.
+    """
+    method = next((m for m in run.methods if isinstance(m, L0 | VariationalDropout) and m.seen), None)
+    if method is None:
+        raise ConfigError("this run learned no gates; draw one that was trained with VariationalDropout or L0.")
+    table = pd.DataFrame(method.seen)
+    if layer and layer not in set(table["layer"]):
+        raise ConfigError(f"layer={layer!r} has no gates here; expected one of {', '.join(table['layer'].unique())}.")
+    epochs = np.unique(table["step"]) / run.steps_per_epoch
+    chosen = table[table["layer"] == layer] if layer else table
+    counts = np.array([np.sum(of["counts"].tolist(), axis=0) for _, of in chosen.groupby("step")]).T
+    figure, panels = _figure(3, width=12.0)
+    edges = np.concatenate(([2 * epochs[0] - epochs[1] if len(epochs) > 1 else epochs[0] - 1], epochs))
+    image = panels[0].pcolormesh(
+        edges, steering.EDGES, np.where(counts, counts, np.nan), norm=LogNorm(), cmap="viridis"
+    )
+    figure.colorbar(image, ax=panels[0], label="gates")
+    limit, closed = (method.threshold, "above") if isinstance(method, VariationalDropout) else (-np.log(11), "below")
+    panels[0].axhline(limit, color=COLOURS[3], ls="--", lw=1.5)
+    panels[0].set(ylabel=f"log α of {_short(layer) if layer else 'all layers'}")
+    panels[0].set_title(f"{closed} the line a gate is closed", fontsize=9)
+    panels[0].grid(visible=False)
+    said = []
+    for colour, (name, of) in zip(cycle(COLOURS), table.groupby("layer", sort=False), strict=False):
+        shares = (of["open"] / of["total"]).to_numpy()
+        panels[1].plot(
+            epochs, np.where(shares > 0, shares, np.nan), marker="o", ms=3, color=colour, label=_short(str(name))
+        )
+        said.append(f"{_short(str(name))} {shares[0]:.1%} to {shares[-1]:.1%}")
+    panels[1].set(yscale="log", ylabel="share of gates that are open")
+    panels[2].plot(epochs, table.groupby("step")["strength"].first(), marker="o", ms=3, color=COLOURS[0])
+    panels[2].set(ylabel="strength of the penalty", ylim=(0, None))
+    for axes in panels:
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return _with_alt(figure, f"Open gates by layer, at the first and the last epoch: {'; '.join(said)}.")
+
+
+def regrowth(run: Run) -> Figure:
+    """What was dropped and what grew in each layer and epoch, as shares of its kept weights; what is left of the start.
+
+    What was dropped and grew again in one epoch counts in both.
+    """
+    rows = [row for method in run.methods for row in getattr(method, "changes", [])]
+    if not rows:
+        raise ConfigError("this run moved no weights; draw one that was trained with RigL, SET or SparseMomentum.")
+    table = pd.DataFrame(rows).assign(epoch=lambda t: t["step"] // run.steps_per_epoch + 1)
+    how: dict[str, Any] = {"index": "layer", "columns": "epoch", "sort": False}
+    sums = table.pivot_table(**how, values=["dropped", "grown"], aggfunc="sum")
+    kept = table.pivot_table(**how, values="kept", aggfunc="last").clip(lower=1)
+    shares = {which: sums[which] / kept for which in ("dropped", "grown")}
+    names, epochs = list(kept.index), list(kept.columns)
+    figure, panels = _figure(3, width=12.0, height=0.2 * len(names) + 2.0)
+    most = max(float(share.max(axis=None)) for share in shares.values()) or 1.0
+    extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
+    look: dict[str, Any] = {"vmin": 0, "vmax": most, "cmap": "viridis", "aspect": "auto", "extent": extent}
+    images = [axes.imshow(share, **look) for axes, share in zip(panels, shares.values(), strict=False)]
+    for axes, which in zip(panels, shares, strict=False):
+        axes.set(title=which, xlabel="epoch", yticks=range(len(names)))
+        axes.set_yticklabels([_short(str(name)) for name in names] if which == "dropped" else [], fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(False)
+    figure.colorbar(images[1], ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %")
+    total: Any = table.groupby("step")[["original", "kept"]].sum()
+    left = total["original"] / total["kept"].clip(lower=1)
+    panels[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=COLOURS[0])
+    panels[2].set(xlabel="step", ylabel="share of kept weights", ylim=(0, 1.03), title="kept since the start")
+    moved = f"{table['grown'].sum():,} weights grew in {table['step'].nunique()} updates"
+    return _with_alt(figure, f"{moved}; of the kept ones {left.iloc[-1]:.0%} were there at the start.")

@@ -1,0 +1,101 @@
+"""Records read back as one table."""
+
+import glob
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..errors import DataError
+from .record import Result, percent
+
+
+def load(pattern: str | Path) -> pd.DataFrame:
+    """All records that a pattern finds (`"runs/**"`, a folder, a file), one row each, with `path`.
+
+    Runs of a sweep's cell have its parameters in columns `param_…`; cells that failed are in `frame.attrs["failed"]`.
+    Files that are no records are left out and listed in `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the
+    table out, and with pyarrow installed `frame.to_parquet("all.parquet")`.
+    """
+    pattern = str(pattern)
+    if os.path.isdir(pattern):
+        pattern = os.path.join(glob.escape(pattern), "**")
+    if pattern.endswith("**"):
+        pattern = os.path.join(pattern, "*.json")
+    rows, skipped, cells = [], {}, {}
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.basename(path) == "cell.json" and (cell := _cell(path)):
+            cells[os.path.dirname(path)] = cell
+            continue
+        try:
+            rows.append({**Result.read(path).row(), "path": path})
+        except (DataError, KeyError, TypeError, AttributeError) as error:
+            skipped[path] = str(error)
+    if cells:
+        rows = [row | _parameters(cell) for row in rows if (cell := _cell_of(row["path"], cells))["status"] == "done"]
+    frame = pd.DataFrame(rows)
+    frame.attrs["skipped"] = skipped
+    frame.attrs["failed"] = {cell["name"]: cell["error"] for cell in cells.values() if cell["status"] != "done"}
+    return frame
+
+
+def _cell(path: str) -> dict[str, Any] | None:
+    """The record of a sweep's cell."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and {"sweep", "parameters", "status"} <= content.keys() else None
+
+
+def _cell_of(path: str, cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The cell in whose folder this is, or one that stands for none."""
+    folder = os.path.dirname(path)
+    while folder and folder not in cells and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return cells.get(folder, {"status": "done", "parameters": {}})
+
+
+def _parameters(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"param_{name}": value for name, value in cell["parameters"].items()}
+
+
+def table(runs: Mapping[str, Any]) -> pd.DataFrame:
+    """Runs or results side by side, by the names given: accuracy, what is zero and of what, and size."""
+    rows = {name: getattr(run, "result", run).row() for name, run in runs.items()}
+    return _shown(pd.DataFrame.from_dict(rows, orient="index"))
+
+
+def compare_text(frame: pd.DataFrame) -> str:
+    """Loaded records as a plain table for a terminal, best last."""
+    paths = [Path(p) for p in frame["path"]]
+    stems = [p.stem.replace("-", " ") for p in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(p) for p in paths]
+    return _shown(frame.set_index(pd.Index(names))).to_string()
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a reader compares, under headings that say what a share is of."""
+    kilobytes = {"bytes": "dense file, KB", "bzip2_bytes": "after bzip2, KB"}
+    shown = pd.DataFrame(
+        {
+            "status": frame["status"] + frame["collapsed_layers"].map(_emptied),
+            "test accuracy": [percent({"accuracy": a}) for a in frame["test_accuracy"]],
+            "zero, of weights": frame["sparsity_weights"].map("{:.2%}".format),
+            "zero, of all parameters": frame["sparsity_all"].map("{:.2%}".format),
+            "non-zero parameters": frame["nonzero"].map("{:,}".format),
+        }
+    )
+    for column, heading in kilobytes.items():
+        shown[heading] = (frame[column] / 1000).map("{:,.1f}".format)
+    shown["steps"] = frame["steps_before"] + frame["steps"]
+    shown["GFLOPs of this run"] = (frame["flops_training"] / 1e9).map("{:,.0f}".format)
+    shown["seconds of it"] = frame["seconds"].astype(float).map("{:,.0f}".format)
+    return shown
+
+
+def _emptied(layers: int) -> str:
+    return f", {layers} layer{'s' if layers > 1 else ''} emptied" if layers else ""

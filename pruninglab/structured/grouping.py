@@ -1,0 +1,343 @@
+"""Which channels of which layers can only go together, found by `torch-pruning` and told in plain words.
+
+Fang et al., "DepGraph: towards any structural pruning", CVPR 2023.
+"""
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scipy.sparse import csgraph
+from torch import Tensor, nn
+
+from .. import _html
+from ..errors import ConfigError
+from ..layers.kinds import CONVS, HANDLED, LAYERS, inputs, is_depthwise, outputs
+from ..layers.modules import Attention, PadShortcut
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one layer has to do with the channels of a group: its own channel `index[k]` is the group's `channel[k]`.
+
+    `side` says how: "out" gives them, "in" reads them, "through" hands on each by itself, "heads" has them inside.
+    """
+
+    layer: str
+    side: str
+    index: Tensor
+    channel: Tensor
+
+    @property
+    def weight(self) -> str:
+        return f"{self.layer}.{'in_proj_weight' if self.side == 'heads' else 'weight'}"
+
+    @property
+    def blocks(self) -> int:
+        """How many rows of a weight give a channel: queries, keys and values of a head are one below the other."""
+        return 3 if self.side == "heads" else 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that several layers share, such as those that meet in a residual sum; or why they are `fixed`.
+
+    `unit` numbers what goes together: mostly each channel by itself, but all of a head of attention, and all that one
+    group of a grouped convolution reads and gives.
+    """
+
+    name: str
+    size: int
+    parts: tuple[Part, ...]
+    fixed: str
+    unit: Tensor
+
+    @property
+    def givers(self) -> list[Part]:
+        return [part for part in self.parts if part.side in ("out", "heads")]
+
+    def missing(self, kept: Tensor) -> Iterator[Tensor]:
+        """For each layer that would be left without any of the `kept` units: those that it has."""
+        for part in sorted(self.parts, key=lambda part: len(part.channel)):  # what serves a part serves the whole
+            mine = self.unit[part.channel].unique()
+            if part.side != "through" and len(mine) and not kept[mine].any():
+                yield mine
+
+    def entries(self, model: nn.Module, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What gives these channels, by parameter name: rows of weights, biases, and scales and shifts of norms."""
+        for part in (p for p in self.parts if p.side != "in"):
+            layer, mine = model.get_submodule(part.layer), part.index[chosen[part.channel]]
+            for tensor in ("in_proj_weight", "in_proj_bias") if part.side == "heads" else ("weight", "bias"):
+                if isinstance(held := getattr(layer, tensor, None), nn.Parameter):
+                    step = len(held) // part.blocks
+                    yield f"{part.layer}.{tensor}", torch.cat([mine + i * step for i in range(part.blocks)])
+
+
+class Groups(Sequence[Group]):
+    """The groups of channels of a network. Showing it is the table."""
+
+    def __init__(self, found: Sequence[Group]):
+        self.found = list(found)
+
+    def __getitem__(self, item: Any) -> Any:
+        return self.found[item]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @property
+    def channels(self) -> int:
+        """Those that can be removed, each counted once in however many layers it is: what a share is of."""
+        return sum(group.size for group in self if not group.fixed)
+
+    @property
+    def fixed(self) -> list[str]:
+        """The weights none of whose output channels can be removed: `skip` for a run that prunes channels."""
+        free = {part.weight for group in self if not group.fixed for part in group.givers}
+        return list(dict.fromkeys(p.weight for g in self if g.fixed for p in g.givers if p.weight not in free))
+
+    def silent(self, model: nn.Module, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The biases, and scales and shifts of norms, of channels that all their layers give by weights that are cut.
+
+        By parameter name, which entries; `alive` are masks, and what has none is alive.
+        """
+        found: dict[str, Tensor] = {}
+        for group in (g for g in self if not g.fixed):
+            dead = torch.ones(group.size, dtype=torch.bool)
+            for part in group.givers:
+                mask = alive.get(part.weight, torch.ones_like(model.get_parameter(part.weight), dtype=torch.bool))
+                dead[part.channel] &= ~mask.flatten(1).any(1).cpu().view(part.blocks, -1).any(0)[part.index]
+            for name, entries in group.entries(model, dead) if dead.any() else ():
+                tensor = model.get_parameter(name)
+                if tensor.ndim == 1:
+                    flags = found.setdefault(name, torch.zeros(len(tensor), dtype=torch.bool, device=tensor.device))
+                    flags[entries.to(tensor.device)] = True
+        return found
+
+    def table(self) -> pd.DataFrame:
+        rows = [
+            {
+                "channels": group.size,
+                "given by": ", ".join(part.layer for part in group.givers),
+                "read by": ", ".join(part.layer for part in group.parts if part.side == "in"),
+                "why fixed": group.fixed,
+            }
+            for group in self
+        ]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"Groups({len(self)} groups, {self.channels:,} channels that can be removed)\n{self.table()}"
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        return _html.table(list(table.columns), table.astype(str).itertuples(index=False))
+
+
+def find_groups(model: nn.Module, x: Tensor) -> Groups:
+    """The groups of a network that takes `x`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what it only guesses; a wrong guess shows in the logits
+            found = _coupled(model, x[:1])
+    except (RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"torch-pruning cannot follow this network ({type(error).__name__}: {error}), so that it is not known "
+            "which channels go together."
+        ) from error
+    found = _with_grouped(model, found)
+    found += [_heads(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    found = [_unless_tied(model, group) for group in found]
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return Groups(sorted(found, key=lambda group: min(order[part.layer] for part in group.givers)))
+
+
+def _coupled(model: nn.Module, x: Tensor) -> list[Group]:
+    """The groups as torch-pruning sees them."""
+    graph, traced, ends, pads = _graph(model, x)
+    found: list[Group] = []
+    covered: dict[Any, Tensor] = {
+        m: torch.zeros(outputs(m), dtype=torch.bool) for m in graph.module2node if isinstance(m, LAYERS)
+    }
+    for module in sorted(covered, key=outputs, reverse=True):  # the widest first: a shortcut that pads has fewer
+        wanted = (~covered[module]).nonzero().flatten().tolist()
+        if not wanted:
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        items = list(graph.get_pruning_group(module, pruner.prune_out_channels, wanted))
+        found.append(_group(traced, items, wanted, ends, pads))
+        for part in found[-1].parts:
+            layer = traced.get_submodule(part.layer)
+            if layer in covered and part.side != "in":
+                covered[layer][part.index] = True
+    return found
+
+
+def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pads"]:
+    """torch-pruning's graph of a copy in which everything has a gradient; the copy; where it begins and ends."""
+    import torch_pruning
+
+    traced = copy.deepcopy(model).eval()
+    for parameter in traced.parameters():
+        parameter.requires_grad_(True)
+    pads = _Pads()
+    for module in traced.modules():
+        if isinstance(module, PadShortcut):
+            module.register_forward_pre_hook(lambda m, given: pads.inputs.update({m: given[0].shape[1]}))
+    start = x.detach().clone()
+    if start.is_floating_point():
+        start = start.requires_grad_(True) * 1.0  # so that the graph shows where the image itself goes
+    ends = [start.grad_fn]
+
+    def forward(net: nn.Module, images: Tensor) -> Tensor:
+        logits = net(images)
+        ends.append(logits.grad_fn)
+        return logits
+
+    graph = torch_pruning.DependencyGraph()
+    with torch.enable_grad():
+        graph.build_dependency(traced, start, forward_fn=forward, customized_pruners={PadShortcut: pads}, verbose=False)  # pyright: ignore[reportArgumentType]
+    for module, node in graph.module2node.items():
+        if isinstance(module, PadShortcut):
+            for dependency in node.dependencies:
+                if dependency.target in node.inputs:
+                    dependency.index_mapping[0] = _Below(pads.inputs[module])
+    return graph, traced, ends, pads
+
+
+class _Pads:
+    """How torch-pruning sees the shortcut that adds channels of zeros: it hands on those that it gets."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[nn.Module, int] = {}
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_in_channels(self, layer: nn.Module) -> int:
+        return self.inputs[layer]
+
+    def get_out_channels(self, layer: Any) -> int:
+        return self.inputs[layer] + layer.added
+
+
+@dataclass(frozen=True)
+class _Below:
+    """The indices that are there before channels of zeros are added."""
+
+    inputs: int
+
+    def __call__(self, idxs: Sequence[Any]) -> list[Any]:
+        return [i for i in idxs if i.idx < self.inputs]
+
+
+def _group(traced: nn.Module, items: Sequence[Any], roots: Sequence[int], ends: Sequence[Any], pads: _Pads) -> Group:
+    """One group in plain words."""
+    names = {module: name for name, module in traced.named_modules()}
+    place = {root: i for i, root in enumerate(roots)}
+    parts: list[Part] = []
+    fixed = ""
+    for item in items:
+        node, module = item.dep.target, item.dep.target.module
+        is_layer = node.type.name in ("CONV", "LINEAR")
+        side = item.dep.handler.__name__.split("_")[1] if is_layer else "through"
+        name = names.get(module, "")
+        if side != "in" or not isinstance(module, LAYERS):
+            fixed = fixed or _obstacle(node, name, ends)
+        if not isinstance(module, HANDLED):
+            continue
+        index, channel = torch.tensor(item.idxs), torch.tensor([place.get(root, -1) for root in item.root_idxs])
+        if isinstance(module, PadShortcut):  # only what it adds is its own
+            own = index >= pads.inputs[module]
+            index, channel = index[own] - pads.inputs[module], channel[own]
+        if (channel < 0).any() or (index >= (inputs(module) if side == "in" else outputs(module))).any():
+            fixed = fixed or f"how they come to {name} cannot be followed"
+            index, channel = index[:0], channel[:0]
+        parts.append(Part(name, side, index, channel))
+    root = next(part.layer for part in parts if part.side != "in")
+    return Group(root, len(roots), tuple(parts), fixed, torch.arange(len(roots)))
+
+
+def _obstacle(node: Any, name: str, ends: Sequence[Any]) -> str:
+    """Why channels that come by here cannot be removed, if so."""
+    module, kind = node.module, node.type.name
+    if kind == "OUTPUT" or node.grad_fn is ends[1]:
+        return "they are what the network gives out"
+    if node.grad_fn is ends[0] is not None:
+        return "the image itself is one of them"
+    if kind in ("SPLIT", "UNBIND"):
+        return "the code of the network splits them"
+    if kind == "PARAMETER":
+        return "a parameter outside of layers belongs to them"
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        return f"{name} takes its statistics over all of them"
+    if kind == "DEPTHWISE_CONV" and not is_depthwise(module):
+        return f"{name} makes several of each"
+    return f"{name}, a {type(module).__name__}, cannot be narrowed" if name and not isinstance(module, HANDLED) else ""
+
+
+def _with_grouped(model: nn.Module, found: Sequence[Group]) -> list[Group]:
+    """Join what a grouped convolution reads with what it gives: of both, what is of one of its groups is a unit."""
+    starts = [0, *accumulate(group.size for group in found)]
+    units: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
+    first: dict[tuple[str, int], tuple[int, int]] = {}
+    for number, group in enumerate(found):
+        for part in group.parts:
+            layer: Any = model.get_submodule(part.layer)
+            if not isinstance(layer, CONVS) or layer.groups == 1 or is_depthwise(layer):
+                continue
+            section = part.index // ((inputs(layer) if part.side == "in" else outputs(layer)) // layer.groups)
+            for which, channel in zip(section.tolist(), part.channel.tolist(), strict=True):
+                origin = first.setdefault((part.layer, which), (number, channel))
+                units.append((starts[origin[0]] + origin[1], starts[number] + channel))
+                joined.append((origin[0], number))
+    unit, together = _components(units, starts[-1]), _components(joined, len(found))
+    merged = []
+    for members in ((together == label).nonzero().flatten().tolist() for label in together.unique()):
+        offsets = list(accumulate((found[i].size for i in members), initial=0))
+        parts = tuple(
+            replace(part, channel=part.channel + offset)
+            for i, offset in zip(members, offsets, strict=False)
+            for part in found[i].parts
+        )
+        fixed = next((found[i].fixed for i in members if found[i].fixed), "")
+        mine = torch.cat([unit[starts[i] : starts[i + 1]] for i in members]).unique(return_inverse=True)[1]
+        merged.append(Group(found[members[0]].name, offsets[-1], parts, fixed, mine))
+    return merged
+
+
+def _components(pairs: Sequence[tuple[int, int]], size: int) -> Tensor:
+    """Which of `size` things hang together by these pairs: equal numbers do."""
+    one, other = np.array(pairs, int).reshape(-1, 2).T
+    matrix = sparse.coo_array((np.ones(len(one)), (one, other)), shape=(size, size))
+    return torch.from_numpy(csgraph.connected_components(matrix, directed=False)[1]).long()
+
+
+def _heads(name: str, layer: nn.MultiheadAttention) -> Group:
+    """The heads of attention, which nothing outside of it sees."""
+    inner = layer.out_proj.in_features
+    heads = layer.heads if isinstance(layer, Attention) else layer.num_heads
+    plain = layer.in_proj_weight is not None and layer.bias_k is None and not layer.add_zero_attn
+    fixed = "" if plain else f"{name} has keys or values of another width, or more of them than it is given"
+    every = torch.arange(inner)
+    return Group(name, inner, (Part(name, "heads", every, every),), fixed, every // (inner // heads))
+
+
+def _unless_tied(model: nn.Module, group: Group) -> Group:
+    """Fixed, where layers share a weight: what is cut of one would be missing in the other."""
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for part in group.parts if not group.fixed else ():
+        if any(uses[id(p)] > 1 for p in model.get_submodule(part.layer).parameters(recurse=False)):
+            return replace(group, fixed=f"{part.layer} shares its weights with another layer")
+    return group

@@ -1,0 +1,165 @@
+"""A notebook run to its end without anyone at it: papermill with an engine that neither hangs nor outlives its limit.
+
+nbclient waits for the kernel's answer without a limit, and a message of a widget's can take the answer's wake-up with
+it: the wait then lasts for ever. This engine looks again every quarter of a second. At the time limit the kernel and
+what it started are killed, whatever they are doing. A kernel that does not come up is started once more.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import Context
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from ..errors import RunError
+
+LOOK_AGAIN = 0.25
+
+
+class OutOfTime(RunError):
+    """The time limit was reached, and the kernel killed."""
+
+
+class _Watch:
+    """One try: what the kernel is given, what became of it, and the clock that kills it."""
+
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], limit: float | None, on_start: Callable[[int], None]
+    ):
+        self.folder, self.environment, self.on_start = folder, dict(environment), on_start
+        self.ready = self.expired = False
+        self.pid = 0
+        self.timer = threading.Timer(limit, self.expire) if limit is not None else None
+
+    def __enter__(self) -> "_Watch":
+        if self.timer:
+            self.timer.daemon = True
+            self.timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.timer:
+            self.timer.cancel()
+
+    def started(self, pid: int) -> None:
+        self.pid = pid
+        self.on_start(pid)
+        if self.expired:
+            kill(pid)
+
+    def expire(self) -> None:
+        self.expired = True
+        if self.pid:
+            kill(self.pid)
+
+
+class _Client(PapermillNotebookClient):
+    watch: _Watch
+
+    def start_new_kernel(self, **kwargs: Any) -> None:
+        super().start_new_kernel(cwd=str(self.watch.folder), env=self.watch.environment, **kwargs)
+        self.watch.started(self.km.provisioner.process.pid)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+    def start_new_kernel_client(self, **kwargs: Any) -> Any:
+        client = super().start_new_kernel_client(**kwargs)
+        client.shell_channel.get_msg = _looking_again(client.shell_channel.get_msg)
+        self.watch.ready = True
+        return client
+
+
+def _looking_again(wait: Callable[..., Any]) -> Callable[..., Any]:
+    """`get_msg` in short waits: a lost wake-up then costs one of them."""
+
+    async def get_msg(timeout: float | None = None) -> Any:
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LOOK_AGAIN if end is None else min(LOOK_AGAIN, max(end - time.monotonic(), 0.0))
+            try:
+                return await wait(timeout=left)
+            except Empty:
+                if end is not None and time.monotonic() >= end:
+                    raise
+
+    return get_msg
+
+
+class Engine(NBClientEngine):
+    """papermill's own engine with the client above."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, watch: _Watch, **_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        client = _Client(
+            nb_man, kernel_name=kernel_name, startup_timeout=120, iopub_timeout=120, shutdown_kernel="immediate",
+            extra_arguments=["--log-level=ERROR"],
+        )  # fmt: skip
+        client.watch = watch
+        return client.execute()
+
+
+papermill_engines.register("pruninglab", Engine)
+
+
+def execute(
+    notebook: Any,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    folder: Path,
+    limit: float | None = None,
+    environment: Mapping[str, str] | None = None,
+    on_start: Callable[[int], None] = lambda pid: None,
+) -> None:
+    """Run `notebook` (a path, or one that is read already) in `folder` and leave it at `output`, executed so far.
+
+    `limit` is in seconds for all of it. `on_start` is given the kernel's process id, which is its group's too. A cell
+    that fails, a kernel that dies and a limit that is reached are a RunError.
+    """
+    began = time.monotonic()
+    for is_last in (False, True):
+        left = None if limit is None else limit - (time.monotonic() - began)
+        with _closing_loop(), _Watch(folder, {**os.environ, **(environment or {})}, left, on_start) as watch:
+            try:
+                Context().run(  # ours may hold an event loop that runs in another thread, and jupyter_client take it
+                    papermill.execute_notebook, notebook, output, dict(parameters), engine_name="pruninglab",
+                    kernel_name="python3", language="python", progress_bar=False, watch=watch,
+                )  # fmt: skip
+                return
+            except PapermillExecutionError as error:
+                raise RunError(f"cell [{error.exec_count}] ended in {error.ename}: {error.evalue}") from None
+            except Exception as error:  # zmq, the kernel manager and nbclient have each their own
+                if watch.expired:
+                    raise OutOfTime(f"the time limit of {limit:g} s was reached; the kernel was killed") from None
+                if not watch.ready and not is_last:
+                    time.sleep(1 + random.random())  # the port or the memory that it lacked may be there again
+                    continue
+                what = "the kernel died; out of memory?" if isinstance(error, DeadKernelError) else repr(error)
+                raise RunError(what if watch.ready else f"the kernel did not start: {error!r}") from error
+
+
+@contextmanager
+def _closing_loop() -> Generator[None]:
+    """jupyter_client makes an event loop in a thread that has none, and leaves it open."""
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # one that runs is not ours, and cannot be closed
+            asyncio.get_event_loop().close()
+
+
+def kill(pid: int) -> None:
+    """End a kernel, which leads a group of its own, and everything in that group."""
+    with suppress(OSError):  # it has gone already
+        os.killpg(pid, signal.SIGKILL) if hasattr(os, "killpg") else os.kill(pid, signal.SIGTERM)

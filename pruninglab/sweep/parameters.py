@@ -1,0 +1,222 @@
+"""A notebook's parameters: what its tagged cell declares, and grids of values that are checked against it.
+
+    density: float = 0.1  # share of the weights that is left, between 0 and 1
+    method: str = "random"  # one of random, magnitude or gradual
+
+The annotation is the type. A help comment may end a value's freedom: `one of …`, `between … and …`. And the words of
+this package mean everywhere what they say: sparsity and density are shares, seeds and epochs are counted from 0,
+`data_name` and `model_name` are names that `load` and `build` know.
+"""
+
+import ast
+import hashlib
+import io
+import json
+import math
+import re
+import tokenize
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..data.loading import available
+from ..errors import ConfigError
+from ..models.building import available as models_by_name
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "bool": (bool,),
+    "list": (list,),
+    "dict": (dict,),
+    "None": (type(None),),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell."""
+
+    name: str
+    kinds: tuple[str, ...]
+    """Names in `TYPES`; none where the annotation is something else, and then any value will do."""
+    default: Any
+    help: str
+
+    def parse(self, text: str) -> list[Any]:
+        """The values in `0.1,0.05` or `0:3` (as in Python, without the 3), of this parameter's type."""
+        if "str" in self.kinds:
+            return [part.strip() for part in text.split(",")]
+        if "int" in self.kinds and (span := re.fullmatch(r"\s*(-?\d+):(-?\d+)(?::(-?\d+))?\s*", text)):
+            start, stop, step = (int(number) if number else 1 for number in span.groups())
+            if not step or not (values := list(range(start, stop, step))):
+                raise ConfigError(f"{self.name}={text} holds no number; 0:3 is 0, 1 and 2.")
+            return values
+        words = {"true": "True", "false": "False", "none": "None"}
+        spelled = re.sub(r"\b(?:true|false|none)\b", lambda word: words[word.group()], text)
+        try:
+            values = list(ast.literal_eval(f"[{spelled}]"))
+        except (ValueError, SyntaxError):
+            values = []
+        if not values:
+            raise ConfigError(
+                f"{self.name}={text} cannot be read as {self._kind}; several values are joined by commas."
+            )
+        return values
+
+    def check(self, value: Any) -> Any:
+        """The value in the declared type, or a ConfigError."""
+        allowed = tuple(t for kind in self.kinds for t in TYPES[kind])
+        if hasattr(value, "item"):  # a number of NumPy's
+            value = value.item()
+        wrong = allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and "bool" not in self.kinds))
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
+            raise ConfigError(f"{self.name}={value!r} is wrong; the notebook expects {self._kind} ({self.help}).")
+        if "float" in self.kinds and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if value is not None and (expected := self._impossible(value)):
+            raise ConfigError(f"{self.name}={value!r} is impossible; expected {expected}.")
+        return value
+
+    @property
+    def _kind(self) -> str:
+        return " or ".join(self.kinds) or "a value"
+
+    def _impossible(self, value: Any) -> str:
+        """What was expected instead, or nothing."""
+        if choices := re.search(r"\bone of (.+)", self.help):
+            names = [name for name in re.split(r",\s*|\s+or\s+", choices.group(1)) if name]
+            if str(value) not in names:
+                near = get_close_matches(str(value), names, 1)
+                return f"one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else "")
+        number = r"(-?[\d.]+(?:e-?\d+)?)"
+        if (span := re.search(rf"\bbetween {number} and {number}", self.help)) and isinstance(value, int | float):
+            low, high = map(float, span.groups())
+            if not low <= value <= high:
+                return f"a number between {low:g} and {high:g}"
+        return _by_name(self.name, value)
+
+
+def _by_name(name: str, value: Any) -> str:
+    """What a value by this name has to be, where the package gives the name a meaning and the value lacks it."""
+    if name == "data_name" and isinstance(value, str) and not value.startswith("folder:"):
+        known = [known for known, *_ in available()]
+        return "" if value in known else f"one of {', '.join(known)} or folder:PATH"
+    if name == "model_name" and isinstance(value, str) and not value.startswith("torchvision:"):
+        return "" if value in models_by_name() else f"one of {', '.join(models_by_name())} or torchvision:NAME"
+    if not isinstance(value, int | float):
+        return ""
+    if name == "sparsity" and not 0 <= value < 1:
+        return "a share of at least 0 and below 1"
+    if name == "density" and not 0 < value <= 1:
+        return "a share above 0 and of at most 1"
+    counted = name == "seed" or name == "epochs" or name.endswith("_epochs")
+    return "a whole number from 0 on" if counted and value < 0 else ""
+
+
+def declared(notebook: Any) -> dict[str, Parameter]:
+    """The parameters of a notebook that is read already, by name."""
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ConfigError(f"{len(tagged)} cells of the notebook are tagged `parameters`; expected one.")
+    source = tagged[0].source
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found: dict[str, Parameter] = {}
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
+                kinds = tuple(part.strip() for part in ast.unparse(annotation).split("|"))
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                kinds = (type(_literal(value)).__name__,)
+            case _:
+                continue
+        kinds = tuple(kind.partition("[")[0] for kind in kinds)
+        kinds = kinds if all(kind in TYPES for kind in kinds) and kinds != ("None",) else ()
+        found[name] = Parameter(name, kinds, _literal(value), comments.get(statement.end_lineno or 0, ""))
+    return found
+
+
+def _literal(value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+def grid(known: Mapping[str, Parameter], given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the given values, the last name varying fastest, each value checked.
+
+    Values are a list or a range, one value, or text as on the command line: `"0.1,0.05"`, `"0:3"`.
+    """
+    axes: dict[str, list[Any]] = {}
+    for name, values in given.items():
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"the notebook has no parameter {name!r}{f'; did you mean {near[0]!r}?' if near else ''}. "
+                f"It has {', '.join(known)}."
+            )
+        parameter = known[name]
+        if isinstance(values, str):
+            values = parameter.parse(values)
+        elif isinstance(values, Mapping) or not isinstance(values, Iterable):
+            values = [values]
+        axes[name] = [parameter.check(value) for value in values]
+        if not axes[name]:
+            raise ConfigError(f"{name} has no value; give at least one.")
+        if len({repr(value) for value in axes[name]}) < len(axes[name]):
+            raise ConfigError(f"{name} has a value twice: {', '.join(map(repr, axes[name]))}.")
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def read_grid(path: str | Path) -> dict[str, Any]:
+    """A grid from a TOML or YAML file: a name and its values on each line."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            content: Any = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            content = yaml.safe_load(text)
+        else:
+            raise ConfigError(f"{path} is no grid file; expected one that ends with .toml, .yaml or .yml.")
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    except ImportError:
+        raise ConfigError(f"{path} needs PyYAML: pip install pyyaml, or write the grid as TOML.") from None
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected a name and its values on each line.")
+    return content
+
+
+def source_hash(notebook: Any) -> str:
+    """Of what a notebook does: its code, parameters' defaults among it, without prose and outputs."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:12]
+
+
+def name_of(parameters: Mapping[str, Any], source: str) -> str:
+    """A folder's name that can be read: the parameters, and a hash of them and of the notebook's code."""
+    exact = json.dumps([source, sorted(parameters.items())], default=str)
+    said = "_".join(f"{name}={_plain(value)}" for name, value in parameters.items())
+    return f"{said[:120]}_{hashlib.sha256(exact.encode()).hexdigest()[:8]}".lstrip("_")
+
+
+def _plain(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    return re.sub(r"[^\w.,+-]+", "-", text).strip("-")

@@ -1,0 +1,93 @@
+"""A run on disk: one file, written atomically, from which `fit` goes on to the bits of an undisturbed run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, RunError
+from ..masks.masks import Masks
+from ..storage import files
+from .method import state_of
+from .run import Cut, Run, load_optimizer, optimizer_state
+from .snapshot import Snapshot
+
+
+def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> None:
+    """All that the next step depends on, in one file. Random numbers follow from seed and step and need no place."""
+    state = {
+        "config": run.config,
+        "model": {**dict(run.model.named_parameters()), **dict(run.model.named_buffers())},
+        "optimizer": optimizer_state(run),
+        "masks": run.masks,
+        "methods": [state_of(method) for method in run.methods],
+        "best": {f: getattr(run.best, f) for f in Snapshot.__dataclass_fields__} if run.best else None,
+        "history": run.history,
+        "cuts": [asdict(cut) for cut in run.cuts],
+        "progress": {"step": run.step, "epoch": run.epoch, "seconds": run.seconds + seconds},
+        "epoch_so_far": {"loss_sum": loss_sum, "seen": seen},
+        "status": run.status if run.status == "stopped" else "running",
+        "reason": run.reason if run.status == "stopped" else "",
+    }
+    files.save_state(path, state)
+
+
+def resume(run: Run, path: Path) -> tuple[float, int]:
+    """Set everything that `save` kept; returns the sum of losses and its samples in the epoch that was broken off."""
+    state = files.load_state(path)
+    if "epoch_so_far" not in state:
+        raise DataError(f"{path} is a state file, but no checkpoint of a run; give another checkpoint=, or delete it.")
+    if different := _differences(state["config"], run.config):
+        raise RunError(
+            f"{path} belongs to another run: {'; '.join(different[:5])}. "
+            "Give the same settings to resume it, another checkpoint= to start anew, or delete the file."
+        )
+    Snapshot(state["model"], {}, Masks()).load_into(run.model)
+    run._masks = state["masks"].to(run.device)
+    run.find_weights()
+    run.optimizer.state.clear()
+    load_optimizer(run, state["optimizer"])
+    for method, kept in zip(run.methods, state["methods"], strict=True):
+        for name, value in kept.items():
+            setattr(method, name, _like(getattr(method, name, None), value, run.device))
+    run.best = Snapshot(**state["best"]) if state["best"] else None
+    run.history = state["history"]
+    run.cuts = [Cut(**cut) for cut in state["cuts"]]
+    progress = state["progress"]
+    run.step, run.epoch, run.seconds = progress["step"], progress["epoch"], progress["seconds"]
+    run.status, run.reason = state["status"], state["reason"]
+    return state["epoch_so_far"]["loss_sum"], state["epoch_so_far"]["seen"]
+
+
+def _like(made: Any, stored: Any, device: torch.device) -> Any:
+    """A method's stored state in the types that its `on_start` made."""
+    if isinstance(stored, Tensor):
+        if not isinstance(made, Tensor) or (made.shape, made.dtype) != (stored.shape, stored.dtype):
+            return stored.to(device)
+        made.data.copy_(stored)  # in place: the optimizer, too, may hold it
+        return made
+    if isinstance(stored, Masks):
+        return stored.to(device)
+    if isinstance(stored, dict):
+        known = made if isinstance(made, Mapping) else {}
+        return {k: _like(known.get(k), v, device) for k, v in stored.items()}
+    if isinstance(stored, list):
+        known = made if isinstance(made, list | tuple) and len(made) == len(stored) else [None] * len(stored)
+        filled = [_like(k, v, device) for k, v in zip(known, stored, strict=True)]
+        return tuple(filled) if isinstance(made, tuple) else filled
+    return stored
+
+
+def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
+    """Each leaf in which two configurations differ, in words."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        keys = sorted(stored.keys() | asked.keys())
+        return [d for k in keys for d in _differences(stored.get(k), asked.get(k), f"{path}.{k}".strip("."))]
+    if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
+        return [
+            d for i, (s, a) in enumerate(zip(stored, asked, strict=True)) for d in _differences(s, a, f"{path}[{i}]")
+        ]
+    return [] if stored == asked else [f"{path} was {stored!r} there and is {asked!r} now"]

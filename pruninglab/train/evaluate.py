@@ -1,0 +1,85 @@
+"""Accuracy and loss on a split, and scores of a criterion."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..criteria import registry
+from ..criteria.registry import Criterion
+from ..errors import ConfigError, DataError
+from ..identity import describe, text
+from ..layers.hooks import evaluating
+from ..randomness import generator
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Training batches for a criterion, in an order of their own, not augmented: a function of seed and step alone."""
+
+    train: Any
+    size: int
+    seed: int
+    step: int = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.train), generator=generator(self.seed, "criterion", self.step))
+        return iter(self.train.batches(order.split(self.size)))
+
+
+def scored(
+    model: nn.Module, criterion: str | Criterion, batches: Batches | None, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A criterion's scores of these weights, taken in eval mode so that no buffer moves."""
+    criterion = registry.resolve(criterion)
+    with evaluating(model), torch.enable_grad():  # methods score inside moments that record no gradient
+        scores = criterion(model, batches)
+    if missing := [name for name in weights if name not in scores]:
+        raise ConfigError(
+            f"{text(describe(criterion))} gave no score for {', '.join(missing)}; it has to score every weight in "
+            "scope, or `skip` has to leave these out. A weight that is frozen has no gradient."
+        )
+    return {name: scores[name].detach() for name in weights}
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """1 for each right answer, 0 for each wrong one; of a sequence the share of places that are right."""
+    right = (logits.argmax(1) == y).float()
+    return right if right.ndim == 1 else right.flatten(1).mean(1)
+
+
+def evaluate(
+    net: Callable[[Tensor], Tensor],
+    batches: Batches,
+    loss: Callable[..., Tensor],
+    metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """Means over samples, whatever the sizes of the batches; the device is read once, at the end."""
+    exact = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    sums, seen = torch.zeros(3, dtype=exact, device=device), 0
+    names = ["loss", "accuracy"]
+    for x, y in batches:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        logits = net(x)
+        each = metric(logits, y)
+        if each.shape != y.shape[:1]:
+            raise ConfigError(f"metric gave {tuple(each.shape)} for {len(y)} samples; expected one value for each.")
+        values = [loss(*loss_arguments(loss, logits, y, x)) * len(y), each.sum()]
+        if logits.ndim == 2 and logits.shape[1] >= 100:
+            names = ["loss", "accuracy", "top5"]
+            values.append((logits.topk(5, 1).indices == y[:, None]).sum())
+        sums[: len(values)] += torch.stack([v.detach().to(exact) for v in values])
+        seen += len(y)
+    if not seen:
+        raise DataError("there is nothing to evaluate: the split gave no batches.")
+    return dict(zip(names, (sums / seen).tolist(), strict=False))
+
+
+def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """`(logits, y)`, and x for a loss that asks for a third argument by the attribute `takes_input`."""
+    return (logits, y, x) if getattr(loss, "takes_input", False) else (logits, y)

@@ -1,0 +1,331 @@
+"""`fit`: the only training loop of the project; `prune`: a cut without it. What methods see is in `run.py`."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..criteria.registry import Criterion
+from ..data.dataset import Data
+from ..errors import ConfigError
+from ..layers.names import prunable
+from ..masks.choose import keep_top
+from ..masks.masks import Masks, Sparsity, units
+from ..randomness import generator, key, own_randomness
+from ..results.record import percent
+from ..storage import files
+from ..terminal import Bar
+from . import checkpoints
+from .checks import _device, _not_finite, _number, _one_of, _precision, _try_one_batch
+from .evaluate import Shuffled, accuracy, loss_arguments, scored
+from .lr_schedules import Rate
+from .lr_schedules import rate as resolve_rate
+from .machine import _OPTIMIZERS, _channels_last, _interruptible, _make_optimizer, _settings
+from .method import Method, fresh
+from .record import _config, _hash_of, _proof, _result, _start
+from .run import Options, Run, load_optimizer
+from .snapshot import Snapshot
+
+
+def fit(
+    model: nn.Module | Run,
+    data: Data,
+    *methods: Method,
+    epochs: int,
+    batch_size: int = 100,
+    optimizer: str = "adam",
+    lr: float = 1e-3,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    rate: str | Rate = "cosine",
+    seed: int = 0,
+    loss: Callable[..., Tensor] = F.cross_entropy,
+    metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
+    skip: str | Sequence[str] = (),
+    biases: bool = False,
+    norms: bool = False,
+    start: Snapshot | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    patience: int | None = None,
+    keep: str = "last",
+    checkpoint: str | Path | None = None,
+    every: int | None = None,
+    record: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    inplace: bool = False,
+    progress: bool | Callable[[Run], None] = True,
+) -> Run:
+    """Train `model` on `data` with `methods`, and measure what comes out.
+
+    `model` may be a finished `Run`: its model goes on under its masks, and its steps count into the budget. What is
+    passed in is left as it is unless `inplace`. `start` is a snapshot to go on from; `epochs` counts from step 0.
+    `loss(logits, y)` is a mean over the batch; `metric(logits, y)` is one value a sample, the higher the better. The
+    history's loss is that mean, without the extra terms of methods.
+    `skip`, `biases` and `norms` say which weights are in scope. `patience` ends after so many epochs without a better
+    validation score; `keep="best"` ends with the best state instead of the last. `checkpoint` is a file written every
+    `every` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON record.
+    `progress` shows a bar; a function in its place is called with the run after every step, and may `run.interrupt()`.
+    """
+    parent = model if isinstance(model, Run) else None
+    source = model.model if isinstance(model, Run) else model
+    place = _device(device)
+    options = Options(
+        epochs=_number("epochs", epochs, 0, whole=True),
+        batch_size=_number("batch_size", batch_size, 1, whole=True),
+        optimizer=_one_of("optimizer", optimizer, _OPTIMIZERS),
+        lr=_number("lr", lr, 0),
+        momentum=_number("momentum", momentum, 0),
+        weight_decay=_number("weight_decay", weight_decay, 0),
+        rate=resolve_rate(rate),
+        loss=loss,
+        metric=metric,
+        seed=_number("seed", seed, 0, whole=True),
+        precision=_precision(precision, place),
+        skip=(skip,) if isinstance(skip, str) else tuple(skip),
+        biases=biases,
+        norms=norms,
+        patience=patience if patience is None else _number("patience", patience, 1, whole=True),
+        keep=_one_of("keep", keep, ("last", "best")),
+    )
+    every = every if every is None else _number("every", every, 1, whole=True)
+    checkpoint = files.check_writable(checkpoint, "checkpoint") if checkpoint else None
+    record = files.check_writable(record, "record") if record else None
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data is a {type(data).__name__}; expected lab.load(…), or lab.wrap(train, test) of your own."
+        )
+    if not isinstance(source, nn.Module):
+        raise ConfigError(f"model is a {type(source).__name__}; expected a torch.nn.Module or a finished Run.")
+    if not any(p.requires_grad for p in source.parameters()) and epochs:
+        raise ConfigError(
+            "this model has no parameter to train: all are frozen, or there are none. Use epochs=0 to measure."
+        )
+    fresh_methods = [fresh(method) for method in methods]
+    trained = (source if inplace else copy.deepcopy(source)).to(place)
+    run = Run(trained, data.to(place), fresh_methods, options, place)
+    run.start = _start(parent, source, start, data)
+    given = masks if masks is not None else start.masks if start else parent.masks if parent else None
+    with torch.enable_grad(), _settings(place), _channels_last(trained, place):
+        trained.zero_grad(set_to_none=True)
+        if not trained.training:  # a model in training keeps the layers that its owner has set to eval
+            trained.train()
+        if start:
+            _go_on_from(run, start)
+        run.find_weights()
+        if given:
+            run.masks = given
+            run.cuts.clear()
+        run.flops = _try_one_batch(run)
+        with run.randomness:
+            run.randomness.reseed("start", 0)
+            for method in run.methods:
+                method.on_start(run)
+        run.find_weights()
+        _make_optimizer(run)
+        if start and start.optimizer:
+            load_optimizer(run, start.optimizer)
+        if start:
+            run.start |= _proof(run)
+        run.config = _config(run)
+        loss_sum, seen = checkpoints.resume(run, checkpoint) if checkpoint and checkpoint.exists() else (0.0, 0)
+        with _interruptible(run):
+            _train(run, loss_sum, seen, checkpoint, every or run.steps_per_epoch, progress)
+        _finish(run)
+    if record:
+        run.save(record)
+    return run
+
+
+def prune(
+    model: nn.Module | Run,
+    sparsity: Sparsity,
+    criterion: str | Criterion = "magnitude",
+    *,
+    scope: str = "global",
+    unit: str = "weight",
+    data: Data | None = None,
+    within: Mapping[str, Tensor] | None = None,
+    skip: str | Sequence[str] = (),
+    biases: bool = False,
+    norms: bool = False,
+    seed: int = 0,
+) -> tuple[nn.Module, Masks]:
+    """A copy of `model` with the lowest scores set to 0, and the masks: `fit(pruned, data, masks=masks)` trains on.
+
+    `data` is for criteria that take gradients; `within` are masks that hold already (a run's own by default); the rest
+    is as in `keep_top`.
+    """
+    if isinstance(model, Run):
+        within = model.masks if within is None else within
+        model = model.model
+    model = copy.deepcopy(model)
+    weights = prunable(model, biases=biases, norms=norms, skip=skip)
+    if not weights:
+        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+    with own_randomness(seed):
+        scores = scored(model, criterion, Shuffled(data.train, 100, seed) if data else None, weights)
+    masks = keep_top(scores, sparsity, scope=scope, unit=unit, within=within)
+    masks.apply_({name: weight.data for name, weight in weights.items()})
+    return model, masks
+
+
+def _train(
+    run: Run,
+    loss_sum: float,
+    seen: int,
+    checkpoint: Path | None,
+    every: int,
+    progress: bool | Callable[[Run], None],
+) -> None:
+    """The loop, in full."""
+    began, saved = time.perf_counter(), run.step
+    methods, randomness, loss_fn = run.methods, run.randomness, run.options.loss
+    losses = torch.tensor(loss_sum, dtype=torch.float32 if run.device.type == "mps" else torch.float64).to(run.device)
+    # the optimizer stands still once the loss is no number, so that the layer can be found at the end of the epoch
+    broken = torch.tensor(float(not math.isfinite(loss_sum))).to(run.device)
+
+    def save() -> int:
+        if checkpoint:
+            checkpoints.save(run, checkpoint, float(losses), seen, time.perf_counter() - began)
+        return run.step
+
+    with Bar(run.steps, run.name, progress is True) as bar:
+        bar.update(run.step)
+        while run.epoch < run.epochs and run.status == "running" and not run.interrupted:
+            for run.x, run.y in _batches(run):  # noqa: B020 (these are attributes of it)
+                _set_rate(run)
+                with randomness:
+                    randomness.reseed("step", run.step)
+                    with run.autocast():
+                        run.logits = run.net(run.x)
+                        loss = loss_fn(*loss_arguments(loss_fn, run.logits, run.y, run.x))
+                    extra = [term for m in methods if (term := m.on_loss(run)) is not None]
+                    sum(extra, start=loss).backward()
+                    with torch.no_grad():
+                        for m in methods:
+                            m.on_grad(run)
+                        broken.logical_or_(~torch.isfinite(loss))
+                        run.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
+                        with torch._C.DisableTorchFunction():  # it draws nothing, and its many calls need no look
+                            run.optimizer.step()
+                            run.optimizer.zero_grad(set_to_none=True)
+                        run.step += 1
+                        for m in methods:
+                            m.on_step(run)
+                        run.apply_masks()
+                losses += loss.detach() * len(run.y)
+                seen += len(run.y)
+                bar.update()
+                if callable(progress):
+                    progress(run)
+                if run.status != "running" or run.interrupted:
+                    break
+                if run.step - saved >= every and run.step % run.steps_per_epoch:
+                    saved = save()
+            if run.interrupted and run.step % run.steps_per_epoch:
+                save()
+                run.status, run.reason = "interrupted", "by the user"
+            _end_of_epoch(run, float(losses) / seen, bar)
+            losses.zero_()
+            seen = 0
+            due = run.step - saved >= every or run.epoch == run.epochs or run.status == "stopped" or run.interrupted
+            if due and run.status in ("running", "stopped"):
+                saved = save()
+        if run.interrupted and run.status == "running" and run.epoch < run.epochs:
+            run.status, run.reason = "interrupted", "by the user"
+        bar.last_line = _last_line(run)
+    run.seconds += time.perf_counter() - began
+
+
+def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is left of this epoch. Order and augmentation follow from seed, epoch and step alone."""
+    seed, done = run.options.seed, run.step % run.steps_per_epoch
+    order = torch.randperm(len(run.data.train), generator=generator(seed, "order", run.epoch))
+    batches = run.batched(order)[done:]
+    return run.data.train.batches(batches, [key(seed, "augment", run.step + i) for i in range(len(batches))])
+
+
+def _set_rate(run: Run) -> None:
+    factor = run.options.rate(run.progress)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def _end_of_epoch(run: Run, loss: float, bar: Bar) -> None:
+    """Evaluate, note, keep the best, and let the methods act."""
+    within = run.step % run.steps_per_epoch
+    run.epoch += not within
+    val = run.evaluate("val")
+    run.history.append(
+        {
+            "epoch": run.epoch,
+            "step": run.step,
+            "loss": loss,
+            **{f"val_{name}": value for name, value in val.items()},
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "sparsity": run.sparsity,
+            "kept": run.masks.kept_by_layer,
+        }
+    )
+    bar.set_postfix_str(f"val {percent(val)}, sparsity {run.sparsity:.3f}", refresh=False)
+    if culprit := _not_finite(run, loss, val["loss"]):
+        run.status, run.reason = "diverged", f"epoch {run.epoch + bool(within)}: {culprit}"
+    if run.status != "running":
+        return
+    if run.settled and (run.best is None or val["accuracy"] > (run.best.score or 0.0)):
+        run.best = run.snapshot(val["accuracy"])
+    with run.randomness, torch.no_grad():
+        run.randomness.reseed("epoch", run.epoch)
+        for method in run.methods:
+            method.on_epoch(run)
+        run.apply_masks()
+    patience, best = run.options.patience, run.best
+    if patience and best and run.settled and run.step - best.step >= patience * run.steps_per_epoch:
+        run.stop(f"no better validation score in {patience} epochs")
+
+
+def _finish(run: Run) -> None:
+    """Plain weights, exact zeros, the test split once, the record."""
+    kept = "best" if run.options.keep == "best" and run.best else "last"
+    if kept == "best" and run.best:
+        run.best.load_into(run.model)
+    with run.randomness, torch.no_grad():
+        run.randomness.reseed("end", 0)
+        for method in run.methods:
+            method.on_end(run)
+    run.find_weights()
+    run.masks.apply_({name: weight.data for name, weight in run.weights.items()})
+    run.net = run.model
+    val, test = run.evaluate("val"), run.evaluate("test")
+    if run.status == "running":
+        missed = run.target is not None and units(run.masks, run.target["unit"])[0] > run.target["kept"]
+        run.status = "target_missed" if missed else "done"
+        if missed and run.target and not run.reason:
+            run.reason = f"sparsity {run.sparsity:.4f} was reached, {run.target['sparsity']} was asked for"
+    if run.best is None and run.status in ("done", "stopped"):
+        run.best = run.snapshot(val["accuracy"])
+    run.model.eval()
+    run.result = _result(run, kept, val, test)
+
+
+def _go_on_from(run: Run, start: Snapshot) -> None:
+    if start.step > run.steps:
+        raise ConfigError(
+            f"the snapshot is of step {start.step}, but epochs={run.epochs} is over after {run.steps} steps; epochs "
+            "counts from step 0. To fine-tune instead, load it: snapshot.load_into(model), and masks=snapshot.masks."
+        )
+    start.load_into(run.model)
+    run.step = run.first_step = start.step
+    run.epoch = start.step // run.steps_per_epoch
+    run.start |= {"weights": _hash_of(run.model), "from_step": start.step}
+
+
+def _last_line(run: Run) -> str:
+    val = percent({"accuracy": run.history[-1]["val_accuracy"]}) if run.history else "unknown"
+    return f"{run.epoch} epochs, {run.step:,} steps: val {val}, sparsity {run.sparsity:.4f}"

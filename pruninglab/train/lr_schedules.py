@@ -1,0 +1,53 @@
+"""Learning-rate schedules: factors of the learning rate, by the fraction of training that is done."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+Rate = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class ConstantRate:
+    def __call__(self, progress: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class CosineRate:
+    """A linear warm-up over the share `warmup`, then half a cosine down to `floor`."""
+
+    warmup: float = 0.0
+    floor: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return (progress + 1e-3) / (self.warmup + 1e-3)
+        rest = (progress - self.warmup) / max(1 - self.warmup, 1e-9)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+
+
+@dataclass(frozen=True)
+class StepRate:
+    """Times `factor` at each of the points `at`, given as shares of the training."""
+
+    at: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
+
+    def __call__(self, progress: float) -> float:
+        return self.factor ** sum(progress >= point for point in self.at)
+
+
+RATES: dict[str, Rate] = {"cosine": CosineRate(), "constant": ConstantRate(), "step": StepRate()}
+
+
+def rate(which: str | Rate) -> Rate:
+    if callable(which):
+        return which
+    if which not in RATES:
+        raise ConfigError(
+            f"rate={which!r} is unknown; expected one of {', '.join(map(repr, RATES))}, or a function of progress."
+        )
+    return RATES[which]

@@ -1,0 +1,296 @@
+"""`Run`, the one argument that methods get; `Snapshot`, all that a rewind restores; `evaluate`, the one measure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _html
+from ..criteria.registry import Criterion
+from ..data.dataset import Data
+from ..errors import ConfigError
+from ..layers.hooks import evaluating
+from ..layers.names import prunable
+from ..masks.choose import keep_top
+from ..masks.masks import Masks, Sparsity, units
+from ..randomness import own_randomness
+from ..results.record import Result
+from .evaluate import Batches, Shuffled, evaluate, scored
+from .lr_schedules import Rate
+from .snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of a `fit`, resolved: what a record holds and what a checkpoint compares."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    rate: Rate
+    loss: Callable[..., Tensor]
+    metric: Callable[[Tensor, Tensor], Tensor]
+    seed: int
+    precision: str
+    skip: tuple[str, ...]
+    biases: bool
+    norms: bool
+    patience: int | None
+    keep: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One change of the masks: when, how many weights were kept before and after, how many came back."""
+
+    step: int
+    before: int
+    after: int
+    revived: int = 0
+
+
+class Run:
+    """One training: what methods see at each moment, and what is left to look at when it is over."""
+
+    model: nn.Module
+    net: Callable[..., Tensor]
+    """What is called in training and evaluation: `model`, or what a method puts around it for the time of the run."""
+    optimizer: torch.optim.Optimizer
+    x: Tensor
+    y: Tensor
+    logits: Tensor
+    result: Result
+
+    def __init__(self, model: nn.Module, data: Data, methods: Sequence[Any], options: Options, device: torch.device):
+        self.model = self.net = model
+        self.data = data
+        self.methods: list[Any] = list(methods)
+        self.options = options
+        self.device = device
+        self.step = self.first_step = self.epoch = 0
+        self.epochs = options.epochs
+        self.steps_per_epoch = len(self.batched(range(len(data.train))))
+        self.steps = self.epochs * self.steps_per_epoch
+        self.history: list[dict[str, Any]] = []
+        self.cuts: list[Cut] = []
+        self.status, self.reason = "running", ""
+        self.interrupted = False
+        self.best: Snapshot | None = None
+        """The state with the best validation score among those at the final mask."""
+        self.target: dict[str, Any] | None = None
+        self.config: dict[str, Any] = {}
+        self.start: dict[str, Any] = {}
+        self.flops: dict[str, dict[str, float]] = {}
+        self.seconds = 0.0
+        self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        self.randomness = own_randomness(options.seed, device)
+        self._masks = Masks()
+        self.find_weights()
+
+    @property
+    def name(self) -> str:
+        return " + ".join(type(m).__name__ for m in self.methods) or "Dense"
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.steps if self.steps else 1.0
+
+    @property
+    def spent(self) -> int:
+        """All steps that went into the weights so far, those before this run included."""
+        return self.start.get("steps", 0) + self.step - self.first_step
+
+    @property
+    def masks(self) -> Masks:
+        return self._masks
+
+    @masks.setter
+    def masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Cut at once. Never revives: what is pruned stays pruned whatever `masks` says; `grow` is the other verb."""
+        Masks(masks).check(self.weights)
+        self._change(self._masks & {name: mask.to(self.device) for name, mask in masks.items()})
+
+    @property
+    def last_cut(self) -> Cut | None:
+        return self.cuts[-1] if self.cuts else None
+
+    @property
+    def sparsity(self) -> float:
+        return self._masks.sparsity
+
+    @property
+    def settled(self) -> bool:
+        """Whether no method means to cut any more."""
+        return all(method.settled for method in self.methods)
+
+    def grow(self, masks: Mapping[str, Tensor]) -> int:
+        """Bring weights back. They start at 0, and so does what the optimizer remembers of them. Returns how many."""
+        Masks(masks).check(self.weights)
+        return self.exchange(self._masks | {name: mask.to(self.device) for name, mask in masks.items()})
+
+    @torch.no_grad()
+    def exchange(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> int:
+        """Cut and grow at once, so that exactly `masks` is kept: one entry of `cuts`. Returns how many came back.
+
+        With `values` a weight comes back with its entry there, and with the optimizer's memory of it as it is: for
+        weights that were trained on while they were out.
+        """
+        Masks(masks).check(self.weights)
+        wanted = Masks({name: mask.to(self.device) for name, mask in masks.items()})
+        new = wanted & ~self._masks
+        states = self.optimizer.state if hasattr(self, "optimizer") else {}
+        for name, grown in new.items():
+            weight = self.weights[name]
+            if values is not None:
+                weight.copy_(torch.where(grown, values[name], weight))
+                continue
+            for tensor in (weight, *states.get(weight, {}).values()):
+                if isinstance(tensor, Tensor) and tensor.shape == grown.shape:
+                    tensor.masked_fill_(grown, 0)
+        revived = new.kept
+        self._change(wanted, revived)
+        return revived
+
+    def score(self, criterion: "str | Criterion") -> dict[str, Tensor]:
+        """Scores of the weights in scope, taken in eval mode on shuffled training batches of this run's own."""
+        batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
+        return {
+            name: score.to(self.device) for name, score in scored(self.model, criterion, batches, self.weights).items()
+        }
+
+    def cut(
+        self, criterion: "str | Criterion", sparsity: Sparsity, scope: str = "global", unit: str = "weight"
+    ) -> None:
+        """Score, choose and cut. A sparsity below what is pruned already cuts nothing more."""
+        scores = self.score(criterion)
+        self.masks = keep_top(scores, sparsity, scope=scope, unit=unit, within=self._masks, clamp=True)
+
+    def aim(self, sparsity: Sparsity, scope: str = "global", unit: str = "weight") -> None:
+        """Say in `on_start` what is to be reached: refused now where arithmetic rules it out, checked at the end.
+
+        Of several methods' aims the sparsest counts.
+        """
+        if not self.weights:
+            raise ConfigError(
+                "this model has nothing to prune: no convolution or linear weight is in scope. "
+                "Check `skip`, or pass biases=True or norms=True."
+            )
+        flat = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in self._masks.items()}
+        wanted = keep_top(flat, sparsity, scope=scope, unit=unit, within=self._masks)
+        kept, total = units(wanted, unit)
+        if self.target is None or kept / total < self.target["kept"] / self.target["total"]:
+            self.target = {"sparsity": sparsity, "scope": scope, "unit": unit, "kept": kept, "total": total}
+
+    def evaluate(self, split: "str | Batches" = "val") -> dict[str, float]:
+        """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
+        if isinstance(split, str) and split not in ("train", "val", "test"):
+            raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
+        batches = getattr(self.data, split) if isinstance(split, str) else split
+        with evaluating(self.model), torch.inference_mode(), self.autocast():
+            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
+
+    def snapshot(self, score: float | None = None) -> Snapshot:
+        """A copy of all that a rewind needs, as it is now."""
+        now = Snapshot.of(self.model, self._masks)
+        optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
+        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent)
+
+    def stop(self, reason: str) -> None:
+        """End after this step; the reason goes into the record."""
+        self.status, self.reason = "stopped", reason
+
+    def interrupt(self) -> None:
+        """End after this step with what was reached, as Ctrl-C does; a checkpoint goes on from here."""
+        self.interrupted = True
+
+    def batched(self, order: Any) -> list[Any]:
+        """An epoch's order in batches; a last one of a single image joins the one before, for BatchNorm's sake."""
+        size = self.options.batch_size
+        ends = [*range(size, len(order), size), len(order)]
+        if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+            del ends[-2]
+        return [order[start:end] for start, end in pairwise([0, *ends])]
+
+    def find_weights(self) -> None:
+        """Canonical name -> tensor of each weight in scope; for whoever changes the model's parameters."""
+        options = self.options
+        self.weights = prunable(self.model, biases=options.biases, norms=options.norms, skip=options.skip)
+        self._masks = self._masks or Masks.full(self.weights)
+        self._prepare_masks()
+
+    def apply_masks(self) -> None:
+        """One foreach multiply; what is not kept becomes 0."""
+        if self._factors:
+            weights = [weight.data for weight in self._masked]
+            torch._foreach_mul_(weights, self._factors)  # pyright: ignore[reportPrivateImportUsage]
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+
+    def inherit_miss(self, before: "Run") -> None:
+        """Training on under the same masks misses what the run before had missed."""
+        self.status = self.result.status = before.status
+        self.reason = self.result.reason = before.reason
+        self.target, self.result.target = before.target, before.result.target
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record."""
+        return self.result.save(path)
+
+    def __repr__(self) -> str:
+        return repr(self.result) if hasattr(self, "result") else f"Run({self.status}, step {self.step} of {self.steps})"
+
+    def _repr_html_(self) -> str:
+        return self.result._repr_html_() if hasattr(self, "result") else f"<code>{_html.cell(repr(self))}</code>"
+
+    def _change(self, masks: Masks, revived: int = 0) -> None:
+        before, after = self._masks.kept, masks.kept
+        if before == after and not revived:
+            return
+        self.cuts.append(Cut(self.step, before, after, revived))
+        self._masks = masks
+        self._prepare_masks()
+        masks.apply_({name: weight.data for name, weight in self.weights.items()})
+        self.best = None  # counts only among states at the final mask
+
+    def _prepare_masks(self) -> None:
+        """The masks that cut anything, as their weights are laid out and typed: the fast path of the multiply."""
+        some = [name for name, mask in self._masks.items() if not bool(mask.all())]
+        self._masked = [self.weights[name] for name in some]
+        self._factors = [torch.empty_like(self.weights[n].detach()).copy_(self._masks[n]) for n in some]
+
+
+def optimizer_state(run: Run) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer remembers, by the names of `_optimized`."""
+    return {
+        name: {k: v.detach().clone() for k, v in run.optimizer.state[p].items() if isinstance(v, Tensor)}
+        for name, p in _optimized(run).items()
+        if p in run.optimizer.state
+    }
+
+
+def load_optimizer(run: Run, stored: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Set what the optimizer remembers; tensors of a weight's shape take its memory format."""
+    named = _optimized(run)
+    for name, state in stored.items():
+        weight = named[name]
+        run.optimizer.state[weight] = {
+            k: torch.empty_like(weight, dtype=v.dtype).copy_(v)
+            if v.shape == weight.shape
+            else v.to(weight.device, copy=True)
+            for k, v in state.items()
+        }
+
+
+def _optimized(run: Run) -> dict[str, Tensor]:
+    """Every parameter in the optimizer: the model's by name, a method's own by group and place."""
+    names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
+    groups = run.optimizer.param_groups
+    return {names.get(p, f"{i}/{j}"): p for i, group in enumerate(groups) for j, p in enumerate(group["params"])}

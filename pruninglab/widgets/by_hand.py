@@ -1,0 +1,195 @@
+"""`PruneByHand`: a slider for each layer."""
+
+import copy
+from typing import Any
+
+import ipywidgets as ipw
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _html
+from ..analysis import allocation
+from ..errors import ConfigError
+from ..layers.flops import sparse_flops
+from ..layers.hooks import evaluating
+from ..masks.masks import Masks
+from ..plots import runs
+from ..plots.figure import Figure
+from ..train.evaluate import evaluate
+from ..train.run import Run
+from .panel import NARROW, WIDE, Panel, _mosaic, _short
+
+
+class PruneByHand(Panel):
+    """A slider for each layer and one for all; what comes of it is measured on the same images at once.
+
+    The largest weights stay, as many as the sliders say. Beside the accuracy stands that of global magnitude with as
+    many weights: can you beat it? `masks` is what the sliders say, for `lab.fit(run, data, masks=hand.masks)`; the run
+    is left as it is. Nothing is retrained here, and the images are of the validation split.
+    """
+
+    def __init__(self, run: Run, images: int = 300):
+        if images < 1:
+            raise ConfigError(f"images={images}: at least one is needed to measure accuracy.")
+        self.run, self._model = run, copy.deepcopy(run.model)
+        scores = {name: weight.detach().abs().masked_fill(~run.masks[name], -1) for name, weight in run.weights.items()}
+        self._ranks = {name: _ranks(score.flatten()).view_as(score) for name, score in scores.items()}
+        together = _ranks(torch.cat([score.flatten() for score in scores.values()]))
+        self._together = dict(zip(scores, together.split([s.numel() for s in scores.values()]), strict=True))
+        self._weights = {name: weight.detach().clone() for name, weight in run.weights.items()}
+        self._own = {name: self._model.get_parameter(name) for name in run.weights}
+        chosen = torch.arange(min(images, len(run.data.val)))
+        self._images = [next(iter(run.data.val.batches([chosen])))]
+        self.kept = run.masks.kept_by_layer
+        self._before = self._accuracy(self.masks)
+        self._suggested: tuple[str, int] | None = None
+        self._busy = False
+        self._build()
+        self._show()
+
+    @property
+    def masks(self) -> Masks:
+        """The largest weights of each layer, as many as its slider says."""
+        return Masks({name: ranks < self.kept[name] for name, ranks in self._ranks.items()})
+
+    @property
+    def accuracy(self) -> float:
+        return self._accuracy(self.masks)
+
+    @property
+    def rival(self) -> float:
+        """The accuracy with as many weights, the largest of all layers together."""
+        return self._accuracy(self._globally(sum(self.kept.values())))
+
+    def keep(self, share: float, layer: str | None = None) -> None:
+        """Move a layer's slider, or that of all layers, to a share of weights left."""
+        if layer is not None and layer not in self._sliders:
+            raise ConfigError(f"there is no layer {layer!r}; expected one of {', '.join(self._sliders)}.")
+        (self._all if layer is None else self._sliders[layer]).value = share
+
+    def suggest(self, share: float = 0.3) -> tuple[str, int]:
+        """The layer that can lose `share` of its weights at the least cost by weight, and how many it then keeps."""
+        before, costs = self.accuracy, {}
+        for name, kept in self.kept.items():
+            fewer = kept - max(int(kept * share), 1)
+            if fewer > 0:
+                masks = Masks({**self.masks, name: self._ranks[name] < fewer})
+                costs[name] = ((before - self._accuracy(masks)) / (kept - fewer), fewer - kept, fewer)
+        if not costs:
+            raise ConfigError("every layer has a single weight left; nothing more can be suggested.")
+        name = min(costs, key=lambda layer: costs[layer][:2])
+        return name, costs[name][2]
+
+    def figure(self) -> Figure:
+        ours, theirs = self.masks, self._globally(sum(self.kept.values()))
+        figure = runs.layers(ours, theirs, labels=["by hand", "global magnitude"])
+        figure.alt += f" {self._words()}"
+        return figure
+
+    def __repr__(self) -> str:
+        return f"PruneByHand: {self._words()}"
+
+    def _build(self) -> None:
+        least = min(-3.0, *(-np.log10(ranks.numel()) for ranks in self._ranks.values()))
+
+        def slider(label: str, share: float) -> ipw.FloatLogSlider:
+            style = {"description_width": "8em"}
+            return ipw.FloatLogSlider(
+                share, min=least, max=0, step=0.05, description=label, readout_format=".2%", style=style, layout=WIDE
+            )
+
+        self._all = slider("all layers", self._share())
+        self._sliders = {n: slider(_short(n), k / self._ranks[n].numel()) for n, k in self.kept.items()}
+        self._text, self._hint, self._picture = ipw.HTML(), ipw.HTML(), ipw.Image(format="png", layout=WIDE)
+        ask, take = (ipw.Button(description=text, layout=NARROW) for text in ("Which layer next?", "Take it"))
+        self._all.observe(self._move_all, "value")
+        for name, one in self._sliders.items():
+            one.observe(lambda change, name=name: self._move(name, change["new"]), "value")
+        ask.on_click(lambda _: self._ask())
+        take.on_click(lambda _: self._take())
+        left = ipw.VBox([self._all, *self._sliders.values()], layout=ipw.Layout(width="45%"))
+        right = ipw.VBox([self._text, ipw.HBox([ask, take, self._hint])], layout=ipw.Layout(width="55%"))
+        names = "".join(f'<div style="flex:1">{_html.cell(_short(name))}</div>' for name in self._sliders)
+        caption = ipw.HTML(f'<div style="display:flex">{names}</div>', layout=WIDE)
+        self.box = ipw.VBox([ipw.HBox([left, right]), caption, self._picture])
+
+    def _move(self, name: str, share: float) -> None:
+        if not self._busy:
+            most = int(self.run.masks[name].sum())
+            self.kept[name] = min(max(round(share * self._ranks[name].numel()), 1), most)
+            self._set(self._all, self._share())
+            self._show()
+
+    def _move_all(self, change: dict[str, Any]) -> None:
+        if not self._busy:
+            total = self.run.masks.total
+            keep = min(max(round(change["new"] * total), 1), self.run.masks.kept)
+            self.kept = self._globally(keep).kept_by_layer
+            for name, slider in self._sliders.items():
+                self._set(slider, max(self.kept[name], 1) / self._ranks[name].numel())
+            self._show()
+
+    def _set(self, slider: ipw.FloatLogSlider, value: float) -> None:
+        self._busy = True
+        try:
+            slider.value = value
+        finally:
+            self._busy = False
+
+    def _ask(self) -> None:
+        self._hint.value = "trying each layer…"
+        name, fewer = self._suggested = self.suggest()
+        self._hint.value = f"{_html.cell(_short(name))} could go from {self.kept[name]:,} to {fewer:,} weights"
+
+    def _take(self) -> None:
+        if self._suggested:
+            name, fewer = self._suggested
+            self.kept[name], self._suggested, self._hint.value = min(fewer, self.kept[name]), None, ""
+            self._set(self._sliders[name], self.kept[name] / self._ranks[name].numel())
+            self._set(self._all, self._share())
+            self._show()
+
+    def _show(self) -> None:
+        masks = self.masks
+        ours, rival = self._accuracy(masks), self._globally(sum(self.kept.values()))
+        theirs = ours if rival.kept_by_layer == self.kept else self._accuracy(rival)  # as after "all layers"
+        rows = [
+            ("accuracy, all weights", f"{self._before:.2%}"),
+            ("accuracy, by hand", f"{ours:.2%}"),
+            ("global magnitude, as many weights", f"{theirs:.2%}"),
+            ("weights left", f"{masks.kept:,} of {masks.total:,} ({masks.density:.2%})"),
+            ("sparse file", f"{allocation.file_bytes(self.run, masks):,} bytes"),
+            ("FLOPs on them", f"{sparse_flops(self.run.model, self.run.flops, masks):,.0f}"),
+        ]
+        verdict = "ahead of" if ours > theirs else "behind" if ours < theirs else "level with"
+        title = f"{verdict} global magnitude, on {len(self._images[0][1])} validation images"
+        self._text.value = f"<b>{title}</b>" + _html.table(("", ""), rows)
+        self._picture.value = _mosaic({name: (w * masks[name]).cpu() for name, w in self._weights.items()})
+
+    def _words(self) -> str:
+        kept = sum(self.kept.values())
+        return (
+            f"{kept:,} of {self.run.masks.total:,} weights; accuracy {self.accuracy:.2%} by hand, {self.rival:.2%} by "
+            f"global magnitude, {self._before:.2%} with all weights."
+        )
+
+    def _share(self) -> float:
+        return sum(self.kept.values()) / self.run.masks.total
+
+    def _globally(self, keep: int) -> Masks:
+        return Masks({name: (self._together[name] < keep).view_as(ranks) for name, ranks in self._ranks.items()})
+
+    def _accuracy(self, masks: Masks) -> float:
+        with torch.no_grad():
+            for name, weight in self._own.items():
+                torch.mul(self._weights[name], masks[name], out=weight)
+        options = self.run.options
+        with evaluating(self._model), torch.inference_mode():
+            return evaluate(self._model, self._images, options.loss, options.metric, self.run.device)["accuracy"]
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """The place of each from the highest, ties by position."""
+    order = scores.argsort(descending=True, stable=True)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -1,0 +1,220 @@
+"""`LivePanel`: choose, start, pause and stop a training."""
+
+import dataclasses
+import inspect
+import threading
+import time
+from ast import literal_eval
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as ipw
+
+from .. import _html, methods, models
+from ..data.loading import available, load
+from ..errors import ConfigError, DataError, RunError
+from ..masks.schedules import Cubic
+from ..models import build
+from ..plots import runs
+from ..plots.figure import Figure
+from ..results.record import percent
+from ..train.fit import fit
+from ..train.method import Method
+from ..train.run import Run
+from .panel import NARROW, WIDE, Panel, _png, _problem
+
+
+class LivePanel(Panel):
+    """Choose data, model and method, start, pause, go on, stop; training runs in a thread, the kernel stays free.
+
+    What it leaves is `run`, an ordinary `Run`, stopped or not; `start()`, `pause()`, `resume()`, `stop()` and `wait()`
+    do from code what the buttons do.
+    """
+
+    def __init__(
+        self,
+        data: str = "digits",
+        model: str = "lenet5",
+        method: str = "Gradual",
+        *,
+        epochs: int = 5,
+        seed: int = 0,
+        **settings: Any,
+    ):
+        self.run: Run | None = None
+        self.settings = settings
+        self._thread: threading.Thread | None = None
+        self._go, self._stop = threading.Event(), threading.Event()
+        sets = [name for name, _, here in available() if here and name != "sorting"]
+        self._data = _choice("data", sets, data)
+        self._model = _choice("model", list(models.MODELS), model)
+        self._method = _choice("method", [name for name in methods.__all__ if name not in BESIDE_OTHERS], method)
+        self._epochs = ipw.BoundedIntText(epochs, min=1, max=10_000, description="epochs", layout=NARROW)
+        self._seed = ipw.BoundedIntText(seed, min=0, max=2**31 - 1, description="seed", layout=NARROW)
+        self._fields, self._text = ipw.VBox(), ipw.HTML("not started")
+        self._bar = ipw.FloatProgress(0, min=0, max=1, layout=WIDE)
+        self._picture, self._table = ipw.Image(format="png"), ipw.HTML()
+        self._buttons = {name: ipw.Button(description=name, layout=NARROW) for name in ("Start", "Pause", "Stop")}
+        for name, do in (("Start", self.start), ("Pause", self._pause_or_resume), ("Stop", self.stop)):
+            self._buttons[name].on_click(lambda _, do=do: do())
+        self._method.observe(lambda _: self._offer(), "value")
+        self._offer()
+        self._enable(running=False)
+        chosen = ipw.VBox([self._data, self._model, self._method, self._fields, self._epochs, self._seed])
+        seen = ipw.VBox([ipw.HBox(list(self._buttons.values())), self._bar, self._text, self._picture, self._table])
+        self.box = ipw.HBox([chosen, seen])
+
+    def start(self) -> None:
+        """Train from the beginning with what is chosen; what is wrong with it is said in the panel."""
+        if self._thread and self._thread.is_alive():
+            return
+        self.run = None
+        self._stop.clear()
+        self._go.set()
+        self._began = self._drawn = time.perf_counter()
+        self._told, self._cost = 0.0, EXPECTED
+        self._enable(running=True)
+        self._text.value, self._table.value, self._picture.value = "preparing…", "", b""
+        self._thread = threading.Thread(target=self._train, name="pruninglab training", daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Stand still after this step."""
+        self._go.clear()
+        self._buttons["Pause"].description = "Resume"
+
+    def resume(self) -> None:
+        self._buttons["Pause"].description, self._text.value = "Pause", "going on…"
+        self._go.set()
+
+    def stop(self) -> None:
+        """End after this step with what was reached."""
+        self._stop.set()
+        self.resume()
+
+    def wait(self, seconds: float | None = None) -> Run | None:
+        """Until the training is over; the run, or None if it is not over after so many seconds or went wrong."""
+        if self._thread:
+            self._thread.join(seconds)
+        return self.run
+
+    def figure(self) -> Figure:
+        if self.run is None:
+            raise ConfigError("nothing has been trained yet; press Start, or start() and wait().")
+        return runs.history(self.run)
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.run:
+            return super()._repr_mimebundle_()
+        shown: Any = self.box._repr_mimebundle_()
+        return {**shown, "text/plain": repr(self)}, {}
+
+    def __repr__(self) -> str:
+        state = repr(self.run) if self.run else "not started"
+        return f"LivePanel({self._data.value}, {self._model.value}, {self._method.value}): {state}"
+
+    def chosen(self) -> Method:
+        """The method as its fields say."""
+        kind = getattr(methods, self._method.value)
+        return kind(**{name: read() for name, read in self._read.items()})
+
+    def _train(self) -> None:
+        try:
+            data = load(self._data.value, seed=self._seed.value)
+            model = build(self._model.value, data, seed=self._seed.value)
+            options = {"epochs": self._epochs.value, "seed": self._seed.value, **self.settings}
+            run = fit(model, data, self.chosen(), progress=self._watch, **options)
+            self.run = run
+            self._text.value = f"{_html.cell(run.status)}{': ' + _html.cell(run.reason) if run.reason else ''}"
+            self._draw(run)
+            self._table.value = run._repr_html_()
+        except (ConfigError, DataError, RunError) as error:
+            self._text.value = _problem(error)
+        finally:
+            self._enable(running=False)
+
+    def _watch(self, run: Run) -> None:
+        """After each step, in the thread that trains: a few times a second words, and curves for 2 % of the time."""
+        now = time.perf_counter()
+        if now - self._told > 0.25:
+            self._told = now
+            left = (now - self._began) * (run.steps - run.step) / run.step
+            val = f", val {percent({'accuracy': run.history[-1]['val_accuracy']})}" if run.history else ""
+            words = f"epoch {run.epoch + 1} of {run.epochs}, step {run.step:,} of {run.steps:,}{val}"
+            self._text.value = f"{words}, sparsity {run.sparsity:.2%}, {left:,.0f} s left"
+            self._bar.value = run.progress
+        if len(run.history) > 1 and now - self._drawn > 50 * self._cost:
+            self._draw(run)
+            self._drawn = time.perf_counter()
+            self._cost = self._drawn - now
+        if not self._go.is_set():
+            self._text.value = f"paused at step {run.step:,} of {run.steps:,}"
+            paused = time.perf_counter()
+            self._go.wait()
+            self._began += time.perf_counter() - paused
+        if self._stop.is_set():
+            run.interrupt()
+
+    def _draw(self, run: Run) -> None:
+        self._bar.value = run.progress
+        self._picture.value = _png(runs.history(run))
+
+    def _pause_or_resume(self) -> None:
+        (self.pause if self._go.is_set() else self.resume)()
+
+    def _enable(self, running: bool) -> None:
+        for control in (self._data, self._model, self._method, self._epochs, self._seed, self._buttons["Start"]):
+            control.disabled = running
+        self._buttons["Pause"].disabled = self._buttons["Stop"].disabled = not running
+
+    def _offer(self) -> None:
+        """The fields of the chosen method, each with its default."""
+        kind = getattr(methods, self._method.value)
+        types = inspect.get_annotations(kind, eval_str=False)
+        self._read: dict[str, Callable[[], Any]] = {}
+        rows = []
+        for field in dataclasses.fields(kind):
+            if field.init:
+                control, self._read[field.name] = _control(field, str(types.get(field.name, field.type)))
+                rows.append(control)
+        self._fields.children = rows
+
+
+EXPECTED = 0.13
+"""Seconds that drawing the curves may take, before it was done once: a short training ends without them."""
+BESIDE_OTHERS = ("Quantize", "SharedWeights")
+"""Methods that say nothing by themselves: they snap what others have pruned."""
+
+
+def _control(field: "dataclasses.Field[Any]", kind: str) -> tuple[ipw.Widget, Callable[[], Any]]:
+    """A control for a field of a method, and how to read it."""
+    label = {"description": field.name.replace("_", " "), "style": {"description_width": "8em"}}
+    missing = field.default is dataclasses.MISSING
+    if missing and ("Schedule" in kind or "Sparsity" in kind or field.name == "sparsity"):
+        slider = ipw.FloatSlider(0.9, min=0, max=0.995, step=0.005, readout_format=".1%", **label)
+        if "Schedule" in kind and "Sparsity" not in kind:
+            slider.description = "sparsity"
+            return slider, lambda: Cubic(slider.value)
+        return slider, lambda: slider.value
+    default = None if missing or field.default_factory is not dataclasses.MISSING else field.default
+    if isinstance(default, bool):
+        box = ipw.Checkbox(default, **label)
+        return box, lambda: box.value
+    text = ipw.Text(str(default), continuous_update=False, **label)
+    return text, lambda: default if text.value == str(default) else _literal(text.value, field.name)
+
+
+def _literal(text: str, name: str) -> Any:
+    """A number, None, a list or dict as Python writes it; anything else is a name."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text.isidentifier():
+            return text
+        raise ConfigError(f"{name}={text!r} is neither a number nor a name.") from None
+
+
+def _choice(label: str, options: Sequence[str], value: str) -> Any:
+    if value not in options:
+        raise ConfigError(f"{label}={value!r} is not among {', '.join(options)}.")
+    return ipw.Dropdown(options=options, value=value, description=label)

@@ -1,0 +1,67 @@
+"""What all panels share."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import ipywidgets as ipw
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import _html
+from ..plots.figure import Figure
+
+WIDE = ipw.Layout(width="100%")
+NARROW = ipw.Layout(width="auto")
+
+
+class Panel:
+    """What shows itself as widgets where there are any, and as its own figure and words elsewhere."""
+
+    box: ipw.Widget
+
+    def figure(self) -> Figure:
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = self.figure()._repr_mimebundle_()
+        shown: Any = self.box._repr_mimebundle_()
+        return {**shown, **data}, metadata
+
+
+def _problem(error: Exception) -> str:
+    return f'<span style="color:#c33">{_html.cell(error)}</span>'
+
+
+def _short(layer: str) -> str:
+    return layer.removesuffix(".weight")
+
+
+def _png(figure: Figure) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    return image.getvalue()
+
+
+# What is exactly 0 has the first colour for its own; no other shade may round down to it.
+PALETTE = (matplotlib.colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
+PALETTE[0] = 225
+
+
+def _mosaic(weights: Mapping[str, Tensor], width: int = 900, height: int = 120) -> bytes:
+    """Each weight as a matrix, side by side, its own largest value in full colour; what is 0 is grey."""
+    each = max(width // len(weights) - 8, 16)
+    canvas = Image.new("RGB", ((each + 8) * len(weights), height), "white")
+    for i, weight in enumerate(weights.values()):
+        matrix = weight.flatten(1)
+        top = float(matrix.abs().max()) or 1.0
+        shades = (matrix * (126.9 / top)).add_(128).mul_(matrix != 0).to(torch.uint8)
+        pixels = Image.fromarray(shades.numpy())
+        pixels.putpalette(PALETTE.tobytes())
+        canvas.paste(pixels.convert("RGB").resize((each, height), Image.Resampling.BOX), (i * (each + 8), 0))
+    content = io.BytesIO()
+    canvas.save(content, format="png", compress_level=1)
+    return content.getvalue()
