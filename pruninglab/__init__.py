@@ -14,7 +14,7 @@ from .masks import Constant, Cubic, Exponential, Linear, Masks, Narang, Schedule
 from .methods.controls import controls
 from .models import build
 from .results import Result
-from .train import ConstantRate, CosineRate, Method, Run, Snapshot, StepRate, fit, prune
+from .train import ConstantLR, CosineLR, Method, Run, Snapshot, StepLR, fit, prune
 
 if TYPE_CHECKING:
     from . import plots, sweep, widgets
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "Constant",
-    "ConstantRate",
-    "CosineRate",
+    "ConstantLR",
+    "CosineLR",
     "Cubic",
     "Data",
     "DataError",
@@ -37,7 +37,7 @@ __all__ = [
     "RunError",
     "Schedule",
     "Snapshot",
-    "StepRate",
+    "StepLR",
     "__version__",
     "analysis",
     "build",

@@ -16,13 +16,13 @@ from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab import identity, randomness
-from pruninglab.analysis import budget
+from pruninglab.analysis import allocate
 from pruninglab.masks import keeping, largest, largest_per_channel, n_of_m, project
 from pruninglab.methods import ADMM, PGD, OneShot
 from pruninglab.recipes import admm, progressive
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
-PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_penalty_by_layer_and_what_is_refused(blobs):
             lab.fit(mlp(), blobs, method, epochs=epochs, **QUIET)
     for match, make in (
         ("updates=0", lambda: ADMM(0.5, updates=0)),
-        ("every=0", lambda: PGD(0.5, every=0)),
+        ("every_steps=0", lambda: PGD(0.5, every_steps=0)),
         ("end is a share", lambda: PGD(0.5, end=0.0)),
     ):
         with pytest.raises(lab.ConfigError, match=match):
@@ -214,7 +214,7 @@ def test_the_largest_are_kept_exactly():
     assert largest(weights, keeping(weights, {"a": 3, "b": 1})).kept_by_layer == {"a": 3, "b": 1}
     assert largest_per_channel(weights, 0.5)["b"].tolist() == [[False, True], [True, False]]
     within = {"a": torch.tensor([[False, True, True, True]]), "b": torch.ones(2, 2, dtype=torch.bool)}
-    assert largest(weights, {"a": 0.75}, within=within)["a"].tolist() == [[False, False, True, False]]
+    assert largest(weights, {"a": 0.75}, masks=within)["a"].tolist() == [[False, False, True, False]]
 
 
 def test_channels_go_by_their_sum_of_squares():
@@ -254,7 +254,7 @@ def test_n_of_m_by_hand():
 @pytest.mark.parametrize("every", [1, 3])
 def test_projected_descent_against_a_slow_reference(blobs, every):
     """Eight epochs of four steps; the mask is frozen after half of them. Some weights come back before that."""
-    run = lab.fit(mlp(), blobs, PGD(0.8, every=every, end=0.5), epochs=8, batch_size=40, lr=0.3, **PLAIN)
+    run = lab.fit(mlp(), blobs, PGD(0.8, every_steps=every, end=0.5), epochs=8, batch_size=40, lr=0.3, **PLAIN)
     model, step, supports = mlp(), 0, []
     weights = {name: w for name, w in model.named_parameters() if w.ndim == 2}
     for epoch in range(8):
@@ -285,16 +285,16 @@ def test_projected_descent_against_a_slow_reference(blobs, every):
 
 def test_the_recipe_trains_pulls_cuts_and_retrains(blobs, tmp_path):
     def go() -> list[lab.Run]:
-        return admm(mlp(), blobs, 0.9, epochs=3, retrain=2, rho=0.01, folder=tmp_path, **QUIET)
+        return admm(mlp(), blobs, 0.9, epochs=3, finetune=2, rho=0.01, folder=tmp_path, **QUIET)
 
     first = go()
     assert [run.masks.kept for run in first] == [448, 45, 45]
     assert [run.epoch for run in first] == [3, 3, 2]
-    assert [run.options.rate for run in first] == [lab.CosineRate(), lab.ConstantRate(), lab.CosineRate()]
+    assert [run.options.lr_schedule for run in first] == [lab.CosineLR(), lab.ConstantLR(), lab.CosineLR()]
     assert [run.result.budget["steps_before"] for run in first] == [0, 6, 12]
     assert first[2].masks.fingerprint == first[1].masks.fingerprint
     assert first[2].result.accuracy["val"]["accuracy"] >= first[1].result.accuracy["val"]["accuracy"]
-    assert sorted(p.stem for p in tmp_path.glob("*.json")) == ["admm", "dense", "retrained"]
+    assert sorted(p.stem for p in tmp_path.glob("*.json")) == ["admm", "dense", "fine-tuned"]
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
     second = go()
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}  # nothing was trained
@@ -306,7 +306,7 @@ def test_the_recipe_trains_pulls_cuts_and_retrains(blobs, tmp_path):
 def test_budgets_keep_what_the_rate_says_and_empty_no_layer(dense, by):
     before = copy.deepcopy(dense.model)
     for rate, kept in ((4, 112), (50, 9), (200, 2)):
-        shares = budget(dense, rate, by)
+        shares = allocate(dense, rate, by)
         counts = [round((1 - shares[name]) * mask.numel()) for name, mask in dense.masks.items()]
         assert sum(counts) == kept
         assert min(counts) >= 1
@@ -315,8 +315,8 @@ def test_budgets_keep_what_the_rate_says_and_empty_no_layer(dense, by):
 
 def test_a_chain_goes_through_its_rates_and_is_gone_on_from(blobs, dense, tmp_path):
     def go(*rates: float | dict[str, float]):
-        settings: dict[str, Any] = {"budgets": "layer_magnitude", "select": "chain", "folder": tmp_path}
-        return progressive(dense, blobs, rates, epochs=1, retrain=1, **settings, **QUIET)
+        settings: dict[str, Any] = {"allocation": "layer_magnitude", "select": "chain", "folder": tmp_path}
+        return progressive(dense, blobs, rates, epochs=1, finetune=1, **settings, **QUIET)
 
     last = keeping(dense.weights, {"0.weight": 12, "2.weight": 8})
     go(4, 8)
@@ -353,7 +353,7 @@ def test_who_starts_a_round_and_who_is_replaced(dense, blobs, monkeypatch, selec
 
     def fake(start, data, target, **settings):
         child = copy.copy(start)
-        child.masks = largest(start.weights, target, within=start.masks)
+        child.masks = largest(start.weights, target, masks=start.masks)
         number, parent = rounds[child.masks.kept], rounds.get(start.masks.kept, 0)
         calls.append((number, parent))
         accuracy = {"accuracy": scores.get((number, parent), 0.5)}
@@ -373,7 +373,7 @@ def test_who_starts_a_round_and_who_is_replaced(dense, blobs, monkeypatch, selec
 
 
 def test_fewer_direct_rates_fill_the_pool_by_themselves(dense, blobs):
-    made = progressive(dense, blobs, [2, 4, 8], epochs=1, retrain=1, direct=1, **QUIET)
+    made = progressive(dense, blobs, [2, 4, 8], epochs=1, finetune=1, direct=1, **QUIET)
     assert made.table()["round"].tolist() == [1, 2, 3, 3]
     assert made.table()["from"].tolist() == [1, 2, 2, 4]
     assert made.costs()["steps"].tolist() == [4, 4, 8]
@@ -384,7 +384,7 @@ def test_fewer_direct_rates_fill_the_pool_by_themselves(dense, blobs):
 
 def test_an_interruption_ends_the_pool_and_is_gone_on_from(dense, blobs, tmp_path, monkeypatch):
     def go() -> Any:
-        settings: dict[str, Any] = {"epochs": 2, "retrain": 1, "direct": 1, "folder": tmp_path}
+        settings: dict[str, Any] = {"epochs": 2, "finetune": 1, "direct": 1, "folder": tmp_path}
         return progressive(dense, blobs, [2, 4], **settings, **QUIET)
 
     update = ADMM.on_step
@@ -409,8 +409,8 @@ def test_rates_that_cannot_be_are_refused_before_training(dense, blobs):
     refuses("nothing would be progressive", [2, 4, 8])
     refuses("select='best'", [2, 4, 8, 16], select="best")
     refuses("direct=4", [2, 4, 8, 16], direct=4)
-    refuses("rates have to rise: 2 keeps 224", [4, 2], select="chain")
-    refuses("rate 0.9: expected", [0.9], select="chain")
+    refuses("compressions have to rise: 2 keeps 224", [4, 2], select="chain")
+    refuses("compression 0.9: expected", [0.9], select="chain")
     refuses("sets record by itself", [4, 8], select="chain", record="x.json")
     refuses("2.weight: sparsity 0.5", [{"*": 0.6}, {"0.*": 0.9, "2.*": 0.5}], select="chain")
 

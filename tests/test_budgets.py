@@ -60,7 +60,7 @@ def test_a_layer_that_can_spare_more_keeps_less():
         return nn.Sequential(nn.Flatten(), nn.Linear(20, 20, bias=False), nn.Linear(20, classes, bias=False))
 
     run = lab.fit(lab.build(net, data), data, epochs=20, lr=1e-2, progress=False)
-    shares = analysis.budget(run, 4, "sensitivity")
+    shares = analysis.allocate(run, 4, "sensitivity")
     kept = [round(w.numel() * (1 - shares[n])) for n, w in run.weights.items()]
     assert sum(kept) == 110
     assert kept[0] / 400 < kept[1] / 40

@@ -119,7 +119,7 @@ def test_group_lasso_pulls_whole_filters_to_zero(data):
     [
         (lambda: Slimming(-1), "at least 0"),
         (lambda: Slimming(begin=0.0), "a scale above 0"),
-        (lambda: GroupLasso(float("nan")), "at least 0"),
+        (lambda: GroupLasso(float("nan")), "finite number"),
         (lambda: GroupLasso(over="filter"), "'filters', 'channels', 'rows', 'columns'"),
     ],
 )
@@ -171,10 +171,10 @@ def test_silence_follows_a_schedule(data):
 
 
 def test_three_stages_and_their_controls(data, tmp_path):
-    settings = {"epochs": 1, "tune": 1, "strength": 1e-3, "batch_size": 90, "progress": False, "folder": tmp_path}
+    settings = {"epochs": 1, "finetune": 1, "strength": 1e-3, "batch_size": 90, "progress": False, "folder": tmp_path}
     model = lab.build("vgg16", data, seed=0, width=0.0625)
     made: Any = slimming(model, data, 0.5, **settings)
-    assert [trial.way for trial in made] == ["dense", "slimmed", "removed", "fine-tuned", "Scratch-E", "Scratch-B"]
+    assert [trial.method for trial in made] == ["dense", "slimmed", "removed", "fine-tuned", "Scratch-E", "Scratch-B"]
     tuned, anew, longer = (made[way] for way in ("fine-tuned", "Scratch-E", "Scratch-B"))
     sizes = [run.result.size["parameters"] for run in (made["dense"], made["removed"], tuned, anew, longer)]
     assert sizes[0] > sizes[1] == sizes[2] == sizes[3] == sizes[4]
@@ -188,7 +188,7 @@ def test_three_stages_and_their_controls(data, tmp_path):
     slimming(model, data, 0.5, **settings)
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     with pytest.raises(lab.ConfigError, match="by itself"):
-        slimming(model, data, 0.5, epochs=1, tune=1, masks={})
+        slimming(model, data, 0.5, epochs=1, finetune=1, masks={})
 
 
 # --- measure ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ model = lab.build("resnet20", data, seed=0, width=0.25)
 model.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), model.fc)
 run = lab.fit(
     model, data, lab.methods.Gradual(lab.Cubic(0.9), reactivate=True), epochs=12, batch_size=30, optimizer="sgd",
-    lr=0.1, weight_decay=1e-3, keep="best", checkpoint=sys.argv[1], every=4, record=sys.argv[2], progress=False,
+    lr=0.1, weight_decay=1e-3, keep="best", checkpoint=sys.argv[1], every_steps=4, record=sys.argv[2], progress=False,
 )
 print(lab.results.tensor_hash(run.model.state_dict()), run.masks.fingerprint)
 """
@@ -99,9 +99,9 @@ def test_what_is_not_written_down_elsewhere_is_compared_too(data, tmp_path):
         path = tmp_path / "c.safetensors"
         return lab.fit(model, options.pop("train_on", data), epochs=1, progress=False, checkpoint=path, **options)
 
-    go(rate=lambda progress: 1.0)
-    with pytest.raises(lab.RunError, match="rate was"):
-        go(rate=lambda progress: 0.0)
+    go(lr_schedule=lambda progress: 1.0)
+    with pytest.raises(lab.RunError, match="lr_schedule was"):
+        go(lr_schedule=lambda progress: 0.0)
     (tmp_path / "c.safetensors").unlink()
     shifted = lab.load("digits", train=200, test=60, size=8, augment="shift")
     go(train_on=shifted)
@@ -129,7 +129,7 @@ def test_a_methods_own_parameters_resume_with_their_optimizer_state(data, tmp_pa
     def go(path, at):
         Gates.at = at
         model = lab.build("lenet300", data)
-        return lab.fit(model, data, Gates(), epochs=3, batch_size=60, progress=False, checkpoint=path, every=2)
+        return lab.fit(model, data, Gates(), epochs=3, batch_size=60, progress=False, checkpoint=path, every_steps=2)
 
     whole = go(tmp_path / "a", -1)
     go(tmp_path / "b", 5)

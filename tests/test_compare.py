@@ -28,8 +28,8 @@ def row(way: str, seed: int, sparsity: float, accuracy: float, **changes: Any) -
     """A record's row, as `results.load` gives it."""
     settings, control = NAMED[way]
     return {
-        "data": "digits", "model": "lenet5", "method": settings.partition("(")[0], "settings": f"{settings}{sparsity}",
-        "way": settings, "control": control, "seed": seed, "init_seed": seed, "chosen_on": "val", "status": "done",
+        "data": "digits", "model": "lenet5", "methods": settings.partition("(")[0], "settings": f"{settings}{sparsity}",
+        "method": settings, "control": control, "seed": seed, "init_seed": seed, "chosen_on": "val", "status": "done",
         "collapsed_layers": 0, "test_accuracy": accuracy, "test_top5": None, "metric": "accuracy",
         "sparsity_weights": sparsity, "sparsity_weights_and_biases": sparsity, "sparsity_all": sparsity,
         "flops_dense": 100.0, "flops_sparse": 100.0 * (1 - sparsity), "sparse_bytes": 1000, "total_steps": 195,
@@ -58,7 +58,7 @@ def p_value(test: Any) -> float:
 
 def test_a_fair_table_has_n_mean_and_interval():
     found = lab.compare(pd.DataFrame(rows()))
-    table = found.table().set_index(["level", "way"])
+    table = found.table().set_index(["level", "method"])
     one = table.loc[(0.9, "global magnitude")]
     values = np.array([0.97, 0.981, 0.99])
     assert (one["n"], one["accuracy"]) == (3, pytest.approx(values.mean()))
@@ -75,16 +75,16 @@ def test_a_fair_table_has_n_mean_and_interval():
 @pytest.mark.parametrize(
     ("where", "changes", "word", "said"),
     [
-        ({"way": NAMED["global"][0]}, {"total_steps": 260}, "steps", r"195 of dense.*260 of global magnitude"),
-        ({"way": NAMED["global"][0], "seed": 1}, {"split": "x"}, "split", r"split differs at seed 1"),
-        ({"way": NAMED["global"][0]}, {"dense_hash": "x"}, "start", r"dense start differs at seed 0"),
-        ({"way": NAMED["random"][0]}, {"data": "MNIST"}, "data", r"data set differs \(digits.*MNIST of random mask"),
-        ({"way": NAMED["random"][0]}, {"chosen_on": "test"}, "chosen_on", r"choices were made on"),
-        ({"way": NAMED["random"][0]}, {"metric": "top5"}, "metric", r"metric"),
-        ({"way": NAMED["random"][0]}, {"model": "vgg16"}, "model", r"model differs"),
-        ({"way": NAMED["layer"][0], "seed": 2}, {"init_seed": 7}, "seeds", r"layer magnitude lacks seed 2, which"),
+        ({"method": NAMED["global"][0]}, {"total_steps": 260}, "steps", r"195 of dense.*260 of global magnitude"),
+        ({"method": NAMED["global"][0], "seed": 1}, {"split": "x"}, "split", r"split differs at seed 1"),
+        ({"method": NAMED["global"][0]}, {"dense_hash": "x"}, "start", r"dense start differs at seed 0"),
+        ({"method": NAMED["random"][0]}, {"data": "MNIST"}, "data", r"data set differs \(digits.*MNIST of random mask"),
+        ({"method": NAMED["random"][0]}, {"chosen_on": "test"}, "chosen_on", r"choices were made on"),
+        ({"method": NAMED["random"][0]}, {"metric": "top5"}, "metric", r"metric"),
+        ({"method": NAMED["random"][0]}, {"model": "vgg16"}, "model", r"model differs"),
+        ({"method": NAMED["layer"][0], "seed": 2}, {"init_seed": 7}, "seeds", r"layer magnitude lacks seed 2, which"),
         (
-            {"way": NAMED["layer"][0], "sparsity_weights": 0.9, "seed": 2},
+            {"method": NAMED["layer"][0], "sparsity_weights": 0.9, "seed": 2},
             {"sparsity_weights": 0.5},
             "seeds",
             r"lacks seed 2 at 90 % zeros",
@@ -104,8 +104,8 @@ def test_runs_from_new_weights_begin_with_the_same_ones():
     fresh = [r | new | {"start_hash": f"i{r['seed']}"} for r in rows()]
     assert lab.compare(pd.DataFrame(fresh)).notes == ()
     with pytest.raises(lab.ConfigError, match="the draw of the initial weights differs at seed 1"):
-        lab.compare(changed(fresh, {"way": NAMED["random"][0], "seed": 1}, start_hash="trained elsewhere"))
-    skips = changed(fresh, {"way": NAMED["random"][0]}, start_hash="of another form", form="with skip connections")
+        lab.compare(changed(fresh, {"method": NAMED["random"][0], "seed": 1}, start_hash="trained elsewhere"))
+    skips = changed(fresh, {"method": NAMED["random"][0]}, start_hash="of another form", form="with skip connections")
     assert lab.compare(skips).notes == ()
     mixed = [r | new | {"start_hash": "i"} if r["control"] == "random mask" else r for r in rows()]
     (note,) = lab.compare(pd.DataFrame(mixed)).notes
@@ -151,7 +151,7 @@ def test_pairs_see_what_means_alone_do_not():
     frame += [row("global", s, 0.9, a) for s, a in base.items()]
     frame += [row("gradual", s, 0.9, a + d) for (s, a), d in zip(base.items(), (0.010, 0.011, 0.009), strict=True)]
     found = lab.compare(pd.DataFrame(frame))
-    test = found.tests().set_index("way").loc["Gradual"]
+    test = found.tests().set_index("method").loc["Gradual"]
     assert test["against"] == "global magnitude"
     assert test["difference"] == pytest.approx(0.01)
     assert test["adjusted"] < 0.05
@@ -165,10 +165,10 @@ def test_the_correction_is_over_all_tests_and_what_is_not_seen_is_said():
         tests: Any = found.tests(against)
         assert len(tests) == number
         assert tests["adjusted"].min() == pytest.approx(min(1, tests["p"].min() * number))
-    noisy = changed(rows(), {"way": NAMED["layer"][0], "seed": 0}, test_accuracy=0.99)
+    noisy = changed(rows(), {"method": NAMED["layer"][0], "seed": 0}, test_accuracy=0.99)
     said = lab.compare(noisy).words()
     assert any("layer magnitude is not distinguishable from global magnitude at n = 3." in line for line in said)
-    with pytest.raises(lab.ConfigError, match="no way here"):
+    with pytest.raises(lab.ConfigError, match="no method here"):
         found.tests("gradual")
 
 
@@ -190,7 +190,7 @@ def test_what_ended_otherwise_stays_and_is_said():
     ]
     found[3] |= {"status": "diverged", "test_accuracy": 0.1}
     shown = lab.compare(pd.DataFrame(found))
-    table = shown.table().set_index(["level", "way"])
+    table = shown.table().set_index(["level", "method"])
     assert table.loc[(0.9, "random mask"), "status"] == "2 done, 1 diverged"
     assert table.loc[(0.9, "Gradual"), "n"] == 2
     assert table.loc[(0.8, "Gradual"), "status"] == "target_missed"
@@ -200,9 +200,13 @@ def test_what_ended_otherwise_stays_and_is_said():
 
 def test_sparsities_of_one_target_are_one_level():
     """A share of each layer rounds to other counts than a share of all."""
-    found = lab.compare(changed(rows(), {"way": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.9501))
+    found = lab.compare(
+        changed(rows(), {"method": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.9501)
+    )
     assert found.levels == [0.9, 0.95]
-    apart = lab.compare(changed(rows(), {"way": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.951))
+    apart = lab.compare(
+        changed(rows(), {"method": NAMED["layer"][0], "sparsity_weights": 0.95}, sparsity_weights=0.951)
+    )
     assert apart.levels == [0.9, 0.95, 0.951]
 
 
@@ -216,7 +220,7 @@ def test_crossing_by_hand():
 
 
 def test_sparsity_at_matched_accuracy():
-    found = lab.compare(pd.DataFrame(rows())).at_accuracy(0.955).set_index("way")
+    found = lab.compare(pd.DataFrame(rows())).at_accuracy(0.955).set_index("method")
     assert found.loc["random mask", "said"] == "at no level with 3 of 3 seeds"
     assert math.isnan(found.loc["random mask", "sparsity"])
     kept = found.loc["global magnitude"]
@@ -231,10 +235,15 @@ def test_a_published_row_stands_beside_the_measured_one():
     frame = [row("global", s, 1 - density, 0.991, data="MNIST") for s in range(3)]
     frame += [row("dense", s, 0.0, 0.993, data="MNIST") for s in range(3)]
     found = lab.compare(pd.DataFrame(frame))
-    beside = found.beside_papers().set_index("method")
+    beside = found.beside_papers().set_index("published")
     theirs = beside.loc["Progressive Weight Pruning"]
-    assert (theirs["accuracy"], theirs["way"], theirs["measured"], theirs["n"]) == (0.99, "global magnitude", 0.991, 3)
-    assert (beside.loc["Baseline", "way"], beside.loc["Baseline", "measured"]) == ("dense", 0.993)
+    assert (theirs["accuracy"], theirs["method"], theirs["measured"], theirs["n"]) == (
+        0.99,
+        "global magnitude",
+        0.991,
+        3,
+    )
+    assert (beside.loc["Baseline", "method"], beside.loc["Baseline", "measured"]) == ("dense", 0.993)
     assert beside.loc["Han et al., 2015 [1]", "n"] == 0
     assert "Published: " in plots.frontier(found).alt
     assert lab.compare(pd.DataFrame(rows())).beside_papers().empty
@@ -242,12 +251,12 @@ def test_a_published_row_stands_beside_the_measured_one():
 
 def test_names_say_what_tells_ways_apart():
     ways = [f"Gradual(schedule=Cubic(initial=0.0), scope={scope}, end=0.75)" for scope in ("global", "layer")]
-    frame = pd.DataFrame([row("gradual", 0, 0.9, 0.9) | {"way": way, "settings": way} for way in ways])
-    assert lab.compare(frame).ways == ["Gradual(scope=global)", "Gradual(scope=layer)"]
+    frame = pd.DataFrame([row("gradual", 0, 0.9, 0.9) | {"method": way, "settings": way} for way in ways])
+    assert lab.compare(frame).methods == ["Gradual(scope=global)", "Gradual(scope=layer)"]
 
 
 def test_other_hardware_code_and_batches_are_said():
-    frame = changed(rows(), {"way": NAMED["global"][0]}, commit="def", batch_size=50)
+    frame = changed(rows(), {"method": NAMED["global"][0]}, commit="def", batch_size=50)
     assert lab.compare(frame).notes == (
         "They differ in batch size.",
         "They differ in version of the code.",
@@ -274,7 +283,7 @@ def test_real_runs_from_one_dense_start_are_comparable(tmp_path: Path):
 def test_a_folder_without_records_and_a_table_without_columns(tmp_path: Path):
     with pytest.raises(lab.ConfigError, match="no records to compare"):
         lab.compare(tmp_path)
-    with pytest.raises(lab.ConfigError, match="lacks way, control"):
+    with pytest.raises(lab.ConfigError, match="lacks method, control"):
         lab.compare(pd.DataFrame({"data": ["digits"]}))
     with pytest.raises(lab.ConfigError, match="allow='budget' is unknown"):
         lab.compare(pd.DataFrame(rows()), allow="budget")
@@ -286,4 +295,4 @@ def test_a_criterion_with_settings_is_no_control(blobs):
     method = lab.methods.OneShot(0.5, lab.criteria.SNIP())
     run = lab.fit(model, blobs, method, epochs=1, progress=False)
     assert run.result.control == ""
-    assert "SNIP" in run.result.row()["way"]
+    assert "SNIP" in run.result.row()["method"]

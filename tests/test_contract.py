@@ -35,25 +35,28 @@ METHODS: dict[str, list[lab.Method]] = {
     "ADMM-global-schedule": [methods.ADMM(0.9, lab.Linear(3e-2, 1e-2), scope="global", updates=4)],
     "ADMM-channel": [methods.ADMM(0.5, unit="channel")],
     "PGD": [methods.PGD(0.9, end=0.5)],
-    "PGD-global-every": [methods.PGD(0.9, scope="global", every=3)],
+    "PGD-global-every": [methods.PGD(0.9, scope="global", every_steps=3)],
     "Quantize": [methods.OneShot(0.5), methods.Quantize(2, snap=0.3, parts=3)],
     "Quantize-while-pruning": [
         methods.Gradual(lab.Cubic(0.5)),
         methods.Quantize({"conv": 2, "dense": 1}, "clustered", updates=4),
     ],
-    "RelevanceL2": [methods.RelevanceL2(1e-2), methods.GatedPruning(0.0, share=0.3, eval_interval=2)],
+    "RelevanceL2": [methods.RelevanceL2(1e-2), methods.PruneWhileAccurate(0.0, prune_fraction=0.3, every_steps=2)],
     "RelevanceL2-decoupled": [
         methods.RelevanceL2(alpha=100.0, decay="exponential", coupled=False, only_prunable=True),
-        methods.GatedPruning(0.0, share=0.5, eval_interval=2, scope="layer", target=0.9),
+        methods.PruneWhileAccurate(0.0, prune_fraction=0.5, every_steps=2, scope="layer", target=0.9),
     ],
     "RelevanceL2-exact": [methods.RelevanceL2(second_order="exact"), methods.OneShot(0.5)],
     "RelevanceL2-code": [methods.RelevanceL2(sign="code", second_order="literal"), methods.OneShot(0.5)],
     "L2": [methods.L2(), methods.OneShot(0.5)],
-    "L1": [methods.L1(), methods.GatedPruning(0.0, eval_interval=3, counting="epoch", target=0.5)],
+    "L1": [methods.L1(), methods.PruneWhileAccurate(0.0, every_steps=3, counting="epoch", target=0.5)],
     "L0": [methods.L0(droprate=0.9)],
     "L0-steered-channel": [methods.L0(0.3, unit="channel", droprate=0.9, end=0.7)],
     "L0-steered-schedule": [methods.L0(lab.Linear(0.9), droprate=0.8, warmup=(0.2, 0.4))],
-    "LOBSTER": [methods.LOBSTER(), methods.GatedPruning(below_dense=0.4, share=0.1, eval_interval=3, patience=1)],
+    "LOBSTER": [
+        methods.LOBSTER(),
+        methods.PruneWhileAccurate(below_dense=0.4, prune_fraction=0.1, every_steps=3, patience=1),
+    ],
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
     "GroupLasso": [methods.GroupLasso(1e-3), methods.OneShot(0.5, "filter_l2", scope="layer", unit="channel")],
@@ -71,18 +74,18 @@ METHODS: dict[str, list[lab.Method]] = {
     "VariationalDropout-missed": [methods.VariationalDropout(lab.Linear(0.9), lr=0.1, warmup=(0.2, 0.4))],
     "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
     "WeightMom-window": [
-        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", start=0, end=1, watch=4)
+        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", begin=0, end=1, watch=4)
     ],
     "WeightMom-together": [methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, reading="off")],
     "N2NSkip": [methods.N2NSkip(0.9)],
     "N2NSkip-snip-channel": [methods.N2NSkip(0.8, "snip", 0.3, "channel", scope="layer")],
     "SET": [methods.SET(0.9)],
-    "SET-magnitude-layer": [methods.SET(0.7, "layer", every=2, end=0.8, drop="magnitude")],
+    "SET-magnitude-layer": [methods.SET(0.7, "layer", every_steps=2, end=0.8, drop="magnitude")],
     "RigL": [methods.RigL(0.9)],
-    "RigL-from-snip": [methods.OneShot(0.8, "snip"), methods.RigL(0.8, share=0.5, every=2)],
-    "RigL-patterns": [methods.RigL({"*conv*": 0.8}, every=3, end=1.0)],
+    "RigL-from-snip": [methods.OneShot(0.8, "snip"), methods.RigL(0.8, drop_fraction=0.5, every_steps=2)],
+    "RigL-patterns": [methods.RigL({"*conv*": 0.8}, every_steps=3, end=1.0)],
     "SparseMomentum": [methods.SparseMomentum(0.9)],
-    "SparseMomentum-erk": [methods.SparseMomentum(0.8, "erk", every=2, beta=0.5)],
+    "SparseMomentum-erk": [methods.SparseMomentum(0.8, "erk", every_steps=2, beta=0.5)],
     "DynamicSurgery": [methods.DynamicSurgery(0.9)],
     "DynamicSurgery-crate": [methods.DynamicSurgery(crate=0.5, gamma=0.5, end=1.0)],
     "GlobalSparseMomentum": [methods.GlobalSparseMomentum(0.9)],
@@ -105,7 +108,7 @@ ELSEWHERE: dict[str, dict[str, tuple[list[lab.Method], dict[str, Any]]]] = {
             [methods.VariationalDropout(0.05, strength=0.01, sampled="*attention*", end=0.7)],
             {},
         ),
-        "RigL-patterns": ([methods.RigL({"*attention*": 0.8}, every=3, end=1.0)], {}),
+        "RigL-patterns": ([methods.RigL({"*attention*": 0.8}, every_steps=3, end=1.0)], {}),
         "OptimalBrainSurgeon": (
             [methods.OptimalBrainSurgeon(0.9, "full", rounds=2, batches=1, estimate="fisher")],
             {},
@@ -124,12 +127,12 @@ REFUSED = {
 }
 """What cannot be, and the word that says why: before any training."""
 
-GATE = methods.GatedPruning(0.0, share=0.4, eval_interval=2)
-PHASES = {"dense": 1, "epochs": 2, "final": 1}
+GATE = methods.PruneWhileAccurate(0.0, prune_fraction=0.4, every_steps=2)
+PHASES = {"dense": 1, "epochs": 2, "finetune": 1}
 Call = Callable[..., Any]
 RECIPES: dict[str, tuple[Call, float | None]] = {
     "admm": (lambda m, d, **o: recipes.admm(m, d, 0.9, epochs=1, updates=2, **o), 0.9),
-    "bonetta": (lambda m, d, **o: recipes.bonetta(model=m, data=d, gate=GATE, **PHASES, **o), None),
+    "bonetta": (lambda m, d, **o: recipes.bonetta(model=m, data=d, pruning=GATE, **PHASES, **o), None),
     "deep_compression": (lambda m, d, **o: recipes.deep_compression(m, d, 0.8, epochs=1, rounds=2, bits=2, **o), 0.8),
     "dense_start": (lambda m, d, **o: recipes.dense_start(m, d, epochs=2, **o), None),
     "enhanced": (lambda m, d, folder, **o: recipes.enhanced(m, d, 0.7, epochs=1, **files(folder), **o), 0.7),
@@ -140,12 +143,12 @@ RECIPES: dict[str, tuple[Call, float | None]] = {
     "iterative": (lambda m, d, **o: recipes.iterative(m, d, 0.8, rounds=2, epochs=1, **o), 0.8),
     "progressive": (lambda m, d, **o: recipes.progressive(m, d, (2, 4), direct=1, epochs=1, updates=2, **o), 0.75),
     "quantize": (lambda m, d, **o: recipes.quantize(m, d, 2, epochs=1, updates=2, **o), None),
-    "scratch": (lambda m, d, **o: recipes.scratch(m, d, 0.5, epochs=1, tune=1, **o), 0.5),
+    "scratch": (lambda m, d, **o: recipes.scratch(m, d, 0.5, epochs=1, finetune=1, **o), 0.5),
     "search": (
         lambda m, d, **o: recipes.search(m, d, methods.L2(), GATE, at_least=0.0, strengths=(0.0, 0.1), **PHASES, **o),
         None,
     ),
-    "slimming": (lambda m, d, **o: recipes.slimming(m, d, 0.3, epochs=1, tune=1, **o), None),
+    "slimming": (lambda m, d, **o: recipes.slimming(m, d, 0.3, epochs=1, finetune=1, **o), None),
     "tickets": (lambda m, d, **o: recipes.tickets(m, d, 0.8, epochs=1, rounds=2, step=2, **o), 0.8),
 }
 """A call of each, and the sparsity that it has to end at."""
@@ -201,10 +204,10 @@ def test_methods(net, name, tmp_path, monkeypatch):
     # broken off in the middle and resumed: the same masks, weights and record. The same instances serve three times,
     # and what has the same seed has the same bits
     path = tmp_path / "run.safetensors"
-    broken = train((model, data), [*made, Breaks()], checkpoint=path, every=3, **options)
+    broken = train((model, data), [*made, Breaks()], checkpoint=path, every_steps=3, **options)
     assert (broken.status, broken.step) == ("interrupted", Breaks.at)
     monkeypatch.setattr(Breaks, "at", -1)
-    resumed = train((model, data), [*made, Breaks()], checkpoint=path, every=3, **options)
+    resumed = train((model, data), [*made, Breaks()], checkpoint=path, every_steps=3, **options)
     assert resumed.masks.fingerprint == run.masks.fingerprint
     assert weights(resumed) == weights(run)
     of_run, of_resumed = record(run), record(resumed)

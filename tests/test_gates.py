@@ -20,7 +20,7 @@ from pruninglab.methods import L0, TargetedDropout, VariationalDropout
 from pruninglab.methods.noise import l0, steering, variational
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
-PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 WEIGHTS = (2.0, -3.0, 1.5, 1.0)
 NOW: dict[str, Any] = {"warmup": (0.0, 0.0)}
 
@@ -414,7 +414,7 @@ def test_the_ramp_by_hand(blobs):
 
 def test_steering_answers_to_the_number_of_open_gates():
     run: Any = type("Run", (), {})()
-    run.progress, run.steps, run.options = 0.8, 100, type("Options", (), {"rate": staticmethod(lambda p: 0.5)})()
+    run.progress, run.steps, run.options = 0.8, 100, type("Options", (), {"lr_schedule": staticmethod(lambda p: 0.5)})()
 
     def steered(opened: float) -> tuple[float, float]:
         pull = torch.tensor(0.0)

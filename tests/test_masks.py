@@ -80,10 +80,10 @@ def test_channels_and_kernels_are_cut_whole():
 
 def test_a_cut_never_revives():
     first = lab.keep_top({"a": t(1, 2, 3, 4)}, 0.5)
-    second = lab.keep_top({"a": t(9, 8, 1, 2)}, 0.75, within=first)
+    second = lab.keep_top({"a": t(9, 8, 1, 2)}, 0.75, masks=first)
     assert bits(second["a"]) == [0, 0, 0, 1]
     with pytest.raises(lab.ConfigError, match="never revived"):
-        lab.keep_top({"a": t(1, 2, 3, 4)}, 0.25, within=first)
+        lab.keep_top({"a": t(1, 2, 3, 4)}, 0.25, masks=first)
 
 
 def test_grow_brings_back_the_best_of_the_dead():
@@ -119,7 +119,7 @@ def test_the_count_is_exact_and_masks_only_shrink(sizes, share, levels, scope, s
             assert scores[name][mask].min() >= scores[name][~mask].max()
     tighter = share + (1 - share) * 0.5
     if total - int(total * tighter + 0.5) >= len(sizes):
-        again = lab.keep_top(scores, tighter, scope=scope, within=masks)
+        again = lab.keep_top(scores, tighter, scope=scope, masks=masks)
         assert all((again[n] <= masks[n]).all() for n in masks)
         assert again.kept == total - int(total * tighter + 0.5)
 

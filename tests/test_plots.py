@@ -10,7 +10,17 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 import pruninglab as lab
-from pruninglab.methods import L0, L2, GatedPruning, Gradual, OneShot, RelevanceL2, RigL, VariationalDropout, WeightMom
+from pruninglab.methods import (
+    L0,
+    L2,
+    Gradual,
+    OneShot,
+    PruneWhileAccurate,
+    RelevanceL2,
+    RigL,
+    VariationalDropout,
+    WeightMom,
+)
 from pruninglab.plots import studies
 
 
@@ -50,7 +60,7 @@ def test_comparison_draws_a_single_run_hollow():
 @pytest.fixture(scope="module")
 def watched() -> lab.Run:
     data = lab.load("digits", train=200, test=60, size=14)
-    method = WeightMom(lab.Cubic(0.8), watch=9, start=0.25, end=0.75)
+    method = WeightMom(lab.Cubic(0.8), watch=9, begin=0.25, end=0.75)
     return lab.fit(lab.build("lenet5", data), data, method, epochs=4, progress=False)
 
 
@@ -159,7 +169,7 @@ def gated() -> lab.Run:
     """Eight evaluations of which the first three are above the bound, and λ that restarts at each cut."""
     data = lab.load("digits", train=200, test=60, size=14)
     dense = lab.fit(lab.build("lenet5", data), data, epochs=4, progress=False)
-    methods = [RelevanceL2(1e-3, alpha=10.0), GatedPruning(0.3, share=0.7, eval_interval=2, patience=None)]
+    methods = [RelevanceL2(1e-3, alpha=10.0), PruneWhileAccurate(0.3, prune_fraction=0.7, every_steps=2, patience=None)]
     return lab.fit(dense, data, *methods, epochs=8, batch_size=90, progress=False)
 
 
@@ -206,7 +216,9 @@ def test_gate_draws_each_decision_and_what_it_did(gated):
 
 def test_regrowth_draws_shares_by_layer_and_epoch(runs):
     data = lab.load("digits", train=200, test=60, size=14)
-    run = lab.fit(lab.build("lenet5", data), data, RigL(0.9, every=1, end=1.0), epochs=3, batch_size=60, progress=False)
+    run = lab.fit(
+        lab.build("lenet5", data), data, RigL(0.9, every_steps=1, end=1.0), epochs=3, batch_size=60, progress=False
+    )
     figure: Any = lab.plots.regrowth(run)
     moved: Any = run.methods[0]
     table = pd.DataFrame(moved.changes)
@@ -278,7 +290,7 @@ def test_what_cannot_be_drawn_is_said(runs):
         lab.plots.trajectories(runs[0])
     with pytest.raises(lab.ConfigError, match="trained with RelevanceL2"):
         lab.plots.relevance(runs[0])
-    with pytest.raises(lab.ConfigError, match="trained with GatedPruning"):
+    with pytest.raises(lab.ConfigError, match="trained with PruneWhileAccurate"):
         lab.plots.gate(runs[0])
     with pytest.raises(lab.ConfigError, match="differ in chosen_on"):
         lab.plots.comparison(pd.DataFrame({"data": "a", "chosen_on": ["val", "test"], "settings": "s"}))
@@ -289,10 +301,12 @@ def test_what_cannot_be_drawn_is_said(runs):
 def test_ways_draw_a_line_each_and_the_dense_net_dashed():
     rows = [("dense", 0.0, 0.9), ("ticket", 0.5, 0.8), ("ticket", 0.5, 0.9), ("ticket", 0.9, 0.7), ("ticket", 0.9, 0.8)]
     rows += [("random mask", 0.9, 0.3)]
-    table = pd.DataFrame(rows, columns=pd.Index(["way", "sparsity", "test_accuracy"])).assign(
+    table = pd.DataFrame(rows, columns=pd.Index(["method", "sparsity", "test_accuracy"])).assign(
         start="a", seconds_in_all=1.0
     )
-    figure = lab.plots.ways(pd.concat([table, table[:1].assign(seconds_in_all=2.0)]))  # the dense run in two tables
+    figure = lab.plots.by_method(
+        pd.concat([table, table[:1].assign(seconds_in_all=2.0)])
+    )  # the dense run in two tables
     assert figure.legends[0].get_texts()[0].get_text() == "dense (n = 1)"
     axes = figure.axes[0]
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -312,9 +326,9 @@ def test_ways_draw_a_line_each_and_the_dense_net_dashed():
     assert "ticket 0.750 at 10.0%, 0.850 at 50.0%" in figure.alt
     records = table.drop(columns="seconds_in_all").rename(columns={"sparsity": "sparsity_weights"})
     records["target"] = [{"conv*": 0.5}] * len(records)  # as a record may have it
-    assert lab.plots.ways(records).alt == lab.plots.ways(table).alt
+    assert lab.plots.by_method(records).alt == lab.plots.by_method(table).alt
     with pytest.raises(lab.ConfigError, match="no results"):
-        lab.plots.ways(pd.DataFrame())
+        lab.plots.by_method(pd.DataFrame())
 
 
 def test_sensitivity_draws_a_line_a_layer(runs):

@@ -19,7 +19,7 @@ from pruninglab.recipes import deep_compression, quantize
 from pruninglab.storage import levels
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0, "batch_size": 20}
-PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 BITS = {"0.*": 3, "3.*": 2}
 
 
@@ -418,10 +418,10 @@ def test_quantize_then_train_the_levels(blobs, pruned, tmp_path):
         for value in before[mask].unique():  # who was together is together
             assert len(after[mask & (before == value)].unique()) == 1
     assert tuned.result.budget["steps_before"] == pruned.step + snapped.step
-    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["quantized.json", "tuned.json"]
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["fine-tuned.json", "quantized.json"]
     assert equal(go()[1].model, tuned.model)
     assert len(quantize(pruned, blobs, BITS, epochs=1, levels="equal", **QUIET)) == 1
-    assert len(quantize(pruned, blobs, BITS, epochs=1, tune=0, **QUIET)) == 1
+    assert len(quantize(pruned, blobs, BITS, epochs=1, finetune=0, **QUIET)) == 1
 
 
 def test_deep_compression_prunes_shares_and_is_counted(blobs, pruned):

@@ -15,7 +15,7 @@ def mlp(dropout: float = 0.0) -> nn.Sequential:
 
 
 def test_each_round_cuts_the_same_share_of_the_survivors(blobs):
-    runs = iterative(mlp(), blobs, 0.9, rounds=4, epochs=2, retrain=1, progress=False)
+    runs = iterative(mlp(), blobs, 0.9, rounds=4, epochs=2, finetune=1, progress=False)
     kept = [run.masks.kept for run in runs]
     assert kept == [448, *(448 - int(448 * (1 - 0.1 ** (r / 4)) + 0.5) for r in range(1, 5))]
     assert [run.result.budget["steps_before"] for run in runs] == [
@@ -28,7 +28,7 @@ def test_each_round_cuts_the_same_share_of_the_survivors(blobs):
 
 def test_the_default_criterion_is_a_quality_factor(blobs):
     """One threshold on |w| / deviation: what is kept of each layer lies above the same multiple of its deviation."""
-    dense, pruned = iterative(mlp(), blobs, 0.5, rounds=1, epochs=1, retrain=1, retrain_lr=0.0, progress=False)
+    dense, pruned = iterative(mlp(), blobs, 0.5, rounds=1, epochs=1, finetune=1, finetune_lr=0.0, progress=False)
     factors = []
     for name, weight in lab.prunable(dense.model).items():
         normed = weight.detach().abs() / weight.detach().std(correction=0)
@@ -72,7 +72,7 @@ def test_a_break_in_the_last_step_ends_the_recipe_and_a_finished_run_is_gone_on_
 
 def test_a_sparse_start_and_no_retraining_are_taken_as_they_are(blobs):
     sparse = lab.fit(mlp(), blobs, lab.methods.OneShot(0.8), epochs=1, progress=False)
-    runs = iterative(sparse, blobs, 0.9, rounds=3, epochs=2, retrain=0, progress=False)
+    runs = iterative(sparse, blobs, 0.9, rounds=3, epochs=2, finetune=0, progress=False)
     assert [run.masks.sparsity for run in runs] == pytest.approx([0.8, 0.8, 0.8, 0.9], abs=0.003)
     assert [run.step for run in runs[1:]] == [0, 0, 0]
     with pytest.raises(lab.ConfigError, match="sets masks by itself"):

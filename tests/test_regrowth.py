@@ -16,8 +16,13 @@ from pruninglab.methods.regrowth import turnover
 from pruninglab.methods.regrowth.set import _without_closest
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
-PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
-FAMILY: list[Any] = [RigL(0.9, every=2), SET(0.9, every=2), SparseMomentum(0.9, every=2), RigL(0.9, "layer", every=3)]
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
+FAMILY: list[Any] = [
+    RigL(0.9, every_steps=2),
+    SET(0.9, every_steps=2),
+    SparseMomentum(0.9, every_steps=2),
+    RigL(0.9, "layer", every_steps=3),
+]
 
 
 @dataclass
@@ -78,7 +83,7 @@ def test_rigl_and_set_keep_the_shares_of_erk_in_every_layer(blobs):
     net = mlp()
     flat = {name: torch.zeros_like(w) for name, w in lab.prunable(net).items()}
     erk = lab.keep_top(flat, 0.8, scope="erk").kept_by_layer
-    for method in (RigL(0.8, every=1), SET(0.8, every=1)):
+    for method in (RigL(0.8, every_steps=1), SET(0.8, every_steps=1)):
         probe: Any = lab.fit(net, blobs, method, Probe(), epochs=2, batch_size=20, **QUIET).methods[1]
         assert all(kept == erk for kept in probe.by_layer)
     assert erk["0.weight"] / 300 < erk["4.weight"] / 80  # the smaller layer is the denser
@@ -87,7 +92,7 @@ def test_rigl_and_set_keep_the_shares_of_erk_in_every_layer(blobs):
 # Four weights in one layer, inputs x, and the sum of outputs as the loss: the gradient is the mean of x.
 
 
-ONE_UPDATE = RigL(0.5, share=0.7, every=3, end=1.0)
+ONE_UPDATE = RigL(0.5, drop_fraction=0.7, every_steps=3, end=1.0)
 
 
 def four(weights: list[float], x: list[float], *made: lab.Method, steps: int = 2, **options: Any) -> lab.Run:
@@ -130,10 +135,10 @@ def test_what_is_dropped_and_has_the_largest_gradient_stays_as_it_was():
 
 def test_a_layer_drops_no_more_than_it_could_grow():
     """Nothing is felt where the input is 0, and a full layer has nothing to grow."""
-    method = SET(0.5, share=0.9, every=1, drop="magnitude")
+    method = SET(0.5, drop_fraction=0.9, every_steps=1, drop="magnitude")
     assert kept(four([0.4, 0.1, 0, 0], [1, 1, 0, 0], method, steps=4)) == [1, 1, 0, 0]
     assert kept(four([0.4, 0.1, 0, 0], [1, 1, 0, 1], method, steps=2)) == [1, 0, 0, 1]
-    assert kept(four([0.4, 0.1, 0.3, 0.2], [1, 2, 3, 4], RigL(0.0, share=0.9, every=1))) == [1, 1, 1, 1]
+    assert kept(four([0.4, 0.1, 0.3, 0.2], [1, 2, 3, 4], RigL(0.0, drop_fraction=0.9, every_steps=1))) == [1, 1, 1, 1]
 
 
 def test_set_drops_of_both_signs():
@@ -170,7 +175,7 @@ def test_sparse_momentum_moves_weights_to_where_momentum_is_large():
     x, y = torch.tensor([[1.0, 1.0, 2.0, -3.0]] * 4), torch.zeros(4).long()
     data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=0.5)
     masks = {f"{name}.weight": torch.tensor([[True, True, False, False]]) for name in "ab"}
-    method = SparseMomentum(0.5, share=0.9, every=3, beta=0.5)
+    method = SparseMomentum(0.5, drop_fraction=0.9, every_steps=3, beta=0.5)
     loss = lambda logits, y: logits.sum(1).mean()  # noqa: E731
     run = lab.fit(model, data, method, epochs=8, masks=masks, lr=0.0, loss=loss, **PLAIN)
     assert run.masks["a.weight"].tolist() == [[False, True, False, False]]
@@ -188,12 +193,14 @@ def test_sparse_momentum_sees_the_past_and_not_one_batch():
     data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=0.5)
     masks = {"weight": model.weight.detach() != 0}
     loss = lambda logits, y: logits.sum(1).mean()  # noqa: E731
-    for method, last in ((SparseMomentum(0.5, share=0.9, beta=0.99), [1, 0, 1, 0]), (ONE_UPDATE, [1, 0, 0, 1])):
+    for method, last in ((SparseMomentum(0.5, drop_fraction=0.9, beta=0.99), [1, 0, 1, 0]), (ONE_UPDATE, [1, 0, 0, 1])):
         run = lab.fit(model, data, method, epochs=4, batch_size=1, masks=masks, lr=0.0, loss=loss, **PLAIN)
         assert kept(run) == last
 
 
-@pytest.mark.parametrize("method", [RigL(0.9, share=0.5, every=4), SparseMomentum(0.9, every=4, end=0.75)], ids=str)
+@pytest.mark.parametrize(
+    "method", [RigL(0.9, drop_fraction=0.5, every_steps=4), SparseMomentum(0.9, every_steps=4, end=0.75)], ids=str
+)
 def test_the_share_falls_along_half_a_cosine_and_nothing_moves_after_the_end(blobs, method: Any):
     run = lab.fit(mlp(), blobs, method, Probe(), epochs=10, batch_size=20, **QUIET)  # 80 steps, nothing from 60 on
     moved: Any = run.methods[0]
@@ -203,9 +210,9 @@ def test_the_share_falls_along_half_a_cosine_and_nothing_moves_after_the_end(blo
     assert moved.settled
     assert run.best is not None
     run.step = 30
-    assert turnover.annealed(moved, run) == pytest.approx(method.share / 2)
+    assert turnover.annealed(moved, run) == pytest.approx(method.drop_fraction / 2)
     run.step = 15
-    assert turnover.annealed(moved, run) == pytest.approx(method.share * (1 + math.sqrt(0.5)) / 2)
+    assert turnover.annealed(moved, run) == pytest.approx(method.drop_fraction * (1 + math.sqrt(0.5)) / 2)
 
 
 @pytest.mark.parametrize(("epochs", "interval"), [(4, 6), (10, 10), (40, 24), (100, 60), (2000, 100)])
@@ -225,14 +232,16 @@ class Stops(lab.Method):
 
 
 def test_it_goes_on_from_the_masks_that_are_there(blobs):
-    run = lab.fit(mlp(), blobs, OneShot(0.9, "snip"), RigL(0.9, every=2), Probe(), epochs=2, batch_size=20, **QUIET)
+    run = lab.fit(
+        mlp(), blobs, OneShot(0.9, "snip"), RigL(0.9, every_steps=2), Probe(), epochs=2, batch_size=20, **QUIET
+    )
     snip = lab.fit(mlp(), blobs, OneShot(0.9, "snip"), epochs=0, batch_size=20, **QUIET)
     moved: Any = run.methods[1]
     assert moved.first.fingerprint == snip.masks.fingerprint
     assert moved.original < run.masks.kept == 98
 
 
-@pytest.mark.parametrize("method", [RigL(0.98, every=2), SparseMomentum(0.98, every=8)], ids=str)
+@pytest.mark.parametrize("method", [RigL(0.98, every_steps=2), SparseMomentum(0.98, every_steps=8)], ids=str)
 def test_growth_finds_the_inputs_that_matter(method):
     """Two of 200 inputs tell the class. The random mask has none of them; growth finds them, at the same count."""
     source = torch.Generator().manual_seed(1)
@@ -265,12 +274,12 @@ def broken(logits: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("match", "make", "epochs"),
     [
-        ("share=1", lambda: RigL(0.9, share=1.0), 1),
-        ("every=0", lambda: SET(0.9, every=0), 1),
+        ("drop_fraction=1", lambda: RigL(0.9, drop_fraction=1.0), 1),
+        ("every_steps=0", lambda: SET(0.9, every_steps=0), 1),
         ("0 < end <= 1", lambda: SparseMomentum(0.9, end=0.0), 1),
         ("beta=1", lambda: SparseMomentum(0.9, beta=1.0), 1),
         ("drop='both'", lambda: SET(0.9, drop="both"), 1),
-        ("every 100 steps, and none from step 24", lambda: RigL(0.9, every=100), 4),
+        ("every 100 steps, and none from step 24", lambda: RigL(0.9, every_steps=100), 4),
         ("epochs=0 has no step", lambda: RigL(0.9), 0),
         ("either sparsity=0.9 or crate", lambda: DynamicSurgery(), 1),
         ("either sparsity=0.9 or crate", lambda: DynamicSurgery(0.9, crate=1.0), 1),
@@ -306,7 +315,7 @@ def test_what_is_cut_is_trained_on_and_comes_back_with_its_value():
 
 def test_surgery_keeps_what_the_optimizer_remembers(blobs):
     """With thresholds that cut and splice often, momentum is that of one training: no step begins anew."""
-    plain: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "lr": 0.05, "rate": "constant", **QUIET}
+    plain: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "lr": 0.05, "lr_schedule": "constant", **QUIET}
     x = [0.0, 0.0, 0.0, -1.0]
     cut = four([1.0, 0.5, 0.6, 0.1], x, DynamicSurgery(crate=0.0, gamma=0.0, end=1.0), steps=8, **plain)
     never = four([1.0, 0.5, 0.6, 0.1], x, methods.Dense(), steps=8, **plain)
@@ -368,7 +377,7 @@ def test_decay_beside_the_optimizer_is_a_share_of_what_is_passive():
     method = GlobalSparseMomentum(0.5, decay=0.25, coupled=False)
     run = four([0.4, 0.9, 0.8, 0.1], [10, 0.1, 10, 0.1], method, steps=2, lr=0.0)
     assert weights(run) == [0.0, pytest.approx(0.9 * 0.75**2), 0.8, 0.0]
-    run = four([0.4, 0.9, 0.8, 0.1], [10, 0.1, 10, 0.1], method, steps=2, lr=0.0, rate=lab.StepRate((0.5,), 0.0))
+    run = four([0.4, 0.9, 0.8, 0.1], [10, 0.1, 10, 0.1], method, steps=2, lr=0.0, lr_schedule=lab.StepLR((0.5,), 0.0))
     assert weights(run) == [0.0, pytest.approx(0.9 * 0.75), 0.8, 0.0]  # it falls with the learning rate
 
 

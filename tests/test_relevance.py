@@ -14,12 +14,12 @@ from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab import identity
-from pruninglab.methods import L1, L2, LOBSTER, GatedPruning, RelevanceL2, Sensitivity
+from pruninglab.methods import L1, L2, LOBSTER, PruneWhileAccurate, RelevanceL2, Sensitivity
 from pruninglab.methods.penalties.relevance import EDGES
 from pruninglab.recipes import bonetta, gated, search
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
-PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 WEIGHTS = (2.0, -3.0, 1.5, 1.0)
 
 
@@ -176,7 +176,7 @@ def test_decoupled_by_hand():
 def test_decoupled_goes_past_adam(blobs):
     """With all gradients scaled away, coupled L2 moves each weight by the learning rate, decoupled by lr·2λ·w."""
     free, pulled = (
-        lab.fit(mlp(), blobs, *made, epochs=1, batch_size=200, lr=0.01, rate="constant", **QUIET).model
+        lab.fit(mlp(), blobs, *made, epochs=1, batch_size=200, lr=0.01, lr_schedule="constant", **QUIET).model
         for made in ([], [RelevanceL2(2.0, alpha=0.0, coupled=False)])
     )
     for name, start in mlp().named_parameters():
@@ -304,7 +304,7 @@ class Say(lab.Method):
         run.evaluate = lambda split="val": measure(split) | {"accuracy": self.accuracies[max(run.step - 1, 0)]}
 
 
-def said(gate: GatedPruning, *accuracies: float, biases: bool = False) -> tuple[lab.Run, Any]:
+def said(gate: PruneWhileAccurate, *accuracies: float, biases: bool = False) -> tuple[lab.Run, Any]:
     """Weights 1 to 100 under a gate; each step is an epoch."""
     model = nn.Linear(100, 1)
     model.weight.data = torch.arange(1.0, 101.0)[None]
@@ -317,7 +317,7 @@ def said(gate: GatedPruning, *accuracies: float, biases: bool = False) -> tuple[
 
 
 def test_the_share_of_the_survivors_is_cut_above_the_bound_and_not_otherwise():
-    run, gate = said(GatedPruning(0.9, share=0.2, eval_interval=1), 0.95, 0.9, 0.91, 0.5, 0.99)
+    run, gate = said(PruneWhileAccurate(0.9, prune_fraction=0.2, every_steps=1), 0.95, 0.9, 0.91, 0.5, 0.99)
     assert [e["kept"] for e in gate.evaluations] == [80, 80, 64, 64, 51]  # 64 - 13
     assert [e["accepted"] for e in gate.evaluations] == [True, False, True, False, True]
     assert [(c.step, c.after) for c in run.cuts] == [(1, 80), (3, 64), (5, 51)]
@@ -326,39 +326,39 @@ def test_the_share_of_the_survivors_is_cut_above_the_bound_and_not_otherwise():
 
 
 def test_shares_are_chained(blobs, dense):
-    run = lab.fit(dense, blobs, GatedPruning(0.0, share=0.1, eval_interval=1), epochs=5, **QUIET)
+    run = lab.fit(dense, blobs, PruneWhileAccurate(0.0, prune_fraction=0.1, every_steps=1), epochs=5, **QUIET)
     cuts = run.steps
     assert cuts == 10
     assert run.masks.kept == pytest.approx(448 * 0.9**cuts, abs=cuts / 2)
 
 
 def test_the_last_weights_go_one_by_one_and_one_stays():
-    run, gate = said(GatedPruning(0.0, share=0.45, eval_interval=1), *[0.5] * 12)
+    run, gate = said(PruneWhileAccurate(0.0, prune_fraction=0.45, every_steps=1), *[0.5] * 12)
     assert [e["kept"] for e in gate.evaluations] == [55, 30, 16, 9, 5, 3, 2, 1]
     assert gate.settled
     assert run.status == "done"
 
 
 def test_biases_are_in_scope_when_the_run_says_so():
-    run, _ = said(GatedPruning(0.0, share=0.01, eval_interval=1), 0.5, biases=True)
+    run, _ = said(PruneWhileAccurate(0.0, prune_fraction=0.01, every_steps=1), 0.5, biases=True)
     assert run.masks.kept_by_layer == {"weight": 100, "bias": 0}
 
 
 def test_target_is_met_exactly_and_ends_the_cutting():
-    run, gate = said(GatedPruning(0.0, share=0.2, eval_interval=1, target=0.3), *[0.5] * 4)
+    run, gate = said(PruneWhileAccurate(0.0, prune_fraction=0.2, every_steps=1, target=0.3), *[0.5] * 4)
     assert [e["kept"] for e in gate.evaluations] == [80, 70]
     assert (run.status, run.masks.kept) == ("done", 70)
 
 
 def test_a_bound_never_reached_is_said():
     for target, asked in ((None, ""), (0.5, "sparsity 0.0000 was reached, 0.5 was asked for; ")):
-        run, _ = said(GatedPruning(0.9, eval_interval=1, target=target), 0.7, 0.8, 0.75)
+        run, _ = said(PruneWhileAccurate(0.9, every_steps=1, target=target), 0.7, 0.8, 0.75)
         assert run.status == run.result.status == "target_missed"
         assert run.reason == asked + "0 of 3 evaluations were above 0.9000; the best was 0.8000"
 
 
 def test_a_target_missed_on_the_way_is_said():
-    run, _ = said(GatedPruning(0.9, share=0.2, eval_interval=1, target=0.5), 0.95, 0.8, 0.75)
+    run, _ = said(PruneWhileAccurate(0.9, prune_fraction=0.2, every_steps=1, target=0.5), 0.95, 0.8, 0.75)
     assert run.status == "target_missed"
     assert "0.2000 was reached, 0.5 was asked for; 1 of 3 evaluations were above 0.9000; the best since was 0.8" in (
         run.reason
@@ -368,21 +368,21 @@ def test_a_target_missed_on_the_way_is_said():
 def test_plateau():
     """Two evaluations after the best since the cut, whatever came before the cut."""
     accuracies = (0.95, 0.5, 0.6, 0.55, 0.58, 0.99, 0.99)
-    _, gate = said(GatedPruning(0.9, share=0.2, eval_interval=1, patience=2), *accuracies)
+    _, gate = said(PruneWhileAccurate(0.9, prune_fraction=0.2, every_steps=1, patience=2), *accuracies)
     assert [e["step"] for e in gate.evaluations] == [1, 2, 3, 4, 5]
-    _, gate = said(GatedPruning(0.9, share=0.2, eval_interval=1, patience=None), *accuracies)
+    _, gate = said(PruneWhileAccurate(0.9, prune_fraction=0.2, every_steps=1, patience=None), *accuracies)
     assert gate.accepted == 3
 
 
 def test_the_bound_below_the_dense_accuracy(blobs, dense):
-    run = lab.fit(dense, blobs, GatedPruning(below_dense=0.05, eval_interval=1), epochs=1, **QUIET)
+    run = lab.fit(dense, blobs, PruneWhileAccurate(below_dense=0.05, every_steps=1), epochs=1, **QUIET)
     gate: Any = run.methods[0]
     assert gate.bound == pytest.approx(dense.result.accuracy["val"]["accuracy"] - 0.05)
 
 
 @pytest.mark.parametrize(("counting", "steps"), [("global", [3, 6, 9, 12]), ("epoch", [3, 7, 11])])
 def test_when_it_evaluates(blobs, counting, steps):
-    gate = GatedPruning(0.99999, eval_interval=3, counting=counting)
+    gate = PruneWhileAccurate(0.99999, every_steps=3, counting=counting)
     run = lab.fit(mlp(), blobs, gate, epochs=3, batch_size=40, **QUIET)
     made: Any = run.methods[0]
     assert run.steps_per_epoch == 4
@@ -405,7 +405,7 @@ def test_only_the_pruned_net_is_evaluated(blobs, dense):
 
             run.evaluate = evaluate
 
-    gate = GatedPruning(0.0, share=0.5, eval_interval=1)
+    gate = PruneWhileAccurate(0.0, prune_fraction=0.5, every_steps=1)
     run = lab.fit(dense, blobs, Watch(), gate, epochs=2, batch_size=80, lr=0.05, **QUIET)
     watch: Any = run.methods[0]
     assert len(watch.nonzero) >= 4
@@ -429,7 +429,7 @@ def test_a_failed_evaluation_goes_back_to_the_best_state_at_the_mask():
 
     for momentum in (0.0, 0.9):
         model.weight.data = torch.arange(1.0, 101.0)[None]
-        gate = GatedPruning(0.9, share=0.2, eval_interval=1, restore=True)
+        gate = PruneWhileAccurate(0.9, prune_fraction=0.2, every_steps=1, restore=True)
         lab.fit(model, data, Say(accuracies), gate, Watch(), **{**PLAIN, **options, "momentum": momentum})
     # after steps 0 to 5: cut, remembered, 0.5 and 0.6 are taken back, 0.85 is better and stays
     assert [largest[0.0, s] for s in range(6)] == pytest.approx([100, 99.9, 99.8, 99.8, 99.8, 99.7])
@@ -442,20 +442,20 @@ def test_wrong_settings_are_refused(blobs):
         with pytest.raises(lab.ConfigError, match=match):
             lab.fit(mlp(), blobs, made(**settings), epochs=1, **QUIET)
 
-    refuses("one bound", GatedPruning)
-    refuses("one bound", GatedPruning, lower_bound=0.9, below_dense=0.1)
-    refuses("never cut", GatedPruning, lower_bound=0.9, share=0.0)
-    refuses("Did you mean 0.04", GatedPruning, lower_bound=0.9, share=4.0)
-    refuses("'global' or 'epoch'", GatedPruning, lower_bound=0.9, counting="steps")
-    refuses("Did you mean 0.987", GatedPruning, lower_bound=98.7, eval_interval=1)
-    refuses("half a point is 0.005", GatedPruning, below_dense=0.5, eval_interval=1)
-    refuses("has only 2 steps", GatedPruning, lower_bound=0.9)
+    refuses("one bound", PruneWhileAccurate)
+    refuses("one bound", PruneWhileAccurate, lower_bound=0.9, below_dense=0.1)
+    refuses("never cut", PruneWhileAccurate, lower_bound=0.9, prune_fraction=0.0)
+    refuses("Did you mean 0.04", PruneWhileAccurate, lower_bound=0.9, prune_fraction=4.0)
+    refuses("'global' or 'epoch'", PruneWhileAccurate, lower_bound=0.9, counting="steps")
+    refuses("Did you mean 0.987", PruneWhileAccurate, lower_bound=98.7, every_steps=1)
+    refuses("half a point is 0.005", PruneWhileAccurate, below_dense=0.5, every_steps=1)
+    refuses("has only 2 steps", PruneWhileAccurate, lower_bound=0.9)
     refuses("'paper', 'code'", RelevanceL2, sign="both")
     refuses("strength=-1.0", RelevanceL2, strength=-1.0)
     refuses("needs coupled=True", RelevanceL2, coupled=False, second_order="exact")
     refuses("'specified' or", Sensitivity, kind="both")
     with pytest.raises(lab.ConfigError, match="gated sets keep"):
-        gated(mlp(), blobs, L2(), GatedPruning(0.5), epochs=1, final=1, keep="last")
+        gated(mlp(), blobs, L2(), PruneWhileAccurate(0.5), epochs=1, finetune=1, keep="last")
 
 
 # -- the recipe -----------------------------------------------------------------------------------------------------
@@ -463,9 +463,9 @@ def test_wrong_settings_are_refused(blobs):
 
 def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_path):
     def go():
-        gate = GatedPruning(0.8, share=0.2, eval_interval=2, target=0.8)
+        gate = PruneWhileAccurate(0.8, prune_fraction=0.2, every_steps=2, target=0.8)
         options: dict[str, Any] = {"batch_size": 40, "lr": 0.02, "biases": True, "folder": tmp_path, **QUIET}
-        return gated(mlp(), blobs, RelevanceL2(1e-3), gate, epochs=12, final=2, **options)
+        return gated(mlp(), blobs, RelevanceL2(1e-3), gate, epochs=12, finetune=2, **options)
 
     pruned, final = go()
     gate: Any = pruned.methods[1]
@@ -484,11 +484,11 @@ def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_pat
 
 @pytest.mark.parametrize(("bound", "target"), [(0.99, 0.8), (1 - 1e-9, None)])
 def test_a_target_missed_by_the_gate_is_missed_at_the_end(blobs, bound, target, tmp_path):
-    gate = GatedPruning(bound, share=0.5, eval_interval=1, target=target, patience=None)
-    pruned, final = gated(mlp(), blobs, L2(), gate, epochs=1, final=1, lr=1e-4, folder=tmp_path, **QUIET)
+    gate = PruneWhileAccurate(bound, prune_fraction=0.5, every_steps=1, target=target, patience=None)
+    pruned, final = gated(mlp(), blobs, L2(), gate, epochs=1, finetune=1, lr=1e-4, folder=tmp_path, **QUIET)
     assert pruned.status == final.status == "target_missed"
     assert final.reason == pruned.reason
-    record = lab.Result.read(tmp_path / "final.json")
+    record = lab.Result.read(tmp_path / "fine-tuned.json")
     assert (record.status, record.reason) == (final.status, final.reason)
     assert record.row()["target"] == target
 
@@ -501,7 +501,7 @@ def test_any_criterion_ranks_in_the_gate_also_one_that_needs_gradients(blobs):
         return {name: g.abs() for name, g in zip(weights, gradients, strict=True)}
 
     def cut(criterion: Any) -> lab.Run:
-        gate = GatedPruning(0.0, share=0.5, eval_interval=1, target=0.5, criterion=criterion)
+        gate = PruneWhileAccurate(0.0, prune_fraction=0.5, every_steps=1, target=0.5, criterion=criterion)
         return lab.fit(mlp(), blobs, gate, epochs=1, lr=1e-9, **PLAIN)
 
     assert cut(felt).masks.kept == cut("magnitude").masks.kept
@@ -510,8 +510,8 @@ def test_any_criterion_ranks_in_the_gate_also_one_that_needs_gradients(blobs):
 
 def test_the_best_state_counts_though_cutting_never_ended(blobs):
     """No target and no plateau: which cut was the last is known only at the end."""
-    gate = GatedPruning(0.9, share=0.6, eval_interval=2, patience=None)
-    pruned, _ = gated(mlp(), blobs, [L1(1e-4)], gate, epochs=10, final=0, batch_size=40, lr=0.02, **QUIET)
+    gate = PruneWhileAccurate(0.9, prune_fraction=0.6, every_steps=2, patience=None)
+    pruned, _ = gated(mlp(), blobs, [L1(1e-4)], gate, epochs=10, finetune=0, batch_size=40, lr=0.02, **QUIET)
     made: Any = pruned.methods[1]
     last = pruned.cuts[-1].step
     assert not made.settled
@@ -525,14 +525,14 @@ def test_the_best_state_counts_though_cutting_never_ended(blobs):
 
 
 def test_a_dense_phase_before_the_gate(blobs, tmp_path):
-    gate = GatedPruning(below_dense=0.1, share=0.2, eval_interval=1, target=0.5)
+    gate = PruneWhileAccurate(below_dense=0.1, prune_fraction=0.2, every_steps=1, target=0.5)
     options: dict[str, Any] = {"lr": 0.02, "folder": tmp_path, **QUIET}
-    first, pruned, final = gated(mlp(), blobs, L2(), gate, dense=4, epochs=6, final=1, **options)
+    first, pruned, final = gated(mlp(), blobs, L2(), gate, dense=4, epochs=6, finetune=1, **options)
     of_gate: Any = pruned.methods[1]
     assert (first.masks.sparsity, pruned.start["dense"]) == (0, pruned.start["weights"])
     assert of_gate.bound == pytest.approx(first.result.accuracy["val"]["accuracy"] - 0.1)
     assert final.result.budget["steps_before"] == first.step + pruned.step
-    assert {p.name for p in tmp_path.glob("*.json")} == {"dense.json", "gated.json", "final.json"}
+    assert {p.name for p in tmp_path.glob("*.json")} == {"dense.json", "gated.json", "fine-tuned.json"}
 
 
 def test_the_published_settings(monkeypatch, blobs):
@@ -548,22 +548,22 @@ def test_the_published_settings(monkeypatch, blobs):
     ):
         asked.clear()
         bonetta(task, "paper", seed=3, **({"data": blobs, "model": mlp()} if task == "ImageNet" else {}))
-        gate, pull = asked["gate"], asked["regularizer"]
-        phases = [asked[name] for name in ("dense", "epochs", "final", "batch_size", "lr", "optimizer")]
-        assert (*phases, pull.strength, gate.lower_bound, gate.share, gate.eval_interval) == row
+        gate, pull = asked["pruning"], asked["regularizer"]
+        phases = [asked[name] for name in ("dense", "epochs", "finetune", "batch_size", "lr", "optimizer")]
+        assert (*phases, pull.strength, gate.lower_bound, gate.prune_fraction, gate.every_steps) == row
         assert (pull.alpha, pull.sign, gate.counting, gate.patience) == (1, "paper", "epoch", 25)
         assert (asked.get("val"), asked["seed"], asked["biases"]) == (val, 3, True)
-        assert (asked["gated_rate"], asked["rate"]) == ("constant", "constant")
+        assert (asked["pruning_lr_schedule"], asked["lr_schedule"]) == ("constant", "constant")
     bonetta("MNIST", epochs=7)
-    assert (asked["val"], asked["epochs"], asked["final"]) == (1 / 12, 7, 5)
+    assert (asked["val"], asked["epochs"], asked["finetune"]) == (1 / 12, 7, 5)
 
 
 def test_the_published_recipe_runs(tmp_path):
     data = lab.load("digits", train=200, test=60, size=14, val="test")
-    gate = GatedPruning(0.2, share=0.3, eval_interval=2, target=0.9)
-    short: dict[str, Any] = {"gate": gate, "epochs": 12, "final": 2, "batch_size": 40, "progress": False}
+    gate = PruneWhileAccurate(0.2, prune_fraction=0.3, every_steps=2, target=0.9)
+    short: dict[str, Any] = {"pruning": gate, "epochs": 12, "finetune": 2, "batch_size": 40, "progress": False}
     pruned, final = bonetta("MNIST", data=data, folder=tmp_path, **short)
-    assert (pruned.status, pruned.options.lr, pruned.options.rate(0.9)) == ("done", 1e-3, 1.0)
+    assert (pruned.status, pruned.options.lr, pruned.options.lr_schedule(0.9)) == ("done", 1e-3, 1.0)
     assert final.masks.kept == pruned.masks.total - round(0.9 * pruned.masks.total)
     assert "conv1.bias" in final.masks
     assert final.result.row()["chosen_on"] == "test"
@@ -582,21 +582,28 @@ def test_what_the_paper_has_not_is_refused():
 
 def test_search_chooses_by_validation(blobs, tmp_path):
     def go(**how: Any):
-        gate = GatedPruning(0.5, share=0.5, eval_interval=1)
-        options: dict[str, Any] = {"epochs": 3, "final": 1, "batch_size": 160, "lr": 1e-3, "folder": tmp_path, **QUIET}
+        gate = PruneWhileAccurate(0.5, prune_fraction=0.5, every_steps=1)
+        options: dict[str, Any] = {
+            "epochs": 3,
+            "finetune": 1,
+            "batch_size": 160,
+            "lr": 1e-3,
+            "folder": tmp_path,
+            **QUIET,
+        }
         return search(mlp(), blobs, L2(1e-3), gate, **how, **options)
 
-    found = go(bounds=[0.0, 0.99], shares=[0.2, 0.9], at_least=0.0)
+    found = go(bounds=[0.0, 0.99], prune_fractions=[0.2, 0.9], at_least=0.0)
     table = found.table()
-    cells = list(zip(table["lower_bound"], table["share"], strict=True))
+    cells = list(zip(table["lower_bound"], table["prune_fraction"], strict=True))
     assert cells == [(0.0, 0.2), (0.0, 0.9), (0.99, 0.2), (0.99, 0.9)]
     assert table["status"].tolist() == ["done", "done", "target_missed", "target_missed"]
     assert table["val"].tolist() == [runs[-1].result.accuracy["val"]["accuracy"] for runs in found.runs]
     assert found.best is found.runs[1]  # the sparsest
-    assert {p.parent.name for p in tmp_path.glob("*/final.json")} == {
+    assert {p.parent.name for p in tmp_path.glob("*/fine-tuned.json")} == {
         f"strength-0.001,lower_bound-{bound:g},share-{share:g}" for bound, share in cells
     }
     weak, strong = (runs[-1].model.get_parameter("0.weight") for runs in go(strengths=[1e-4, 3.0], at_least=0.0).runs)
     assert weak.norm() > strong.norm()
-    table = go(bounds=[0.0], shares=[0.2, 0.9], at_least=1.1).table()
+    table = go(bounds=[0.0], prune_fractions=[0.2, 0.9], at_least=1.1).table()
     assert table["val"][table["chosen"]].tolist() == [table["val"].max()]

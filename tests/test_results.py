@@ -89,7 +89,7 @@ def test_records_become_one_table_and_what_is_none_is_left_out(run, tmp_path):
         }
     assert len(results.load(tmp_path / "two.json")) == 1
     assert frame["test_accuracy"].tolist() == [run.result.accuracy["test"]["accuracy"]] * 2
-    assert frame["method"].tolist() == ["OneShot"] * 2
+    assert frame["methods"].tolist() == ["OneShot"] * 2
     assert results.load(tmp_path / "nothing").empty
 
 

@@ -54,10 +54,10 @@ def test_prints_and_draws_itself():
 
 
 def test_rates_by_hand():
-    assert [lab.CosineRate()(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
-    assert lab.CosineRate(warmup=0.2, floor=0.1)(1.0) == pytest.approx(0.1)
-    assert 0 < lab.CosineRate(warmup=0.2)(0.0) < lab.CosineRate(warmup=0.2)(0.1) < 1
-    assert [lab.StepRate(at=(0.5, 0.75), factor=0.1)(p) for p in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
-    assert lab.ConstantRate()(0.3) == 1
+    assert [lab.CosineLR()(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert lab.CosineLR(warmup=0.2, floor=0.1)(1.0) == pytest.approx(0.1)
+    assert 0 < lab.CosineLR(warmup=0.2)(0.0) < lab.CosineLR(warmup=0.2)(0.1) < 1
+    assert [lab.StepLR(at=(0.5, 0.75), factor=0.1)(p) for p in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
+    assert lab.ConstantLR()(0.3) == 1
     with pytest.raises(lab.ConfigError, match="'cosine', 'constant', 'step'"):
         lr_schedules.rate("cosinus")

@@ -20,7 +20,7 @@ def model(data) -> nn.Module:
 
 
 def go(model, data, sparsity: lab.masks.Sparsity = 0.8, **options):
-    given = {"epochs": 2, "tune": 1, "batch_size": 50, "progress": False} | options
+    given = {"epochs": 2, "finetune": 1, "batch_size": 50, "progress": False} | options
     return scratch(model, data, sparsity, **given)
 
 
@@ -31,10 +31,10 @@ def test_a_found_architecture_is_trained_anew(model, data):
     assert tuned.start["kind"] == "run"
     assert tuned.result.config["lr"] == pytest.approx(1e-4)
     # new weights, of the distribution of the untrained ones, and not theirs
-    starts = {trial.way: trial.run.result.start["weights"] for trial in made}
+    starts = {trial.method: trial.run.result.start["weights"] for trial in made}
     assert starts["Scratch-E"] == starts["Scratch-B"] != starts["dense"]
     assert anew.step == made["dense"].step
-    table = made.table().set_index("way")
+    table = made.table().set_index("method")
     assert table.loc["Scratch-E", "steps_in_all"] == 2 * made["dense"].step  # an architecture has to be found
 
 
@@ -44,7 +44,7 @@ def test_a_predefined_architecture_is_only_counts(model, data):
     assert tuned.kept_by_layer == anew.kept_by_layer
     assert tuned.kept_by_layer["fc1.weight"] == tuned["fc1.weight"].numel() // 10
     assert not torch.equal(tuned["fc1.weight"], anew["fc1.weight"])
-    assert made.table().set_index("way").loc["Scratch-E", "steps_in_all"] == made["dense"].step
+    assert made.table().set_index("method").loc["Scratch-E", "steps_in_all"] == made["dense"].step
 
 
 def outputs(run: lab.Run) -> dict[str, int]:
@@ -63,43 +63,43 @@ def test_channels_are_taken_out_and_no_class_is(model, data, options):
         assert outputs(run) == sizes
         assert run.start["weights"] not in (tuned.start["weights"], made["dense"].start["weights"])
     # what Scratch-B computes is what the dense training did, to half an epoch
-    table = made.table().set_index("way")
+    table = made.table().set_index("method")
     gflops, steps = table["gflops_kept"].to_dict(), table["steps_in_all"].to_dict()
     assert gflops["Scratch-B"] == pytest.approx(gflops["dense"], abs=0.51 * gflops["Scratch-E"] / 2)
     assert (steps["Scratch-E"] > steps["dense"]) == ("architecture" not in options)
 
 
 @pytest.mark.parametrize(
-    ("budget", "epochs"), [("epochs", 0), ("flops", None), ("flops+tuning", None), (3, 6), (1.5, 3)]
+    ("compute", "epochs"), [("epochs", 0), ("flops", None), ("flops+tuning", None), (3, 6), (1.5, 3)]
 )
-def test_the_disputed_budget(model, data, budget, epochs):
-    made = go(model, data, {"fc1*": 0.9, "conv*": 0.5}, budget=budget)
+def test_the_disputed_compute(model, data, compute, epochs):
+    made = go(model, data, {"fc1*": 0.9, "conv*": 0.5}, compute=compute)
     if epochs == 0:
-        assert [trial.way for trial in made] == ["dense", "fine-tuned", "Scratch-E"]
+        assert [trial.method for trial in made] == ["dense", "fine-tuned", "Scratch-E"]
         return
     run, dense = made["Scratch-B"], made["dense"]
     ratio = dense.result.flops["dense"] / run.result.flops["sparse"]
     assert ratio > 2
-    assert run.epoch == (epochs or round(2 * ratio) + (budget == "flops+tuning"))
-    if budget == "flops":  # computes on kept weights what the dense training did, to half an epoch
-        table = made.table().set_index("way")["gflops_kept"].to_dict()
+    assert run.epoch == (epochs or round(2 * ratio) + (compute == "flops+tuning"))
+    if compute == "flops":  # computes on kept weights what the dense training did, to half an epoch
+        table = made.table().set_index("method")["gflops_kept"].to_dict()
         assert table["Scratch-B"] == pytest.approx(table["dense"], abs=0.51 * table["Scratch-E"] / 2)
 
 
 def test_a_folder_is_gone_on_from(model, data, tmp_path):
-    go(model, data, folder=tmp_path, budget=1)
+    go(model, data, folder=tmp_path, compute=1)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
     assert sorted(p.stem for p in times) == ["dense", "fine-tuned", "scratch-b", "scratch-e"]
-    go(model, data, folder=tmp_path, budget=1)
+    go(model, data, folder=tmp_path, compute=1)
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"budget": "seconds"}, "a factor of the epochs"),
-        ({"budget": 0.5}, "from 1 on"),
-        ({"budget": True}, "a factor of the epochs"),
+        ({"compute": "seconds"}, "a factor of the epochs"),
+        ({"compute": 0.5}, "from 1 on"),
+        ({"compute": True}, "a factor of the epochs"),
         ({"architecture": "given"}, "'found' or 'predefined'"),
         ({"architecture": "predefined", "scope": "global"}, "a global cut finds"),
         ({"inplace": True}, "sets inplace by itself"),

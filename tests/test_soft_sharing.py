@@ -115,8 +115,8 @@ def test_it_prunes_and_shares_at_little_cost(blobs):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
     dense = lab.fit(net, blobs, epochs=40, lr=0.01, **QUIET)
-    method = SoftSharing(components=9, zero=0.9, tau=0.02, rates=(1e-3, 3e-2))
-    run = lab.fit(dense, blobs, method, epochs=150, lr=3e-3, rate="constant", **QUIET)
+    method = SoftSharing(components=9, zero=0.9, tau=0.02, lrs=(1e-3, 3e-2))
+    run = lab.fit(dense, blobs, method, epochs=150, lr=3e-3, lr_schedule="constant", **QUIET)
     values = torch.cat([w.detach()[run.masks[n]] for n, w in run.weights.items()])
     assert run.sparsity > 0.5
     assert len(values.unique()) <= 8

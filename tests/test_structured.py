@@ -99,9 +99,9 @@ def net(request):
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_equal_logits_and_no_layer_emptied(net, share):
     model, x, found = net
-    pruned, masks = structured.prune(model, x, share, by_chance, within=found)
+    pruned, masks = structured.prune(model, x, share, by_chance, groups=found)
     audible(pruned, images(16, *x.shape[1:], seed=3), share)
-    small = shrink(pruned, x, masks, within=found)
+    small = shrink(pruned, x, masks, groups=found)
     assert small.removed == int(share * found.channels + 0.5)
     assert not small.report["left"].any()
     assert min(t.numel() for t in small.model.parameters()) > 0
@@ -542,7 +542,7 @@ def test_a_schedule_cuts_whole_groups(data, scope):
         model, data, cut, lab.methods.Silence(), epochs=2, batch_size=50, skip=found.fixed, progress=False, lr=1e-2
     )
     assert run.status == "done"
-    small = shrink(run, within=found)
+    small = shrink(run, groups=found)
     assert small.report["left"].sum() <= 1
     assert small.removed > 0.4 * found.channels
     assert small.report["removed"].ge(1).sum() > len(found) // 2

@@ -28,14 +28,14 @@ from pruninglab.sweep.plan import FORGIVEN, _Loop
 
 CELL = """\
 x: int = 1  # a number
-way: str = "a"  # one of a, b or c
+method: str = "a"  # one of a, b or c
 out: str = ""  # folder
 """
 WORK = """\
 from pathlib import Path
 with open("done.log", "a") as log:
-    print(x, way, file=log)
-Path(out, "result.txt").write_text(f"{x * x} {way}")
+    print(x, method, file=log)
+Path(out, "result.txt").write_text(f"{x * x} {method}")
 assert x < 9, "too much"
 """
 
@@ -69,12 +69,12 @@ def folders(planned: sweep.Sweep) -> list[str]:
 
 
 def test_each_cell_is_an_executed_notebook_and_a_record(tiny, cluster, tmp_path):
-    planned = sweep.plan(tiny, {"x": "2:4", "way": ["a", "b"]}, tmp_path / "out")
+    planned = sweep.plan(tiny, {"x": "2:4", "method": ["a", "b"]}, tmp_path / "out")
     said = run(planned, cluster)
     assert folders(planned) == sorted(planned.cells)
     for name, parameters in planned.cells.items():
         cell = planned.out / name
-        assert (cell / "result.txt").read_text() == f"{parameters['x'] ** 2} {parameters['way']}"
+        assert (cell / "result.txt").read_text() == f"{parameters['x'] ** 2} {parameters['method']}"
         record = json.loads((cell / "cell.json").read_text())
         assert (record["status"], record["parameters"], record["name"]) == ("done", parameters, name)
         executed: Any = nbformat.read(cell / "notebook.ipynb", 4)
@@ -83,7 +83,7 @@ def test_each_cell_is_an_executed_notebook_and_a_record(tiny, cluster, tmp_path)
     assert "4 to run" in said[0]
     assert said[-1].startswith("[4/4] ")
     assert planned.table()["status"].tolist() == ["done"] * 4
-    assert (planned.out / "summary.csv").read_text().splitlines()[0].startswith("cell,x,way,status,seconds")
+    assert (planned.out / "summary.csv").read_text().splitlines()[0].startswith("cell,x,method,status,seconds")
     assert "4 of 4 cells done" in (planned.out / "index.html").read_text()
     assert "4 of 4 cells done" in planned._repr_html_()
 
@@ -267,12 +267,12 @@ def test_runs_of_cells_load_with_their_parameters(notebook, cluster, tmp_path):
 
 def test_the_command_checks_lists_and_says_how_it_went(tiny, tmp_path, capsys, cluster):
     out = str(tmp_path / "out")
-    assert main(["sweep", str(tiny), "-p", "x=9:11", "-p", "way=a,b", "--out", out, "--dry-run"]) == 0
+    assert main(["sweep", str(tiny), "-p", "x=9:11", "-p", "method=a,b", "--out", out, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("to run") == 4
     assert "a guess: none has run yet" in shown
     assert not Path(out).exists()
-    for wrong in (["-p", "y=1"], ["-p", "x=one"], ["-p", "way=d"], ["-p", "x"], ["--grid", "none.toml"]):
+    for wrong in (["-p", "y=1"], ["-p", "x=one"], ["-p", "method=d"], ["-p", "x"], ["--grid", "none.toml"]):
         assert main(["sweep", str(tiny), *wrong, "--out", out]) == 2
     assert not Path(out).exists()
     arguments = ["sweep", str(tiny), "-p", "x=8:10", "--out", out, "--scheduler", cluster]

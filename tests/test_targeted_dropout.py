@@ -12,7 +12,7 @@ import pruninglab as lab
 from pruninglab.methods import OneShot, TargetedDropout
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
-PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "rate": "constant", **QUIET}
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 
 
 @dataclass
@@ -43,7 +43,7 @@ def ones(rows: list[list[float]], method: lab.Method, steps: int, lr: float = 0.
 
 def test_one_step_by_hand():
     """Of 2, -3, 1.5, 1 the last two are dropped for sure: output 2 - 3, no gradient for them, and then they are cut."""
-    run, seen = ones([[2.0, -3.0, 1.5, 1.0]], TargetedDropout(0.5, rate=1.0), steps=1, lr=0.1)
+    run, seen = ones([[2.0, -3.0, 1.5, 1.0]], TargetedDropout(0.5, drop=1.0), steps=1, lr=0.1)
     assert seen.outputs == [-1.0]
     assert seen.gradients[0].tolist() == [[1.0, 1.0, 0.0, 0.0]]
     assert run.model.get_parameter("weight").tolist() == [[pytest.approx(1.9), pytest.approx(-3.1), 0.0, 0.0]]
@@ -51,7 +51,7 @@ def test_one_step_by_hand():
 
 
 def test_validation_sees_all_weights():
-    run, seen = ones([[2.0, -3.0, 1.5, 1.0]], TargetedDropout(0.5, rate=1.0), steps=2)
+    run, seen = ones([[2.0, -3.0, 1.5, 1.0]], TargetedDropout(0.5, drop=1.0), steps=2)
     assert seen.outputs == [-1.0, -1.0]
     assert [h["val_loss"] for h in run.history] == [1.5, -1.0]
 
@@ -59,7 +59,7 @@ def test_validation_sees_all_weights():
 def test_units_go_as_a_whole_by_their_norm():
     """Norms 5, 3.6, 4.2; sums 7, 5, 6. The second row has the largest single weight of the two lowest."""
     rows = [[3.0, 4.0], [3.5, 0.5], [3.0, 3.0]]
-    run, seen = ones(rows, TargetedDropout(1 / 3, rate=1.0, unit="channel"), steps=1)
+    run, seen = ones(rows, TargetedDropout(1 / 3, drop=1.0, unit="channel"), steps=1)
     assert seen.outputs == [13.0]
     assert seen.gradients[0].tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
     assert run.masks["weight"].tolist() == [[True, True], [False, False], [True, True]]
@@ -68,7 +68,7 @@ def test_units_go_as_a_whole_by_their_norm():
 @pytest.mark.parametrize("unit", ["weight", "channel"])
 def test_candidates_are_dropped_at_the_rate_and_the_others_never(unit):
     rows = [[float(i) + 1] * 5 for i in range(20)]
-    _, seen = ones(rows, TargetedDropout(0.5, rate=0.3, unit=unit), steps=400)
+    _, seen = ones(rows, TargetedDropout(0.5, drop=0.3, unit=unit), steps=400)
     felt = torch.stack(seen.gradients)
     assert bool((felt[:, 10:] == 1).all())
     dropped = 1 - felt[:, :10].mean(0)
@@ -80,13 +80,13 @@ def test_candidates_are_dropped_at_the_rate_and_the_others_never(unit):
 
 def test_a_schedule_raises_the_share_with_progress():
     """At progress 0, 1/4, 1/2, 3/4 none, 1, 2, 3 of four weights are dropped; all but one are cut at the end."""
-    run, seen = ones([[8.0, 4.0, 2.0, 1.0]], TargetedDropout(lab.Linear(0.8), rate=1.0), steps=4)
+    run, seen = ones([[8.0, 4.0, 2.0, 1.0]], TargetedDropout(lab.Linear(0.8), drop=1.0), steps=4)
     assert seen.outputs == [15.0, 14.0, 12.0, 12.0]  # shares 0, 0.2, 0.4, 0.6
     assert run.masks.kept == 1
 
 
 def test_the_cut_comes_at_its_share_of_the_training_and_training_goes_on():
-    run, seen = ones([[2.0, -3.0, 1.5, 1.0]], TargetedDropout(0.5, rate=0.0, end=0.5), steps=4)
+    run, seen = ones([[2.0, -3.0, 1.5, 1.0]], TargetedDropout(0.5, drop=0.0, end=0.5), steps=4)
     assert [(c.step, c.after) for c in run.cuts] == [(2, 2)]
     assert seen.outputs == [1.5, 1.5, -1.0, -1.0]
 
@@ -97,7 +97,7 @@ def test_the_net_learns_to_do_without(blobs):
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
     dense = lab.fit(net, blobs, epochs=40, lr=0.01, **QUIET)
     cut = lab.fit(dense, blobs, OneShot(0.9, scope="layer"), epochs=0, **QUIET)
-    targeted = lab.fit(net, blobs, TargetedDropout(0.9, rate=0.7), epochs=40, lr=0.01, **QUIET)
+    targeted = lab.fit(net, blobs, TargetedDropout(0.9, drop=0.7), epochs=40, lr=0.01, **QUIET)
     assert targeted.masks.kept_by_layer == cut.masks.kept_by_layer
     accuracy = [run.result.accuracy["test"]["accuracy"] for run in (cut, targeted)]
     assert accuracy[1] > accuracy[0] + 0.1
@@ -106,7 +106,7 @@ def test_the_net_learns_to_do_without(blobs):
 def test_wrong_settings_are_refused(blobs):
     net = nn.Linear(10, 4)
     cases: list[tuple[str, dict[str, Any], int]] = [
-        ("rate=1.5", {"rate": 1.5}, 1),
+        ("drop=1.5", {"drop": 1.5}, 1),
         ("end is a share", {"end": 0.0}, 1),
         ("epochs=0 has no step", {}, 0),
     ]

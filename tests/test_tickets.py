@@ -72,13 +72,13 @@ def test_a_late_rewind_is_bit_for_bit(model, data, options):
         assert moved or torch.equal(looked.model[name], torch.where(kept, tensor, 0))
     assert looked.optimizer.keys() == remembered.keys()
     assert all(torch.equal(looked.optimizer[n][k], v) for n, state in remembered.items() for k, v in state.items())
-    assert looked.lr == pytest.approx(options.get("lr", 1e-3) * lab.CosineRate()(7 / early.steps), rel=1e-12)
+    assert looked.lr == pytest.approx(options.get("lr", 1e-3) * lab.CosineLR()(7 / early.steps), rel=1e-12)
 
     # the records prove it: they hold hashes of what was there after loading, buffers included
     of_saved = identity.tensor_hash(saved.weights | saved.buffers)
     of_optimizer = identity.tensor_hash({f"{n}/{k}": v for n, s in remembered.items() for k, v in s.items()})
-    for way in ("dense", "ticket", "random mask", "one-shot"):
-        start = made[way].result.start
+    for method in ("dense", "ticket", "random mask", "one-shot"):
+        start = made[method].result.start
         assert (start["weights"], start["optimizer"], start["lr"]) == (of_saved, of_optimizer, looked.lr)
         assert start["from_step"] == start["steps"] == 7
     assert made["reinitialised"].result.start["optimizer"] is None
@@ -103,14 +103,14 @@ def test_going_on_from_a_snapshot_is_the_uninterrupted_run(model, data):
 def test_a_reset_is_to_the_initial_weights(model, data):
     made = go(model, data)
     initial = identity.tensor_hash(dict(model.named_parameters()) | dict(model.named_buffers()))
-    starts = {trial.way: trial.run.result.start for trial in made}
-    assert {starts[way]["weights"] for way in ("dense", "ticket", "random mask", "one-shot")} == {initial}
+    starts = {trial.method: trial.run.result.start for trial in made}
+    assert {starts[method]["weights"] for method in ("dense", "ticket", "random mask", "one-shot")} == {initial}
     assert starts["reinitialised"]["weights"] != initial
     assert len({trial.run.step for trial in made}) == 1  # every training has as many steps
 
 
 def test_rewinding_the_rate_keeps_the_trained_weights(model, data):
-    made = go(model, data, rewind="rate", step=7)
+    made = go(model, data, rewind="learning_rate", step=7)
     dense, first, second = [trial.run for trial in made][:3]
     hashes = [identity.tensor_hash(dict(r.model.state_dict())) for r in (dense, first)]
     assert [first.start["weights"], second.start["weights"]] == hashes
@@ -121,7 +121,7 @@ def test_rewinding_the_rate_keeps_the_trained_weights(model, data):
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_shares_are_exact_and_masks_only_shrink(model, data, scope):
     made = go(model, data, rounds=3, scope=scope, controls=("random mask", "one-shot", "gradual"), epochs=1)
-    masks = [trial.run.masks for trial in made if trial.way in ("dense", "ticket")]
+    masks = [trial.run.masks for trial in made if trial.method in ("dense", "ticket")]
     total = masks[0].total
     assert [m.kept for m in masks] == [total - int(total * (1 - 0.2 ** (r / 3)) + 0.5) for r in range(4)]
     assert all((later & earlier).kept == later.kept for earlier, later in pairwise(masks))
@@ -160,11 +160,11 @@ def test_scattered_masks_keep_whole_units():
 
 def test_costs_count_what_had_to_come_before(model, data):
     made = go(model, data, step=7, controls=(*tickets_controls(), "gradual"))
-    table = made.table().set_index("way")
+    table = made.table().set_index("method")
     steps = 3 * 6  # 270 images in batches of 50, three epochs
     searched = {"reinitialised": 3 * steps - 7, "random mask": steps, "one-shot": 2 * steps - 7, "gradual": steps}
     searched |= {"dense": steps}
-    assert {way: table.loc[way, "steps_in_all"] for way in searched} == searched
+    assert {method: table.loc[method, "steps_in_all"] for method in searched} == searched
     assert table.loc["ticket", "steps_in_all"].tolist() == [2 * steps - 7, 3 * steps - 14]
     assert table.loc["gradual", "gflops_kept"] != table.loc["gradual", "gflops_kept"]
     flops = made["dense"].result.flops["dense"]
@@ -177,7 +177,7 @@ def test_costs_count_what_had_to_come_before(model, data):
 
 def test_a_global_search_is_charged_to_all_that_need_its_counts(model, data):
     made = go(model, data, scope="global", controls=(*tickets_controls(), "gradual"))
-    steps = {row["way"]: row["steps_in_all"] for row in made.table().to_dict("records")}
+    steps = {row["method"]: row["steps_in_all"] for row in made.table().to_dict("records")}
     each = 3 * 6
     assert steps == {
         "dense": each, "ticket": 3 * each, "reinitialised": 3 * each, "random mask": 3 * each,
@@ -192,12 +192,12 @@ def tickets_controls() -> tuple[str, ...]:
 def test_a_folder_is_gone_on_from(model, data, tmp_path):
     first = go(model, data, step=4, folder=tmp_path, compare="each", controls=("random mask",))
     names = sorted(p.stem for p in tmp_path.glob("*.json"))
-    rounds = [f"round-0{r}-{way}" for r in (1, 2) for way in ("random-mask", "ticket")]
+    rounds = [f"round-0{r}-{method}" for r in (1, 2) for method in ("random-mask", "ticket")]
     assert names == ["dense", "early", *rounds]
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
     again = go(model, data, step=4, folder=tmp_path, compare="each", controls=("random mask",))
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}  # nothing was trained
-    columns = ["way", "test_accuracy", "steps_in_all", "start"]
+    columns = ["method", "test_accuracy", "steps_in_all", "start"]
     assert first.table()[columns].equals(again.table()[columns])
 
 
@@ -205,7 +205,7 @@ def test_a_folder_is_gone_on_from(model, data, tmp_path):
     ("options", "said"),
     [
         ({"masks": {}}, "sets masks by itself"),
-        ({"rewind": "bias"}, "'weights' or 'rate'"),
+        ({"rewind": "bias"}, "'weights' or 'learning_rate'"),
         ({"controls": ["dense"]}, "there are reinitialised"),
         ({"rounds": 0}, "at least one round"),
         ({"step": 1000}, "over after 18 steps"),

@@ -101,7 +101,15 @@ def test_it_trains_as_a_plain_loop_does(blobs):
     """Against torch's own idiom, the same batches given."""
     model = mlp()
     run = lab.fit(
-        model, blobs, epochs=2, batch_size=60, optimizer="sgd", lr=0.1, weight_decay=1e-3, rate="constant", **QUIET
+        model,
+        blobs,
+        epochs=2,
+        batch_size=60,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=1e-3,
+        lr_schedule="constant",
+        **QUIET,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     for epoch in range(2):
@@ -215,7 +223,7 @@ def test_a_reactivated_weight_comes_back_with_the_value_it_had(blobs):
                     w.data.mul_(torch.where(run.masks[name], 1e-3, 1.0))
 
     model = mlp()
-    gradual = Gradual(lab.Constant(0.5), start=0.25, end=0.5, cuts=1, reactivate=True)
+    gradual = Gradual(lab.Constant(0.5), begin=0.25, end=0.5, cuts=1, reactivate=True)
     run = lab.fit(model, blobs, Fade(), gradual, epochs=4, batch_size=120, lr=0.0, **QUIET)
     smaller = torch.cat([w.abs().flatten() for w in lab.prunable(model).values()]).kthvalue(224).values
     for name, w in lab.prunable(model).items():
@@ -437,7 +445,7 @@ def test_own_criterion_method_loss_and_metric(blobs):
 
 def test_distillation_learns_from_the_dense_net(blobs):
     dense = lab.fit(mlp(), blobs, epochs=10, lr=0.01, **QUIET)
-    taught = lab.fit(mlp(seed=3), blobs, epochs=10, lr=0.01, loss=lab.train.Distill(dense.model, share=1.0), **QUIET)
+    taught = lab.fit(mlp(seed=3), blobs, epochs=10, lr=0.01, loss=lab.train.Distill(dense.model, weight=1.0), **QUIET)
     assert taught.result.accuracy["test"]["accuracy"] > 0.8
     x, y = next(iter(blobs.val))
     loss = lab.train.Distill(dense.model)
@@ -646,7 +654,7 @@ def test_wrong_input_stops_before_training_and_says_what_was_expected(blobs, tmp
     refuses(lab.ConfigError, "epochs=-1", epochs=-1)
     refuses(lab.ConfigError, "epochs=1.5; expected a whole number", epochs=1.5)
     refuses(lab.ConfigError, "lr=nan", lr=float("nan"))
-    refuses(lab.ConfigError, "rate='cosinus'", rate="cosinus")
+    refuses(lab.ConfigError, "lr_schedule='cosinus'", lr_schedule="cosinus")
     refuses(lab.ConfigError, "keep='first'", keep="first")
     refuses(lab.ConfigError, "device='tpu'", device="tpu")
     refuses(lab.ConfigError, "is a class; pass an instance", OneShot)

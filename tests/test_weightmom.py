@@ -52,7 +52,7 @@ def watch(method: WeightMom, trajectory: list[list[float]] = TRAJECTORY) -> tupl
 
 
 def made(mode: str, window: int = 3, needed: int = 2, **options: Any) -> WeightMom:
-    settings: dict[str, Any] = {"start": 0.5, "end": 1.0, "threshold": 2.5} | options
+    settings: dict[str, Any] = {"begin": 0.5, "end": 1.0, "threshold": 2.5} | options
     return WeightMom(lab.Cubic(0.5), mode, window=window, min_epochs_below=needed, **settings)
 
 
@@ -273,13 +273,13 @@ def test_the_record_says_what_was_cut_too_early(data):
     assert run.result.methods[0]["short_windows"] == 1  # after epoch 2; after epoch 1 nothing is cut yet
     run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e9))
     assert state.not_eligible == 0
-    settings: dict[str, Any] = {"window": 2, "min_epochs_below": 1, "start": 0.5, "end": 1.0}
+    settings: dict[str, Any] = {"window": 2, "min_epochs_below": 1, "begin": 0.5, "end": 1.0}
     _, state = train("lenet5", data, WeightMom(lab.Linear(0.9), **settings), epochs=4)
     assert state.short_windows == 0
 
 
 def test_cuts_fall_on_the_scheduled_epochs(data):
-    run, _ = train("lenet5", data, WeightMom(lab.Linear(0.8), start=0.25, end=0.75, interval=2), epochs=8)
+    run, _ = train("lenet5", data, WeightMom(lab.Linear(0.8), begin=0.25, end=0.75, interval=2), epochs=8)
     # epochs 2, 4, 6 at progress 0, 1/2, 1; the first cuts nothing
     assert [(cut.step // run.steps_per_epoch, round(1 - cut.after / run.masks.total, 4)) for cut in run.cuts] == [
         (4, 0.4),
@@ -317,7 +317,7 @@ def test_memory(mode, tensors):
         {"beta": 1.0},
         {"threshold": "absolute"},
         {"threshold": 0.0},
-        {"start": 0.8},
+        {"begin": 0.8},
         {"floor": 1.0},
         {"interval": 0},
         {"watch": -1},
@@ -340,7 +340,7 @@ def test_few_weights_that_stay_are_watched_beside_as_many_large_ones(data):
 
 
 def test_the_papers_setting_halves_the_rate_every_30_epochs(data):
-    rate = PAPER["rate"]
+    rate = PAPER["lr_schedule"]
     assert [0.05 * rate(epoch / 300) for epoch in (0, 29, 30, 60, 299)] == pytest.approx(
         [0.05, 0.05, 0.025, 0.0125, 0.05 / 2**9]
     )
@@ -352,9 +352,9 @@ def test_the_papers_setting_halves_the_rate_every_30_epochs(data):
 
 
 def test_watched_weights_are_half_chosen_half_random_and_followed_to_the_end(data):
-    watching = WeightMom(lab.Cubic(0.9), start=0.25, end=0.75, watch=8)
+    watching = WeightMom(lab.Cubic(0.9), begin=0.25, end=0.75, watch=8)
     run, state = train("lenet5", data, watching, epochs=4, seed=3)
-    plain, _ = train("lenet5", data, WeightMom(lab.Cubic(0.9), start=0.25, end=0.75), epochs=4, seed=3)
+    plain, _ = train("lenet5", data, WeightMom(lab.Cubic(0.9), begin=0.25, end=0.75), epochs=4, seed=3)
     assert plain.masks.fingerprint == run.masks.fingerprint  # to look changes nothing
     first = lab.build("lenet5", data, seed=0)
     for name, places in state.watched.items():

@@ -175,7 +175,7 @@ def test_a_picture_of_weights_is_grey_where_they_are_0_and_nowhere_else():
 
 # The live panel
 
-NEED_A_CHOICE = ("GatedPruning", "DynamicSurgery")
+NEED_A_CHOICE = ("PruneWhileAccurate", "DynamicSurgery")
 """A bound or a threshold has to be given; the panel says so."""
 
 
@@ -241,7 +241,7 @@ def test_what_was_chosen_wrongly_is_said_in_the_panel():
     assert live.wait(60) is None
     assert "n2nskip" in live._text.value
     assert not live._buttons["Start"].disabled
-    live = panel(method="GatedPruning")
+    live = panel(method="PruneWhileAccurate")
     live.start()
     assert live.wait(60) is None
     assert "needs one bound" in live._text.value

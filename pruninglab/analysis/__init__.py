@@ -1,6 +1,6 @@
 """Questions to finished runs: which method is better, what pruning does to classes, what it costs."""
 
-from .allocation import budget, fitting, sensitivity, tolerated
+from .allocation import allocate, fitting, sensitivity, tolerated
 from .compare import Comparison, compare, crossing, interval, paired
 from .connectivity import Graph, channel_graph, distance, heat
 from .cost import latency, truth
@@ -12,7 +12,7 @@ __all__ = [
     "Graph",
     "Impact",
     "Votes",
-    "budget",
+    "allocate",
     "calibration_error",
     "channel_graph",
     "compare",

@@ -23,13 +23,13 @@ Curves = list[tuple[np.ndarray, np.ndarray]]
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
-def budget(run: Run, rate: float, by: str = "magnitude") -> dict[str, float]:
+def allocate(run: Run, compression: float, by: str = "magnitude") -> dict[str, float]:
     """The sparsity of each layer with which the run keeps 1 of `rate` weights, among those that it has left.
 
     `by` is a criterion, for one cut of all layers together, or `"sensitivity"`, with which cutting each layer alone
     leads to the same validation loss. No layer becomes empty.
     """
-    return _shares(run, by)(round(run.masks.total / rate))
+    return _shares(run, by)(round(run.masks.total / compression))
 
 
 def fitting(
@@ -46,7 +46,7 @@ def fitting(
     weights = {name: weight.detach() for name, weight in run.weights.items()}
 
     def cost(sparsities: dict[str, float]) -> float:
-        masks = largest(weights, sparsities, within=run.masks)
+        masks = largest(weights, sparsities, masks=run.masks)
         return _most_bytes(run, masks) if bytes is not None else sparse_flops(run.model, run.flops, masks)
 
     limit, what = (bytes, "bytes") if bytes is not None else (flops, "FLOPs")
@@ -132,7 +132,7 @@ def _shares(run: Run, by: str) -> Callable[[int], dict[str, float]]:
 
 def _together(run: Run, scores: dict[str, torch.Tensor], keep: int) -> list[float]:
     """How much each layer keeps of one cut of all."""
-    masks = keep_top(scores, 1 - keep / run.masks.total, within=run.masks)
+    masks = keep_top(scores, 1 - keep / run.masks.total, masks=run.masks)
     return [float(kept) for kept in masks.kept_by_layer.values()]
 
 
@@ -169,7 +169,7 @@ def _alone(run: Run, name: str, counts: Sequence[int], split: str) -> Iterator[d
     own, alive = {name: before}, {name: run.masks[name]}
     try:
         for left in counts:
-            weight.copy_(project(own, largest(own, keeping(own, {name: left}), within=alive))[name])
+            weight.copy_(project(own, largest(own, keeping(own, {name: left}), masks=alive))[name])
             yield run.evaluate(split)
     finally:
         weight.copy_(before)

@@ -1,9 +1,9 @@
-"""Ways to prune, compared as fairly as their records can prove, with what chance alone could do.
+"""Methods, compared as fairly as their records can prove, with what chance alone could do.
 
     lab.compare("runs/**")          a folder, loaded records, or runs
 
 Refused, unless asked for: other data, splits, initial weights or total steps, another dense start, other seeds. Runs of
-one seed are pairs: what the seed decides, it decides for all ways alike, and differences within pairs are tested.
+one seed are pairs: what the seed decides, it decides for all methods alike, and differences within pairs are tested.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ SAME_IN_PAIR = {
     "new_weights": ("the draw of the initial weights", "start"),
 }
 ALLOWED = (*dict.fromkeys(word for _, word in (*SAME_IN_ALL.values(), *SAME_IN_PAIR.values())), "seeds")
-_USED = ("way", "control", "seed", "init_seed", "form", "start", "start_hash", "status", "test_images", "settings")
+_USED = ("method", "control", "seed", "init_seed", "form", "start", "start_hash", "status", "test_images", "settings")
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +51,7 @@ class Comparison:
     """Runs that may stand in one table. Showing it is that table, the tests, and what is missing."""
 
     runs: pd.DataFrame
-    """One row a run: the record's columns, and `way`, `pair` and `level`, the sparsity that it is compared at."""
+    """One row a run: the record's columns, and `method`, `pair` and `level`, the sparsity that it is compared at."""
     score: str
     counted: str
     notes: tuple[str, ...] = ()
@@ -62,30 +62,30 @@ class Comparison:
         return sorted({float(level) for level in self.runs["level"]} - {0.0})
 
     @cached_property
-    def ways(self) -> list[str]:
-        return list(dict.fromkeys(self.runs["way"]))
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(self.runs["method"]))
 
     @cached_property
     def controls(self) -> dict[str, str | None]:
         """Each control, and the way that is it, or None where it is missing."""
-        held = self.runs.groupby("control", sort=False)["way"].first()
+        held = self.runs.groupby("control", sort=False)["method"].first()
         return {name: held.get(name) for name in CONTROLS}
 
     def table(self) -> pd.DataFrame:
-        """One row for each way at each level: n, mean and 95 % interval of the accuracy, what was reached, its cost.
+        """One row for each method at each level: n, mean and 95 % interval of the accuracy, what was reached, its cost.
 
         Training FLOPs are those of a dense computation, a dense start's included; seconds are of the run alone.
         """
         rows = []
-        groups: Any = self.runs.groupby(["level", "way"], sort=False)
-        for (level, way), of in groups:
+        groups: Any = self.runs.groupby(["level", "method"], sort=False)
+        for (level, method), of in groups:
             low, mean, high = interval(of[self.score].to_numpy(float), _coin(of))
             statuses = of["status"].value_counts()
             rows.append(
                 {
                     "sparsity": float(of[f"sparsity_{self.counted}"].mean()),
                     "level": level,
-                    "way": way,
+                    "method": method,
                     "n": len(of),
                     "accuracy": mean,
                     "low": low,
@@ -99,50 +99,55 @@ class Comparison:
                     "seconds": float(of["seconds"].astype(float).mean()),
                 }
             )
-        order = {way: i for i, way in enumerate(self.ways)}
-        return pd.DataFrame(rows).sort_values(["level", "way"], key=lambda c: c.map(order) if c.name == "way" else c,
-                                              ignore_index=True)  # fmt: skip
+        order = {method: i for i, method in enumerate(self.methods)}
+        return pd.DataFrame(rows).sort_values(
+            ["level", "method"], key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True
+        )
 
     def tests(self, against: str | None = None, level: float = 0.05) -> pd.DataFrame:
-        """Differences within pairs at each sparsity, tested: `difference` is way minus against, with its interval.
+        """Differences within pairs at each sparsity, tested: `difference` is method minus against, with its interval.
 
-        `against` is a way, "all" for every pair of ways, or None for the strongest plain control that is there. The
-        dense net, which is cut nowhere, stands at every sparsity. Paired t-test, two-sided; `adjusted` is Holm's p over
-        the whole table. `effect` is the mean difference in its own standard deviations, corrected for few pairs
+        `against` is a method, "all" for every pair of methods, or None for the strongest plain control that is there.
+        The dense net, which is cut nowhere, stands at every sparsity. Paired t-test, two-sided; `adjusted` is Holm's p
+        over the whole table. `effect` is the mean difference in its own standard deviations, corrected for few pairs
         (Hedges' g). Accuracy is counted in whole images: each difference has one more image a side that a coin decides.
         """
-        against = against or next((c for c in reversed(list(self.controls.values())) if c), self.ways[0])
-        if against not in (*self.ways, "all"):
-            raise ConfigError(f"against={against!r} is no way here; expected 'all' or one of {', '.join(self.ways)}.")
+        against = against or next((c for c in reversed(list(self.controls.values())) if c), self.methods[0])
+        if against not in (*self.methods, "all"):
+            raise ConfigError(
+                f"against={against!r} is no method here; expected 'all' or one of {', '.join(self.methods)}."
+            )
         rows = []
         runs: Any = self.runs
         for at in self.levels or [0.0]:
-            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(["way", "pair"])
-            scores = here.pivot_table(index="pair", columns="way", values=self.score, sort=False, dropna=False)
-            pairs = combinations([way for way in self.ways if way in scores], 2)
+            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(["method", "pair"])
+            scores = here.pivot_table(index="pair", columns="method", values=self.score, sort=False, dropna=False)
+            pairs = combinations([method for method in self.methods if method in scores], 2)
             chosen = [p for p in pairs if against == "all" or against in p]
             for first, second in chosen:
-                way, other = (first, second) if second == against or against == "all" else (second, first)
-                differences = (scores[way] - scores[other]).dropna().to_numpy(float)
-                rows.append({"level": at, "way": way, "against": other} | paired(differences, 2 * _coin(here), level))
+                method, other = (first, second) if second == against or against == "all" else (second, first)
+                differences = (scores[method] - scores[other]).dropna().to_numpy(float)
+                rows.append(
+                    {"level": at, "method": method, "against": other} | paired(differences, 2 * _coin(here), level)
+                )
         found = pd.DataFrame(rows, columns=pd.Index(_TESTED))
         found["adjusted"] = holm(found["p"].fillna(1.0).to_numpy()) if len(found) else found["p"]
         found["verdict"] = [_verdict(row, level) for row in found.to_dict("records")]
         return found
 
     def at_accuracy(self, wanted: float | None = None) -> pd.DataFrame:
-        """How much each way can cut and keep `wanted` (by default a point below the dense net, or the best mean).
+        """How much each method can cut and keep `wanted` (by default a point below the dense net, or the best mean).
 
         For each seed the sparsest level that keeps it, and from there along the line to the next, density on a
         logarithmic scale. Where a seed keeps it at no level, or still at the sparsest, no mean can be given.
         """
         if wanted is None:
             table: Any = self.table()
-            best = table.loc[table["way"] == self.controls["dense"], "accuracy"]
+            best = table.loc[table["method"] == self.controls["dense"], "accuracy"]
             wanted = float(best.iloc[0] if len(best) else table["accuracy"].max()) - 0.01
         rows = []
-        groups: Any = self.runs[self.runs["level"] > 0].groupby("way", sort=False)
-        for way, of in groups:
+        groups: Any = self.runs[self.runs["level"] > 0].groupby("method", sort=False)
+        for method, of in groups:
             found = [crossing(p["level"].to_numpy(), p[self.score].to_numpy(), wanted) for _, p in of.groupby("pair")]
             kept, ended = sum(f is not None for f in found), sum(f == 1 for f in found)
             sparsities = np.array([f for f in found if f is not None and f < 1])
@@ -150,33 +155,43 @@ class Comparison:
             low, mean, high = (1 - np.exp(edge) for edge in reversed(interval(density)))
             said = [f"at no level with {len(found) - kept} of {len(found)} seeds"] if kept < len(found) else []
             said += [f"beyond {of['level'].max():.2%} with {ended} of {len(found)} seeds"] if ended else []
-            row = {"way": way, "n": len(found), "accuracy": wanted, "sparsity": mean, "low": low, "high": high}
+            row = {"method": method, "n": len(found), "accuracy": wanted, "sparsity": mean, "low": low, "high": high}
             rows.append(row | {"times": 1 / (1 - mean), "said": "; ".join(said)})
         return pd.DataFrame(rows)
 
     def beside_papers(self) -> pd.DataFrame:
-        """Each published row of this data and model, and beside it the ways with that density, give or take a tenth.
+        """Each published row of this data and model, and beside it the methods with that density, give or take a tenth.
 
         Density is counted as the paper does, and the metric is the paper's. What is published has no n and no interval.
         """
         rows = []
         runs: Any = self.runs
-        for row in papers.published(*self.task).drop(columns=["data", "model"]).to_dict("records"):
+        for row in (
+            papers.published(*self.task)
+            .drop(columns=["data", "model"])
+            .rename(columns={"method": "published"})
+            .to_dict("records")
+        ):
             score = "test_top5" if row["metric"] == "top-5" else "test_accuracy"
             density = 1 - runs[f"sparsity_{row['counted']}"]
             near = runs[(density / (1 - row["sparsity"]) - 1).abs() < 0.1].assign(density=density)
             found = [
-                {"way": way, "measured": of[score].astype(float).mean(), "at": 1 - of["density"].mean(), "n": len(of)}
-                for (_, way), of in near.groupby(["level", "way"], sort=False)
+                {
+                    "method": method,
+                    "measured": of[score].astype(float).mean(),
+                    "at": 1 - of["density"].mean(),
+                    "n": len(of),
+                }
+                for (_, method), of in near.groupby(["level", "method"], sort=False)
             ]
-            rows += [row | mine for mine in found or [{"way": "", "measured": np.nan, "at": np.nan, "n": 0}]]
+            rows += [row | mine for mine in found or [{"method": "", "measured": np.nan, "at": np.nan, "n": 0}]]
         return pd.DataFrame(rows)
 
     def words(self, against: str | None = None) -> list[str]:
         """What may be said, one sentence for each test, then what is missing and what else differs."""
         tests = self.tests(against)
-        said = [f"At {_share(row['level'])}, {row['way']} {row['verdict']}" for row in tests.to_dict("records")]
-        missing = [name for name, way in self.controls.items() if way is None]
+        said = [f"At {_share(row['level'])}, {row['method']} {row['verdict']}" for row in tests.to_dict("records")]
+        missing = [name for name, method in self.controls.items() if method is None]
         if missing:
             said.append(f"Controls that are missing: {', '.join(missing)}.")
         return [*said, *self.notes]
@@ -211,14 +226,15 @@ class Comparison:
             status = row["status"] + (f", {row['emptied_layers']} layers emptied" if row["emptied_layers"] else "")
             counts = (f"{row['flops_left']:.1%}", f"{row['sparse_bytes'] / 1000:,.1f}")
             costs = (f"{row['training_gflops']:,.0f}", f"{row['seconds']:,.1f}")
-            rows.append((row["way"], f"{row['sparsity']:.2%}", str(row["n"]), f"{row['accuracy']:.2%}", bounds, status,
+            rows.append((row["method"], f"{row['sparsity']:.2%}", str(row["n"]), f"{row['accuracy']:.2%}", bounds,
+            status,
                          row["start"], *counts, *costs))  # fmt: skip
         return rows
 
 
-_HEAD = ("way", "zeros", "n", "accuracy", "95 % interval", "status", "start", "FLOPs left", "KB", "training GFLOPs",
+_HEAD = ("method", "zeros", "n", "accuracy", "95 % interval", "status", "start", "FLOPs left", "KB", "training GFLOPs",
          "seconds of it")  # fmt: skip
-_TESTED = ("level", "way", "against", "n", "difference", "low", "high", "p", "effect")
+_TESTED = ("level", "method", "against", "n", "difference", "low", "high", "p", "effect")
 
 
 def compare(
@@ -231,9 +247,10 @@ def compare(
 ) -> Comparison:
     """Runs side by side if that is fair, else a ConfigError that says which differ and in what.
 
-    `by` is the column that names the ways; without it they are the methods with their settings but for how much is cut.
-    `counted` is of what sparsity is taken: "weights", "weights_and_biases" or "all". `allow` lists what may differ all
-    the same (`compare.ALLOWED`); the comparison then says so. With "seeds" only those that all ways have are compared.
+    `by` is the column that names the methods; without it they are the methods with their settings but for how much is
+    cut. `counted` is of what sparsity is taken: "weights", "weights_and_biases" or "all". `allow` lists what may differ
+    all the same (`compare.ALLOWED`); the comparison then says so. With "seeds" only those that all methods have are
+    compared.
     """
     frame: Any = _frame(results)
     allowed = [allow] if isinstance(allow, str) else list(allow)
@@ -243,7 +260,7 @@ def compare(
     _check_columns(frame, [*_USED, *SAME_IN_ALL, "split", "dense_hash", score, f"sparsity_{counted}", *named])
     notes = _left_out(frame)
     frame = frame.assign(
-        way=frame[by].astype(str) if by else _short_names(frame),
+        method=frame[by].astype(str) if by else _short_names(frame),
         pair=[_pair(s, i) for s, i in zip(frame["seed"], frame["init_seed"], strict=True)],
         level=_levels(frame[f"sparsity_{counted}"]),
         new_weights=frame["start_hash"].where((frame["start"] == "model") & (frame["start_hash"].notna())),
@@ -255,7 +272,7 @@ def compare(
     found += [("seeds", line) for line in seeds]
     _refuse(found, allowed)
     if frame.empty:
-        raise ConfigError("no seed is common to all ways, so there is no pair; run them with the same seeds.")
+        raise ConfigError("no seed is common to all methods, so there is no pair; run them with the same seeds.")
     notes += [f"Not fair, but asked for: {line}." for _, line in found] + repeated + _also_different(frame)
     return Comparison(frame.reset_index(drop=True), score, counted, tuple(notes))
 
@@ -349,39 +366,39 @@ def _levels(sparsities: pd.Series) -> list[float]:
 
 
 def _short_names(frame: Any) -> Any:
-    """Controls by their own name, a method by its name where it occurs in one way, else with what differs."""
+    """Controls by their own name, a method by its type where this occurs once, else with what differs."""
     names: dict[str, str] = {}
-    for method, of in frame.groupby("method", sort=False):
-        ways = dict(zip(of["way"], of["control"], strict=True))
-        others = [way for way, control in ways.items() if "(" in way and not control]
-        for way, control in ways.items():
-            alone = control or (way if "(" not in way else str(method) if len(others) == 1 else "")
-            names[way] = alone or _what_differs(way, others)
-    return frame["way"].map(names)
+    for types, of in frame.groupby("methods", sort=False):
+        methods = dict(zip(of["method"], of["control"], strict=True))
+        others = [method for method, control in methods.items() if "(" in method and not control]
+        for method, control in methods.items():
+            alone = control or (method if "(" not in method else str(types) if len(others) == 1 else "")
+            names[method] = alone or _what_differs(method, others)
+    return frame["method"].map(names)
 
 
-def _what_differs(way: str, others: Sequence[str]) -> str:
+def _what_differs(method: str, others: Sequence[str]) -> str:
     """`OneShot(criterion=snip)` of `OneShot(criterion=snip, scope=global)`, if all have that scope."""
     parts = [set(other.replace("(", ", ").replace(")", "").split(", ")) for other in others]
     common = set.intersection(*parts)
-    kept = [part for part in way.replace("(", ", ").replace(")", "").split(", ") if part not in common]
-    method = way.partition("(")[0] if "(" in way else way
+    kept = [part for part in method.replace("(", ", ").replace(")", "").split(", ") if part not in common]
+    method = method.partition("(")[0] if "(" in method else method
     return f"{method}({', '.join(kept)})" if kept else method
 
 
 def _without_repeats(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, list[str]]:
-    """One run for each way, pair and level: equal ones once, others refused."""
-    keys = ["way", "pair", "level"]
+    """One run for each method, pair and level: equal ones once, others refused."""
+    keys = ["method", "pair", "level"]
     once = frame.drop_duplicates([*keys, "settings", "split", "total_steps", "dense_hash", score])
     twice = once[once.duplicated(keys, keep=False)]
     if len(twice):
-        way, pair, level = twice.iloc[0][keys]
+        method, pair, level = twice.iloc[0][keys]
         of = twice[(twice[keys] == twice.iloc[0][keys]).all(axis=1)]
         columns = ["settings", "total_steps", "split", "dense_hash", "commit", score]
         differ = [c for c in columns if c in of and len(set(of[c].astype(str))) > 1]
         raise ConfigError(
-            f"{way} has {len(of)} different runs with {pair} at {_share(level)}; they differ in {', '.join(differ)}. "
-            "Name the ways by a column that tells them apart (by=), or choose one of them."
+            f"{method} has {len(of)} different runs with {pair} at {_share(level)}; they differ in "
+            f"{', '.join(differ)}. Name the methods by a column that tells them apart (by=), or choose one of them."
         )
     gone = len(frame) - len(once)
     return once, [f"{gone} records repeat another one and count once."] if gone else []
@@ -403,31 +420,35 @@ def _differences(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _examples(frame: pd.DataFrame, column: str) -> str:
     """`195 of dense; 65 of OneShot`."""
-    groups = frame.dropna(subset=[column]).groupby(column, sort=False)["way"].unique()
-    shown = [f"{f'{v:,}' if isinstance(v, int) else v} of {', '.join(ways[:3])}" for v, ways in groups.items()]
+    groups = frame.dropna(subset=[column]).groupby(column, sort=False)["method"].unique()
+    shown = [f"{f'{v:,}' if isinstance(v, int) else v} of {', '.join(methods[:3])}" for v, methods in groups.items()]
     return "; ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
 
 
 def _paired(frame: Any, common: bool) -> tuple[pd.DataFrame, list[str]]:
-    """Refuse ways with other seeds. One that missed its target stands at a level of its own, and is not missed here."""
-    seeds = {way: set(of["pair"]) for way, of in frame.groupby("way", sort=False)}
+    """Refuse methods with other seeds. One that missed its target stands at a level of its own, and is not missed
+    here.
+    """
+    seeds = {method: set(of["pair"]) for method, of in frame.groupby("method", sort=False)}
     shared = set.intersection(*seeds.values())
     problems = [
-        f"{way} lacks {', '.join(sorted(set().union(*seeds.values()) - own))}, which others have"
-        for way, own in seeds.items()
+        f"{method} lacks {', '.join(sorted(set().union(*seeds.values()) - own))}, which others have"
+        for method, own in seeds.items()
         if own != set().union(*seeds.values())
     ]
-    missed = {(way, pair) for way, pair, status in frame[["way", "pair", "status"]].to_numpy() if status != "done"}
+    missed = {
+        (method, pair) for method, pair, status in frame[["method", "pair", "status"]].to_numpy() if status != "done"
+    }
     for level, here in frame.groupby("level"):
-        there = {way: set(of["pair"]) for way, of in here.groupby("way", sort=False)}
+        there = {method: set(of["pair"]) for method, of in here.groupby("method", sort=False)}
         every = set().union(*there.values()) & shared
-        for way, own in there.items():
-            if lacking := sorted(p for p in every - own if (way, p) not in missed):
-                problems.append(f"{way} lacks {', '.join(lacking)} at {_share(level)}, which others have there")
+        for method, own in there.items():
+            if lacking := sorted(p for p in every - own if (method, p) not in missed):
+                problems.append(f"{method} lacks {', '.join(lacking)} at {_share(level)}, which others have there")
     if common and problems:
         frame = frame[frame["pair"].isin(shared)]
         for _, here in frame.groupby("level"):
-            own = [set(of["pair"]) for _, of in here.groupby("way")]
+            own = [set(of["pair"]) for _, of in here.groupby("method")]
             frame = frame.drop(here.index[~here["pair"].isin(set.intersection(*own))])
     return frame, problems
 
@@ -436,12 +457,12 @@ def _also_different(frame: pd.DataFrame) -> list[str]:
     """What the rule does not ask for, and a reader should know."""
     said = {"batch_size": "batch size", "device": "hardware", "commit": "version of the code"}
     notes = [f"They differ in {what}." for c, what in said.items() if c in frame and len(set(frame[c].dropna())) > 1]
-    kinds = {way: " and ".join(sorted(set(of["start"]))) for way, of in frame.groupby("way", sort=False)}
+    kinds = {method: " and ".join(sorted(set(of["start"]))) for method, of in frame.groupby("method", sort=False)}
     if len(set(kinds.values())) > 1:
-        begun = ", ".join(f"{way} from a {kind}" for way, kind in kinds.items())
+        begun = ", ".join(f"{method} from a {kind}" for method, kind in kinds.items())
         notes.append(f"They begin differently: {begun}.")
     for status, of in frame[~frame["status"].isin(["done", "stopped"])].groupby("status"):
-        notes.append(f"{len(of)} {str(status).replace('_', ' ')}: {', '.join(dict.fromkeys(of['way']))}.")
+        notes.append(f"{len(of)} {str(status).replace('_', ' ')}: {', '.join(dict.fromkeys(of['method']))}.")
     return notes
 
 

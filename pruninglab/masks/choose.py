@@ -26,7 +26,7 @@ def keep_top(
     *,
     scope: str = "global",
     unit: str = "weight",
-    within: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
     clamp: bool = False,
 ) -> Masks:
     """Keep the highest scores, exactly as many as `sparsity` leaves.
@@ -43,7 +43,7 @@ def keep_top(
     if not scores:
         raise ConfigError("there is nothing to prune: no scores were given. Does the model have conv or linear layers?")
     flat = {name: unit_scores(name, score, unit) for name, score in scores.items()}
-    alive = {n: unit_alive(s, None if within is None else within[n], unit) for n, s in scores.items()}
+    alive = {n: unit_alive(s, None if masks is None else masks[n], unit) for n, s in scores.items()}
     caps = [int(mask.sum()) for mask in alive.values()]
     if isinstance(sparsity, Mapping):
         keeps = _by_pattern(sparsity, {name: len(s) for name, s in flat.items()}, caps, clamp)

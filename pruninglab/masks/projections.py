@@ -23,7 +23,7 @@ def project(weights: Tensors, masks: Tensors) -> dict[str, Tensor]:
 
 
 def largest(
-    weights: Tensors, sparsity: Sparsity, *, scope: str = "layer", unit: str = "weight", within: Tensors | None = None
+    weights: Tensors, sparsity: Sparsity, *, scope: str = "layer", unit: str = "weight", masks: Tensors | None = None
 ) -> Masks:
     """Keep the largest, exactly as many as `sparsity` leaves; scope and unit as in `keep_top`.
 
@@ -38,7 +38,7 @@ def largest(
             name: weight.detach().square() * (weight.numel() / units({name: weight}, unit)[1])  # it takes their mean
             for name, weight in weights.items()
         }
-    return keep_top(scores, sparsity, scope=scope, unit=unit, within=within, clamp=True)
+    return keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks, clamp=True)
 
 
 def largest_per_channel(weights: Tensors, sparsity: float) -> Masks:

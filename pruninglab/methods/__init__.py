@@ -4,7 +4,7 @@ from .channels.group_lasso import GroupLasso
 from .channels.silence import Silence
 from .channels.slimming import Slimming
 from .controls import Dense
-from .cuts.accuracy_gate import GatedPruning
+from .cuts.accuracy_gate import PruneWhileAccurate
 from .cuts.gradual import Gradual
 from .cuts.n2nskip import N2NSkip
 from .cuts.oneshot import OneShot
@@ -39,13 +39,13 @@ __all__ = [
     "SET",
     "Dense",
     "DynamicSurgery",
-    "GatedPruning",
     "GlobalSparseMomentum",
     "Gradual",
     "GroupLasso",
     "N2NSkip",
     "OneShot",
     "OptimalBrainSurgeon",
+    "PruneWhileAccurate",
     "Quantize",
     "RelevanceL2",
     "RigL",

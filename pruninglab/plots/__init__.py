@@ -16,6 +16,7 @@ from .runs import (
     weights,
 )
 from .studies import (
+    by_method,
     calibration,
     classes,
     comparison,
@@ -25,12 +26,12 @@ from .studies import (
     sensitivity,
     survival,
     truth,
-    ways,
 )
 
 __all__ = [
     "Figure",
     "agreement",
+    "by_method",
     "bytes_by_layer",
     "calibration",
     "classes",
@@ -56,7 +57,6 @@ __all__ = [
     "trajectories",
     "truth",
     "two_weights",
-    "ways",
     "weights",
     "widths",
 ]

@@ -18,7 +18,7 @@ from ..masks.masks import Masks, units
 from ..masks.schedules import Cubic
 from ..methods.channels.slimming import Slimming
 from ..methods.cuts import weightmom
-from ..methods.cuts.accuracy_gate import GatedPruning
+from ..methods.cuts.accuracy_gate import PruneWhileAccurate
 from ..methods.cuts.weightmom import WeightMom
 from ..methods.noise import steering
 from ..methods.noise.l0 import L0
@@ -174,9 +174,9 @@ def relevance(run: Run) -> Figure:
 
 def gate(run: Run) -> Figure:
     """Each decision of a gate: accuracy against the bound, cut (o) or not (x); sparsity; λ, where it changes."""
-    method = next((m for m in run.methods if isinstance(m, GatedPruning) and m.evaluations), None)
+    method = next((m for m in run.methods if isinstance(m, PruneWhileAccurate) and m.evaluations), None)
     if method is None:
-        raise ConfigError("this run has no evaluations of a gate; draw one that was trained with GatedPruning.")
+        raise ConfigError("this run has no evaluations of a gate; draw one that was trained with PruneWhileAccurate.")
     table = pd.DataFrame(method.evaluations)
     pulls = [m for m in run.methods if isinstance(m, RelevanceL2)]
     figure, panels = _figure(2 + bool(pulls), width=11.0 if pulls else 0.0)

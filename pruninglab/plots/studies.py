@@ -72,12 +72,13 @@ def survival(run: Run | Result) -> Figure:
     return _with_alt(figure, f"Share of weights left by layer, at the first epoch and at the end: {words}.")
 
 
-def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
-    """Accuracy against the share of weights left, a line for each way: its mean, a mark for each run, hollow if alone.
+def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
+    """Accuracy against the share of weights left, a line for each method: its mean, a mark for each run, hollow if
+    alone.
 
-    `trials` is what a recipe returned, its table, or loaded records with a column `way`; tables of several seeds can be
-    joined. Bars are 95 % intervals of the mean where several runs have one sparsity; the dense net is the dashed line.
-    Ways at one sparsity are drawn a little apart.
+    `trials` is what a recipe returned, its table, or loaded records with a column `method`; tables of several seeds can
+    be joined. Bars are 95 % intervals of the mean where several runs have one sparsity; the dense net is the dashed
+    line. Methods at one sparsity are drawn a little apart.
     """
     table = trials.table() if isinstance(trials, Trials) else trials
     _check_comparable(table)
@@ -87,24 +88,24 @@ def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     table = table.assign(left=(1 - table["sparsity"]).round(6))
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
     shown = sorted({*table["left"]} - {1.0}, reverse=True)
-    cut = [way for way, of in table.groupby("way", sort=False) if {*of["left"]} != {1.0}]
+    cut = [method for method, of in table.groupby("method", sort=False) if {*of["left"]} != {1.0}]
     near = min((above / below for above, below in pairwise(shown)), default=2.0)
-    apart = {way: min(1.03, near ** (0.5 / len(cut))) ** ((len(cut) - 1) / 2 - i) for i, way in enumerate(cut)}
+    apart = {method: min(1.03, near ** (0.5 / len(cut))) ** ((len(cut) - 1) / 2 - i) for i, method in enumerate(cut)}
     said, styles = [], iter(zip(COLOURS * len(table), cycle("os^Dv"), strict=False))
-    for way, of_way in table.groupby("way", sort=False):
+    for method, of_way in table.groupby("method", sort=False):
         runs = {float(str(left)): of[score].to_numpy(float) for left, of in of_way.groupby("left")}
         mean, n = [float(scores.mean()) for scores in runs.values()], min(map(len, runs.values()))
-        said.append(f"{way} " + ", ".join(f"{m:.3f} at {left:.1%}" for left, m in zip(runs, mean, strict=True)))
-        if way not in apart:
-            axes.axhline(mean[0], color="black", ls="--", lw=1, label=f"{way} (n = {n})")
+        said.append(f"{method} " + ", ".join(f"{m:.3f} at {left:.1%}" for left, m in zip(runs, mean, strict=True)))
+        if method not in apart:
+            axes.axhline(mean[0], color="black", ls="--", lw=1, label=f"{method} (n = {n})")
             continue
         colour, mark = next(styles)
         half = [_half_interval(scores) for scores in runs.values()]
         face = colour if n > 1 else "white"
         look: dict[str, Any] = {"marker": mark, "ms": 5, "color": colour, "mfc": face}
-        axes.errorbar([left * apart[way] for left in runs], mean, yerr=half, color=colour, capsize=3, lw=1.5)
-        axes.plot(of_way["left"] * apart[way], of_way[score], ls="", zorder=3, **look)
-        axes.plot([], [], label=f"{way} (n = {n})", **look)
+        axes.errorbar([left * apart[method] for left in runs], mean, yerr=half, color=colour, capsize=3, lw=1.5)
+        axes.plot(of_way["left"] * apart[method], of_way[score], ls="", zorder=3, **look)
+        axes.plot([], [], label=f"{method} (n = {n})", **look)
     if all(0 <= value <= 1 for value in table[score]):  # though intervals of few runs lead beyond
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0), min(high, 1.02))
@@ -117,8 +118,8 @@ def ways(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
 
 
 def frontier(found: Comparison) -> Figure:
-    """A comparison as `ways` draws it; diamonds are what papers print for this data and model, without n or spread."""
-    figure = ways(found.runs.assign(sparsity=found.runs["level"]), found.score)
+    """A comparison as `by_method` draws it; diamonds are the published numbers for this data and model."""
+    figure = by_method(found.runs.assign(sparsity=found.runs["level"]), found.score)
     (axes,) = figure.axes
     metric = "top-5" if found.score == "test_top5" else "top-1"
     printed = papers.published(*found.task)

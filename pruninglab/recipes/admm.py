@@ -10,7 +10,7 @@ from ..data.dataset import Data
 from ..masks.masks import Sparsity
 from ..methods.projection.admm import ADMM, Penalty
 from ..train.fit import fit
-from ..train.lr_schedules import Rate
+from ..train.lr_schedules import LRSchedule
 from ..train.run import Run
 from .stages import ended, stage, start_from
 
@@ -21,14 +21,14 @@ def admm(
     sparsity: Sparsity,
     *,
     epochs: int,
-    retrain: int | None = None,
+    finetune: int | None = None,
     rho: Penalty | Mapping[str, Penalty] = 1.5e-3,
     updates: int = 10,
     scope: str = "layer",
     unit: str = "weight",
     lr: float = 1e-3,
-    retrain_lr: float | None = None,
-    admm_rate: str | Rate = "constant",
+    finetune_lr: float | None = None,
+    admm_lr_schedule: str | LRSchedule = "constant",
     folder: str | Path | None = None,
     **options: Any,
 ) -> list[Run]:
@@ -39,13 +39,13 @@ def admm(
     checkpoint and a record of each stage, and the same call goes on from them. Returns all runs: the dense one, the
     one with ADMM and the cut (its accuracy is that before retraining), the retrained one.
     """
-    retrain = epochs if retrain is None else retrain
-    retrain_lr = lr if retrain_lr is None else retrain_lr
+    finetune = epochs if finetune is None else finetune
+    finetune_lr = lr if finetune_lr is None else finetune_lr
     runs = [start_from(model, data, folder, epochs=epochs, lr=lr, **options)]
     if not ended(runs[-1], model):
         pull = ADMM(sparsity, rho, scope, unit, updates)
-        pulling = {**options, "rate": admm_rate}
+        pulling = {**options, "lr_schedule": admm_lr_schedule}
         runs.append(fit(runs[-1], data, pull, epochs=epochs, lr=lr, **stage(folder, "admm"), **pulling))
     if not ended(runs[-1]):
-        runs.append(fit(runs[-1], data, epochs=retrain, lr=retrain_lr, **stage(folder, "retrained"), **options))
+        runs.append(fit(runs[-1], data, epochs=finetune, lr=finetune_lr, **stage(folder, "fine-tuned"), **options))
     return runs

@@ -24,20 +24,20 @@ def deep_compression(
     epochs: int,
     rounds: int = 5,
     bits: Bits | None = None,
-    tune: int | None = None,
+    finetune: int | None = None,
     centres: str = "linear",
     lr: float = 1e-3,
-    tune_lr: float | None = None,
+    finetune_lr: float | None = None,
     folder: str | Path | None = None,
     **options: Any,
 ) -> list[Run]:
     """Prune as `iterative` does, then share weights by k-means and train the shared values for `tune` epochs.
 
     Without `sparsity`, `model` is a pruned `Run`, and only the last stage is left. `bits` are by default the paper's, 8
-    for convolutions and 5 for dense layers; `tune` as many epochs as `epochs`, at a tenth of the learning rate. What
-    comes out in bits, with fixed and with Huffman codes, is `lab.storage.levels.cost(run.weights, run.masks)` of the
-    last run.
-    `folder` holds a checkpoint and a record of each stage, and the same call goes on from them. Returns all runs.
+    for convolutions and 5 for dense layers; `finetune` as many epochs as `epochs`, at a tenth of the learning rate.
+    What comes out in bits, with fixed and with Huffman codes, is `lab.storage.levels.cost(run.weights, run.masks)` of
+    the last run. `folder` holds a checkpoint and a record of each stage, and the same call goes on from them. Returns
+    all runs.
 
     Deviations: position codes have one symbol for a gap that is too long, where the paper inserts a weight of 0, and
     the cheapest width instead of 8 bits for convolutions and 5 for dense layers.
@@ -51,5 +51,5 @@ def deep_compression(
         raise ConfigError("deep_compression needs a sparsity to prune to, or a pruned Run as its model.")
     if ended(runs[-1], model):
         return runs
-    tune, rate = epochs if tune is None else tune, lr / 10 if tune_lr is None else tune_lr
-    return [*runs, fit(runs[-1], data, method, epochs=tune, lr=rate, **stage(folder, "shared"), **options)]
+    finetune, finetune_lr = epochs if finetune is None else finetune, lr / 10 if finetune_lr is None else finetune_lr
+    return [*runs, fit(runs[-1], data, method, epochs=finetune, lr=finetune_lr, **stage(folder, "shared"), **options)]

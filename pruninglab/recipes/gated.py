@@ -12,42 +12,48 @@ from torch import nn
 from ..data.dataset import Data
 from ..data.loading import load
 from ..errors import ConfigError
-from ..methods.cuts.accuracy_gate import GatedPruning
+from ..methods.cuts.accuracy_gate import PruneWhileAccurate
 from ..methods.penalties.lobster import LOBSTER
 from ..methods.penalties.plain import L1, L2
 from ..methods.penalties.relevance import RelevanceL2
 from ..methods.penalties.sensitivity import Sensitivity
 from ..models import build
 from ..train.fit import fit
-from ..train.lr_schedules import Rate
+from ..train.lr_schedules import LRSchedule
 from ..train.method import Method
 from ..train.run import Run
 from .stages import ended, refuse_own, stage
 
-_ADAM = {"batch_size": 100, "optimizer": "adam", "lr": 1e-3, "gated_rate": "constant", "rate": "constant"}
+_ADAM = {
+    "batch_size": 100,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "pruning_lr_schedule": "constant",
+    "lr_schedule": "constant",
+}
 PAPER: dict[str, dict[str, Any]] = {
     "MNIST": {
         "regularizer": RelevanceL2(1e-3),
-        "gate": GatedPruning(0.987, share=0.04, eval_interval=250, counting="epoch"),
+        "pruning": PruneWhileAccurate(0.987, prune_fraction=0.04, every_steps=250, counting="epoch"),
         "dense": 0,
         "epochs": 120,
-        "final": 5,
+        "finetune": 5,
         **_ADAM,
     },
     "FashionMNIST": {
         "regularizer": RelevanceL2(1e-3),
-        "gate": GatedPruning(0.897, share=0.04, eval_interval=250, counting="epoch"),
+        "pruning": PruneWhileAccurate(0.897, prune_fraction=0.04, every_steps=250, counting="epoch"),
         "dense": 24,
         "epochs": 81,
-        "final": 50,
+        "finetune": 50,
         **_ADAM,
     },
     "ImageNet": {
         "regularizer": RelevanceL2(1e-4),
-        "gate": GatedPruning(0.685, share=0.01, eval_interval=2500, counting="epoch"),
+        "pruning": PruneWhileAccurate(0.685, prune_fraction=0.01, every_steps=2500, counting="epoch"),
         "dense": 0,
         "epochs": 30,
-        "final": 30,
+        "finetune": 30,
         **_ADAM,
         "optimizer": "sgd",
         "lr": 1e-4,
@@ -61,18 +67,19 @@ def gated(
     model: nn.Module | Run,
     data: Data,
     regularizer: Method | Sequence[Method],
-    gate: GatedPruning,
+    pruning: PruneWhileAccurate,
     *,
     dense: int = 0,
     epochs: int,
-    final: int,
+    finetune: int,
     lr: float = 1e-3,
-    final_lr: float | None = None,
-    gated_rate: str | Rate = "constant",
+    finetune_lr: float | None = None,
+    pruning_lr_schedule: str | LRSchedule = "constant",
     folder: str | Path | None = None,
     **options: Any,
 ) -> list[Run]:
-    """Train `dense` epochs, then `epochs` with `regularizer` and `gate`, then `final` without them, under the mask.
+    """Train `dense` epochs, then `epochs` with `regularizer` and `pruning`, then `finetune` without them, under the
+    mask.
 
     Each phase ends at its best state by validation, that with the gate at the best among those at the final mask, and
     the next begins there. As the authors do, the learning rate stays at `lr` while the gate is there. `folder` holds a
@@ -83,8 +90,8 @@ def gated(
     together = [regularizer] if isinstance(regularizer, Method) else list(regularizer)
     phases: list[tuple[str, list[Method], dict[str, Any]]] = [
         ("dense", [], {"epochs": dense, "lr": lr}),
-        ("gated", [*together, gate], {"epochs": epochs, "lr": lr, "rate": gated_rate}),
-        ("final", [], {"epochs": final, "lr": lr if final_lr is None else final_lr}),
+        ("gated", [*together, pruning], {"epochs": epochs, "lr": lr, "lr_schedule": pruning_lr_schedule}),
+        ("fine-tuned", [], {"epochs": finetune, "lr": lr if finetune_lr is None else finetune_lr}),
     ]
     runs: list[Run] = []
     for name, methods, settings in phases if dense else phases[1:]:
@@ -161,12 +168,12 @@ def search(
     model: nn.Module | Run,
     data: Data,
     regularizer: Regularizer,
-    gate: GatedPruning,
+    pruning: PruneWhileAccurate,
     *,
     at_least: float,
     strengths: Sequence[float] = (),
     bounds: Sequence[float] = (),
-    shares: Sequence[float] = (),
+    prune_fractions: Sequence[float] = (),
     folder: str | Path | None = None,
     **options: Any,
 ) -> Search:
@@ -175,15 +182,17 @@ def search(
     Chosen is, by validation accuracy alone, the sparsest result that has `at_least` so much, or else the most accurate
     one. `folder` holds a folder for each combination.
     """
-    bound = "below_dense" if gate.lower_bound is None else "lower_bound"
+    bound = "below_dense" if pruning.lower_bound is None else "lower_bound"
     found = Search([], [])
     for values in product(
-        strengths or [regularizer.strength], bounds or [getattr(gate, bound)], shares or [gate.share]
+        strengths or [regularizer.strength],
+        bounds or [getattr(pruning, bound)],
+        prune_fractions or [pruning.prune_fraction],
     ):
-        cell: dict[str, Any] = dict(zip(("strength", bound, "share"), values, strict=True))
+        cell: dict[str, Any] = dict(zip(("strength", bound, "prune_fraction"), values, strict=True))
         at = folder and Path(folder, ",".join(f"{name}-{value:g}" for name, value in cell.items()))
         weighed = replace(regularizer, strength=cell["strength"])
-        opened = replace(gate, **{bound: cell[bound], "share": cell["share"]})
+        opened = replace(pruning, **{bound: cell[bound], "prune_fraction": cell["prune_fraction"]})
         runs = gated(model, data, weighed, opened, folder=at, **options)
         status = next((run.status for run in runs if run.status != "done"), "done")
         val = runs[-1].result.accuracy["val"]["accuracy"]

@@ -22,12 +22,12 @@ def quantize(
     bits: Bits,
     *,
     epochs: int,
-    tune: int | None = None,
+    finetune: int | None = None,
     levels: str = "clustered",
     rho: float = 1.5e-3,
     updates: int = 10,
     lr: float = 1e-3,
-    tune_lr: float | None = None,
+    finetune_lr: float | None = None,
     folder: str | Path | None = None,
     **options: Any,
 ) -> list[Run]:
@@ -39,9 +39,11 @@ def quantize(
     """
     method = Quantize(bits, levels, rho, updates)
     runs = [fit(model, data, method, epochs=epochs, lr=lr, **stage(folder, "quantized"), **options)]
-    tune = epochs if tune is None else tune
-    if levels == "equal" or tune == 0 or ended(runs[0]):
+    finetune = epochs if finetune is None else finetune
+    if levels == "equal" or finetune == 0 or ended(runs[0]):
         return runs
-    rate = lr / 3 if tune_lr is None else tune_lr
-    tuned = fit(runs[0], data, SharedWeights(bits), epochs=tune, lr=rate, **stage(folder, "tuned"), **options)
+    finetune_lr = lr / 3 if finetune_lr is None else finetune_lr
+    tuned = fit(
+        runs[0], data, SharedWeights(bits), epochs=finetune, lr=finetune_lr, **stage(folder, "fine-tuned"), **options
+    )
     return [*runs, tuned]

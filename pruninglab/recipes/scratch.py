@@ -24,7 +24,7 @@ from .stages import ended, in_scope, stage
 from .tickets import redrawn, untrained
 from .trials import Trials
 
-BUDGETS = ("flops", "flops+tuning", "epochs")
+COMPUTES = ("flops", "flops+tuning", "epochs")
 
 
 def scratch(
@@ -33,14 +33,14 @@ def scratch(
     sparsity: Sparsity,
     *,
     epochs: int,
-    tune: int,
+    finetune: int,
     architecture: str = "found",
-    budget: str | float = "flops",
+    compute: str | float = "flops",
     criterion: str | Criterion | None = None,
     scope: str | None = None,
     unit: str = "weight",
     lr: float = 1e-3,
-    tune_lr: float | None = None,
+    finetune_lr: float | None = None,
     folder: str | Path | None = None,
     **options: Any,
 ) -> Trials:
@@ -53,7 +53,7 @@ def scratch(
     weights go by magnitude and channels by the norm of their filters. Fine-tuning takes a tenth of the learning rate.
 
     Scratch-E trains new weights for `epochs`. Scratch-B, the survey's "Scratch-D", may compute as much as the dense
-    training did; `budget` says what that is: `"flops"` is `epochs` times dense over pruned FLOPs, as the paper has it;
+    training did; `compute` says what that is: `"flops"` is `epochs` times dense over pruned FLOPs, as the paper has it;
     `"flops+tuning"` adds the epochs of fine-tuning, as its critics ask; a number is a factor (the paper doubles at most
     on ImageNet); with `"epochs"` there is Scratch-E alone. Pruned FLOPs are those on kept weights.
 
@@ -67,10 +67,11 @@ def scratch(
     scope = scope or ("global" if architecture == "found" else "layer")
     if architecture == "predefined" and scope == "global" and not isinstance(sparsity, Mapping):
         raise ConfigError("a global cut finds an architecture; a predefined one has scope='layer', or a dict.")
-    factor = isinstance(budget, Real) and not isinstance(budget, bool)
-    if (factor and float(budget) < 1) or (not factor and budget not in BUDGETS):
+    factor = isinstance(compute, Real) and not isinstance(compute, bool)
+    if (factor and float(compute) < 1) or (not factor and compute not in COMPUTES):
         raise ConfigError(
-            f"budget={budget!r}; expected a factor of the epochs from 1 on, or one of {', '.join(map(repr, BUDGETS))}."
+            f"compute={compute!r}; expected a factor of the epochs from 1 on, or one of "
+            f"{', '.join(map(repr, COMPUTES))}."
         )
     criterion = criterion or ("magnitude" if unit == "weight" else "filter_l2")
     seed, made, weights = options.get("seed", 0), Trials(), in_scope(model, options)
@@ -90,7 +91,12 @@ def scratch(
     dense = made.add("dense", fit(model, data, epochs=epochs, lr=lr, **stage(folder, "dense"), **options))
     if ended(dense):
         return made
-    tuning = {**options, "epochs": tune, "lr": lr / 10 if tune_lr is None else tune_lr, **stage(folder, "fine-tuned")}
+    tuning = {
+        **options,
+        "epochs": finetune,
+        "lr": lr / 10 if finetune_lr is None else finetune_lr,
+        **stage(folder, "fine-tuned"),
+    }
     anew, masks = redrawn(model, seed), None
     if unit == "channel":
         small = shrink(smaller(dense)[0], data)
@@ -102,18 +108,18 @@ def scratch(
         masks = tuned.masks if architecture == "found" else scattered(tuned.masks, seed)
     before = (dense,) if architecture == "found" else ()
     lengths = {"Scratch-E": epochs}
-    if budget != "epochs":
-        lengths["Scratch-B"] = _length(dense, tuned, epochs, tune, budget)
-    for way, length in lengths.items():
+    if compute != "epochs":
+        lengths["Scratch-B"] = _length(dense, tuned, epochs, finetune, compute)
+    for method, length in lengths.items():
         if not ended(made.made[-1].run):
-            files = stage(folder, way.lower())
-            made.add(way, fit(anew, data, masks=masks, epochs=length, lr=lr, **files, **options), *before)
+            files = stage(folder, method.lower())
+            made.add(method, fit(anew, data, masks=masks, epochs=length, lr=lr, **files, **options), *before)
     return made
 
 
-def _length(dense: Run, tuned: Run, epochs: int, tune: int, budget: str | float) -> int:
+def _length(dense: Run, tuned: Run, epochs: int, finetune: int, compute: str | float) -> int:
     """The epochs of Scratch-B."""
-    if not isinstance(budget, str):
-        return round(epochs * budget)
+    if not isinstance(compute, str):
+        return round(epochs * compute)
     length = round(epochs * dense.result.flops["dense"] / tuned.result.flops["sparse"])
-    return length + (tune if budget == "flops+tuning" else 0)
+    return length + (finetune if compute == "flops+tuning" else 0)

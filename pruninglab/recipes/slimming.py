@@ -21,35 +21,40 @@ from .trials import Trials
 def slimming(
     model: nn.Module,
     data: Data,
-    share: float,
+    prune_fraction: float,
     *,
     epochs: int,
-    tune: int,
+    finetune: int,
     strength: float = 1e-4,
     begin: float | None = None,
     scope: str = "global",
     lr: float = 1e-3,
-    tune_lr: float | None = None,
+    finetune_lr: float | None = None,
     folder: str | Path | None = None,
     **options: Any,
 ) -> Trials:
     """Train the untrained `model` with a penalty on its channels' scales, take out `share` of them, and fine-tune.
 
-    What comes out is a smaller plain network, fine-tuned for `tune` epochs at a tenth of the learning rate. `strength`
-    and `begin` are those of `methods.Slimming`, `scope` that of `structured.prune`. Beside it stand the network as it
-    was, trained without a penalty ("dense"), and the small one with new weights: "Scratch-E" for `epochs`, "Scratch-B"
-    for as much computation as the dense training took. Both are charged with the training that found their form.
+    What comes out is a smaller plain network, fine-tuned for `finetune` epochs at a tenth of the learning rate.
+    `strength` and `begin` are those of `methods.Slimming`, `scope` that of `structured.prune`. Beside it stand the
+    network as it was, trained without a penalty ("dense"), and the small one with new weights: "Scratch-E" for
+    `epochs`, "Scratch-B" for as much computation as the dense training took. Both are charged with the training that
+    found their form.
 
     `folder` holds a checkpoint and a record of each training, and the same call goes on from them.
     """
     untrained(model, options)
     scales(model)
     seed, made = options.get("seed", 0), Trials()
-    choose.prune(model, data, share, "norm_scale", scope=scope, seed=seed)  # refuses what cannot be before training
+    choose.prune(
+        model, data, prune_fraction, "norm_scale", scope=scope, seed=seed
+    )  # refuses what cannot be before training
 
-    def train(way: str, net: nn.Module, length: int, *methods: Slimming, rate: float = lr, before: list[Run]) -> Run:
-        files = stage(folder, way.replace(" ", "-").lower())
-        return made.add(way, fit(net, data, *methods, epochs=length, lr=rate, **files, **options), *before)
+    def train(
+        method: str, net: nn.Module, length: int, *methods: Slimming, own_lr: float = lr, before: list[Run]
+    ) -> Run:
+        files = stage(folder, method.replace(" ", "-").lower())
+        return made.add(method, fit(net, data, *methods, epochs=length, lr=own_lr, **files, **options), *before)
 
     dense = train("dense", model, epochs, before=[])
     if ended(dense):
@@ -57,15 +62,15 @@ def slimming(
     slim = train("slimmed", model, epochs, Slimming(strength, begin), before=[])
     if ended(slim):
         return made
-    pruned, masks = choose.prune(slim, data, share, "norm_scale", scope=scope, seed=seed)
+    pruned, masks = choose.prune(slim, data, prune_fraction, "norm_scale", scope=scope, seed=seed)
     small = shrink(pruned, data, masks)
     train("removed", small.model, 0, before=[slim])
-    rate = lr / 10 if tune_lr is None else tune_lr
-    tuned = train("fine-tuned", small.model, tune, rate=rate, before=[slim])
+    finetune_lr = lr / 10 if finetune_lr is None else finetune_lr
+    tuned = train("fine-tuned", small.model, finetune, own_lr=finetune_lr, before=[slim])
     with own_randomness(seed):
         anew = narrow_(redrawn(model, seed), small.widths)
     longer = dense.result.flops["dense"] / tuned.result.flops["dense"]
-    for way, length in (("Scratch-E", epochs), ("Scratch-B", round(epochs * longer))):
+    for method, length in (("Scratch-E", epochs), ("Scratch-B", round(epochs * longer))):
         if not ended(made.made[-1].run):
-            train(way, anew, length, before=[slim])
+            train(method, anew, length, before=[slim])
     return made

@@ -43,7 +43,7 @@ def _key(model: nn.Module, data: Data, options: dict[str, Any]) -> str:
     content = {
         "model": [tensor_hash(model.state_dict()), repr(model)],
         "data": [data.name, data.fingerprint, describe(train.augment), describe(train.mean), describe(train.std)],
-        "options": {k: describe(v) for k, v in sorted(options.items()) if k not in ("progress", "every")},
+        "options": {k: describe(v) for k, v in sorted(options.items()) if k not in ("progress", "every_steps")},
         "code": [code_hash(), torch.__version__, torch.cuda.is_available()],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -48,8 +48,8 @@ def tickets(
     """Train the untrained `model`, then `rounds` times cut the same share of the survivors, rewind and train again.
 
     `rewind="weights"` goes back to the weights, buffers, optimizer and learning rate of `step`: at 0 that is the reset
-    of the paper, later it is late rewinding (Frankle et al. 2019). `"rate"` keeps the trained weights and what the
-    optimizer remembers, and rewinds the learning rate alone (Renda et al. 2020). Every training ends at `epochs`,
+    of the paper, later it is late rewinding (Frankle et al. 2019). `"learning_rate"` keeps the trained weights and what
+    the optimizer remembers, and rewinds the learning rate alone (Renda et al. 2020). Every training ends at `epochs`,
     counted from step 0, and its record has the hashes of what it started from.
 
     `scope="layer"` cuts each layer by the same share, the last one by half of it, as the paper does; `"global"` ranks
@@ -70,8 +70,8 @@ def tickets(
     seed = options.get("seed", 0)
     made = Trials()
 
-    def train(way: str, number: int, start: Snapshot | None, *methods: Method, masks: Masks | None = None) -> Run:
-        name = f"round-{number:02d}-{way.replace(' ', '-')}" if number else way
+    def train(method: str, number: int, start: Snapshot | None, *methods: Method, masks: Masks | None = None) -> Run:
+        name = f"round-{number:02d}-{method.replace(' ', '-')}" if number else method
         files = stage(folder, name)
         return fit(model, data, *methods, epochs=epochs, start=start, masks=masks, **files, **options)
 
@@ -93,27 +93,27 @@ def tickets(
             break
         score = chain[-1].score(criterion)
         target = plan[number - 1] if scope == "layer" else _share(sparsity, number / rounds)
-        masks = keep_top(score, target, within=chain[-1].masks)
+        masks = keep_top(score, target, masks=chain[-1].masks)
         found = (*first, *chain)
         chain.append(train("ticket", number, rewound(chain[-1]), masks=masks))
         made.add("ticket", chain[-1], *found)
-        for way in controls if compare == "each" or number == rounds else ():
+        for method in controls if compare == "each" or number == rounds else ():
             if ended(made.made[-1].run):
                 return made
             before = (*first, dense)
-            if way == "reinitialised":
+            if method == "reinitialised":
                 start = Snapshot.of(redrawn(model, seed))
-                run, before = train(way, number, start, masks=masks), found
-            elif way == "random mask":
-                run = train(way, number, rewound(dense), masks=scattered(masks, seed))
+                run, before = train(method, number, start, masks=masks), found
+            elif method == "random mask":
+                run = train(method, number, rewound(dense), masks=scattered(masks, seed))
                 before = found if scope == "global" else first if rewind == "weights" else before
-            elif way == "one-shot":
-                run = train(way, number, rewound(dense), masks=keep_top(dense.score(criterion), target))
+            elif method == "one-shot":
+                run = train(method, number, rewound(dense), masks=keep_top(dense.score(criterion), target))
             else:
                 shares = keeping(dense.weights, masks.kept_by_layer)
-                run = train(way, number, None, Gradual(Cubic(shares)))
+                run = train(method, number, None, Gradual(Cubic(shares)))
                 before = found if scope == "global" else ()
-            made.add(way, run, *before)
+            made.add(method, run, *before)
     return made
 
 
@@ -197,9 +197,9 @@ def _check(
     untrained(model, options)
     if rounds < 1 or step < 0:
         raise ConfigError(f"rounds={rounds}, step={step}: at least one round, and a step of 0 or later.")
-    known = {"rewind": ("weights", "rate"), "scope": ("layer", "global"), "compare": ("last", "each")}
+    known = {"rewind": ("weights", "learning_rate"), "scope": ("layer", "global"), "compare": ("last", "each")}
     for what, value in (("rewind", rewind), ("scope", scope), ("compare", compare)):
         if value not in known[what]:
             raise ConfigError(f"{what}={value!r} is unknown; expected {' or '.join(map(repr, known[what]))}.")
-    if unknown := [way for way in controls if way not in CONTROLS + OPTIONAL]:
+    if unknown := [method for method in controls if method not in CONTROLS + OPTIONAL]:
         raise ConfigError(f"control {unknown[0]!r} is unknown; there are {', '.join(CONTROLS + OPTIONAL)}.")

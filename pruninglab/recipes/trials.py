@@ -1,4 +1,4 @@
-"""`Trials`: ways to the same sparsity side by side, with what each of them cost."""
+"""`Trials`: methods to the same sparsity side by side, with what each of them cost."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from ..train.run import Run
 
 @dataclass(frozen=True)
 class Trial:
-    """One way, and the runs that had to come before it: a ticket costs all rounds that found it."""
+    """One method, and the runs that had to come before it: a ticket costs all rounds that found it."""
 
-    way: str
+    method: str
     run: Run
     before: tuple[Run, ...] = ()
 
@@ -25,7 +25,7 @@ class Trial:
         gflops = sum(r.flops["training"] for r in together) / 1e9
         own = result.flops["training"] / 1e9
         return {
-            "way": self.way,
+            "method": self.method,
             "status": result.status,
             "sparsity": result.sparsity["weights"],
             "nonzero": result.size["nonzero"],
@@ -47,17 +47,17 @@ class Trials:
 
     made: list[Trial] = field(default_factory=list)
 
-    def add(self, way: str, run: Run, *before: Run) -> Run:
+    def add(self, method: str, run: Run, *before: Run) -> Run:
         """Enter a run, and those that it could not have been made without."""
-        self.made.append(Trial(way, run, before))
+        self.made.append(Trial(method, run, before))
         return run
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.made)
 
-    def __getitem__(self, way: str) -> Run:
-        """The last run that went this way."""
-        return next(trial.run for trial in reversed(self.made) if trial.way == way)
+    def __getitem__(self, method: str) -> Run:
+        """The last run of this method."""
+        return next(trial.run for trial in reversed(self.made) if trial.method == method)
 
     def table(self) -> pd.DataFrame:
         """One row for each run, costs with all that had to come before it.
@@ -72,7 +72,7 @@ class Trials:
 
     def _repr_html_(self) -> str:
         head = (
-            "way",
+            "method",
             "status",
             "sparsity",
             "val",
@@ -86,5 +86,5 @@ class Trials:
         for row in (trial.row() for trial in self.made):
             scores = [percent({"accuracy": row[f"{split}_accuracy"]}) for split in ("val", "test")]
             counts = [f"{row[name]:,.0f}" for name in ("steps", "steps_in_all", "gflops_in_all", "seconds_in_all")]
-            rows.append((row["way"], row["status"], f"{row['sparsity']:.2%}", *scores, *counts))
+            rows.append((row["method"], row["status"], f"{row['sparsity']:.2%}", *scores, *counts))
         return _html.table(head, rows)

@@ -65,7 +65,7 @@ class Result:
         return " + ".join(m["type"] for m in self.config["methods"]) or "Dense"
 
     @property
-    def way(self) -> str:
+    def method(self) -> str:
         """The methods and their settings, but for how much is cut: the same at every sparsity."""
         methods = [text(_without_amount(m)) for m in self.config["methods"] if m["type"] != "Dense"]
         return " + ".join(methods) or ("given masks" if self.config["masks"] else "Dense")
@@ -73,7 +73,7 @@ class Result:
     @property
     def control(self) -> str:
         """Which control of a comparison this run can be, if any."""
-        if self.way == "Dense" and not self.sparsity["weights"]:
+        if self.method == "Dense" and not self.sparsity["weights"]:
             return "dense"
         weights = sum(layer["total"] for layer in self.layers)
         if len(self.config["methods"]) != 1 or not self.cuts or self.cuts[0]["before"] < weights:
@@ -94,9 +94,9 @@ class Result:
         return {
             "data": config["data"]["name"],
             "model": config["model"]["name"],
-            "method": self.name,
+            "methods": self.name,
             "settings": " + ".join(text(m) for m in config["methods"]),
-            "way": self.way,
+            "method": self.method,
             "control": self.control,
             "seed": config["seed"],
             "chosen_on": "test" if self._chosen_on_test else "val",

@@ -32,12 +32,12 @@ def groups(model: nn.Module | Run, example: Example | None = None) -> Groups:
 def prune(
     model: nn.Module | Run,
     example: Example | None,
-    share: float,
+    prune_fraction: float,
     criterion: str | Criterion = "filter_l1",
     *,
     scope: str = "global",
     skip: str | Sequence[str] = (),
-    within: Groups | None = None,
+    groups: Groups | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest channels cut in all layers that share them, and the masks.
@@ -55,7 +55,7 @@ def prune(
     before = model.masks if isinstance(model, Run) else None
     model, x = _given(model, example)
     _check_scope(scope)
-    found = find_groups(model, x) if within is None else within
+    found = find_groups(model, x) if groups is None else groups
     patterns = (skip,) if isinstance(skip, str) else tuple(skip)
     weights = prunable(model, skip=patterns)
     free = [g for g in found if not g.fixed and all(part.weight in weights for part in g.givers)]
@@ -65,7 +65,7 @@ def prune(
     total = sum(group.size for group in free)
     if not total:
         raise ConfigError("no channel of this model can be removed; `structured.groups(model, example)` says why.")
-    cut = _chosen(free, scores, count(total, share), scope)
+    cut = _chosen(free, scores, count(total, prune_fraction), scope)
     masks = Masks.full(prunable(model)) if before is None else before.clone()
     pruned = copy.deepcopy(model)
     for group, gone in zip(free, cut, strict=True):

@@ -86,7 +86,7 @@ def shrink(
     example: Example | None = None,
     masks: Mapping[str, Tensor] | None = None,
     *,
-    within: Groups | None = None,
+    groups: Groups | None = None,
 ) -> Shrunk:
     """Take out every channel that the logits do not need: a smaller plain network, with equal logits in eval mode.
 
@@ -101,7 +101,7 @@ def shrink(
     """
     small, x = _masked(model, example, masks)
     full = model.model if isinstance(model, Run) else model
-    found = find_groups(small, x) if within is None else within
+    found = find_groups(small, x) if groups is None else groups
     probes = [x, _noise(x)]
     before = [_logits(small, probe) for probe in probes]
     work = Removal(small, found, x)

@@ -3,21 +3,21 @@
 from .evaluate import accuracy, evaluate
 from .fit import fit, prune
 from .losses import Distill, whole
-from .lr_schedules import ConstantRate, CosineRate, StepRate
+from .lr_schedules import ConstantLR, CosineLR, StepLR
 from .method import Method
 from .run import Cut, Options, Run
 from .snapshot import Snapshot
 
 __all__ = [
-    "ConstantRate",
-    "CosineRate",
+    "ConstantLR",
+    "CosineLR",
     "Cut",
     "Distill",
     "Method",
     "Options",
     "Run",
     "Snapshot",
-    "StepRate",
+    "StepLR",
     "accuracy",
     "evaluate",
     "fit",

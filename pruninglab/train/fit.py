@@ -23,8 +23,8 @@ from ..terminal import Bar
 from . import checkpoints
 from .checks import _device, _not_finite, _number, _one_of, _precision, _try_one_batch
 from .evaluate import Shuffled, accuracy, loss_arguments, scored
-from .lr_schedules import Rate
-from .lr_schedules import rate as resolve_rate
+from .lr_schedules import LRSchedule
+from .lr_schedules import rate as resolve_lr_schedule
 from .machine import _OPTIMIZERS, _channels_last, _interruptible, _make_optimizer, _settings
 from .method import Method, fresh
 from .record import _config, _hash_of, _proof, _result, _start
@@ -42,7 +42,7 @@ def fit(
     lr: float = 1e-3,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
-    rate: str | Rate = "cosine",
+    lr_schedule: str | LRSchedule = "cosine",
     seed: int = 0,
     loss: Callable[..., Tensor] = F.cross_entropy,
     metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
@@ -54,7 +54,7 @@ def fit(
     patience: int | None = None,
     keep: str = "last",
     checkpoint: str | Path | None = None,
-    every: int | None = None,
+    every_steps: int | None = None,
     record: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -69,7 +69,7 @@ def fit(
     history's loss is that mean, without the extra terms of methods.
     `skip`, `biases` and `norms` say which weights are in scope. `patience` ends after so many epochs without a better
     validation score; `keep="best"` ends with the best state instead of the last. `checkpoint` is a file written every
-    `every` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON record.
+    `every_steps` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON record.
     `progress` shows a bar; a function in its place is called with the run after every step, and may `run.interrupt()`.
     """
     parent = model if isinstance(model, Run) else None
@@ -82,7 +82,7 @@ def fit(
         lr=_number("lr", lr, 0),
         momentum=_number("momentum", momentum, 0),
         weight_decay=_number("weight_decay", weight_decay, 0),
-        rate=resolve_rate(rate),
+        lr_schedule=resolve_lr_schedule(lr_schedule),
         loss=loss,
         metric=metric,
         seed=_number("seed", seed, 0, whole=True),
@@ -93,7 +93,7 @@ def fit(
         patience=patience if patience is None else _number("patience", patience, 1, whole=True),
         keep=_one_of("keep", keep, ("last", "best")),
     )
-    every = every if every is None else _number("every", every, 1, whole=True)
+    every_steps = every_steps if every_steps is None else _number("every_steps", every_steps, 1, whole=True)
     checkpoint = files.check_writable(checkpoint, "checkpoint") if checkpoint else None
     record = files.check_writable(record, "record") if record else None
     if not isinstance(data, Data):
@@ -135,7 +135,7 @@ def fit(
         run.config = _config(run)
         loss_sum, seen = checkpoints.resume(run, checkpoint) if checkpoint and checkpoint.exists() else (0.0, 0)
         with _interruptible(run):
-            _train(run, loss_sum, seen, checkpoint, every or run.steps_per_epoch, progress)
+            _train(run, loss_sum, seen, checkpoint, every_steps or run.steps_per_epoch, progress)
         _finish(run)
     if record:
         run.save(record)
@@ -150,7 +150,7 @@ def prune(
     scope: str = "global",
     unit: str = "weight",
     data: Data | None = None,
-    within: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
     skip: str | Sequence[str] = (),
     biases: bool = False,
     norms: bool = False,
@@ -162,7 +162,7 @@ def prune(
     is as in `keep_top`.
     """
     if isinstance(model, Run):
-        within = model.masks if within is None else within
+        masks = model.masks if masks is None else masks
         model = model.model
     model = copy.deepcopy(model)
     weights = prunable(model, biases=biases, norms=norms, skip=skip)
@@ -170,7 +170,7 @@ def prune(
         raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
     with own_randomness(seed):
         scores = scored(model, criterion, Shuffled(data.train, 100, seed) if data else None, weights)
-    masks = keep_top(scores, sparsity, scope=scope, unit=unit, within=within)
+    masks = keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks)
     masks.apply_({name: weight.data for name, weight in weights.items()})
     return model, masks
 
@@ -252,7 +252,7 @@ def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _set_rate(run: Run) -> None:
-    factor = run.options.rate(run.progress)
+    factor = run.options.lr_schedule(run.progress)
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 

@@ -25,7 +25,7 @@ class Distill:
 
     teacher: "nn.Module | Run"
     temperature: float = 4.0
-    share: float = 0.9
+    weight: float = 0.9
     takes_input: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -37,4 +37,4 @@ class Distill:
             teacher = cast(nn.Module, self.teacher).to(x.device)
             target = F.log_softmax(teacher(x) / self.temperature, 1)
         soft = F.kl_div(F.log_softmax(logits / self.temperature, 1), target, reduction="batchmean", log_target=True)
-        return self.share * self.temperature**2 * soft + (1 - self.share) * F.cross_entropy(logits, y)
+        return self.weight * self.temperature**2 * soft + (1 - self.weight) * F.cross_entropy(logits, y)

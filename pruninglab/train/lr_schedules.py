@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 
-Rate = Callable[[float], float]
+LRSchedule = Callable[[float], float]
 
 
 @dataclass(frozen=True)
-class ConstantRate:
+class ConstantLR:
     def __call__(self, progress: float) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
-class CosineRate:
+class CosineLR:
     """A linear warm-up over the share `warmup`, then half a cosine down to `floor`."""
 
     warmup: float = 0.0
@@ -30,7 +30,7 @@ class CosineRate:
 
 
 @dataclass(frozen=True)
-class StepRate:
+class StepLR:
     """Times `factor` at each of the points `at`, given as shares of the training."""
 
     at: tuple[float, ...] = (0.5, 0.75)
@@ -40,14 +40,15 @@ class StepRate:
         return self.factor ** sum(progress >= point for point in self.at)
 
 
-RATES: dict[str, Rate] = {"cosine": CosineRate(), "constant": ConstantRate(), "step": StepRate()}
+RATES: dict[str, LRSchedule] = {"cosine": CosineLR(), "constant": ConstantLR(), "step": StepLR()}
 
 
-def rate(which: str | Rate) -> Rate:
+def rate(which: str | LRSchedule) -> LRSchedule:
     if callable(which):
         return which
     if which not in RATES:
         raise ConfigError(
-            f"rate={which!r} is unknown; expected one of {', '.join(map(repr, RATES))}, or a function of progress."
+            f"lr_schedule={which!r} is unknown; expected one of {', '.join(map(repr, RATES))}, or a function of "
+            "progress."
         )
     return RATES[which]

@@ -1,10 +1,12 @@
 """A method: what happens during one training. Six moments, and nothing else."""
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..typed import check_settings
 from .run import Run
 
 
@@ -46,6 +48,14 @@ class Method:
         super().__init_subclass__()
         if "__repr__" not in vars(cls):  # @dataclass leaves alone what the class has
             cls.__repr__ = Method.__repr__
+        own_checks = vars(cls).get("__post_init__")
+
+        def __post_init__(self: Any) -> None:
+            check_settings(self)  # what the types of the fields say
+            if own_checks:
+                own_checks(self)
+
+        cls.__post_init__ = __post_init__
         if Method not in cls.__bases__:
             raise TypeError(f"{cls.__name__}: methods are final; derive from Method and compose in `fit` instead.")
         if unknown := [name for name in vars(cls) if name.startswith("on_") and name not in MOMENTS]:

@@ -117,7 +117,7 @@ def _start(parent: Run | None, source: nn.Module, start: Snapshot | None, data: 
 def _proof(run: Run) -> dict[str, Any]:
     """What else was rewound, as it is now and not as it was asked for: the optimizer's memory and the rate."""
     remembered = {f"{name}/{k}": v for name, state in optimizer_state(run).items() for k, v in state.items()}
-    rate = run.options.lr * run.options.rate(run.progress)
+    rate = run.options.lr * run.options.lr_schedule(run.progress)
     return {"optimizer": tensor_hash(remembered) if remembered else None, "lr": rate}
 
 

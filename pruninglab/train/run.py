@@ -20,7 +20,7 @@ from ..masks.masks import Masks, Sparsity, units
 from ..randomness import own_randomness
 from ..results.record import Result
 from .evaluate import Batches, Shuffled, evaluate, scored
-from .lr_schedules import Rate
+from .lr_schedules import LRSchedule
 from .snapshot import Snapshot
 
 
@@ -34,7 +34,7 @@ class Options:
     lr: float
     momentum: float
     weight_decay: float
-    rate: Rate
+    lr_schedule: LRSchedule
     loss: Callable[..., Tensor]
     metric: Callable[[Tensor, Tensor], Tensor]
     seed: int
@@ -170,7 +170,7 @@ class Run:
     ) -> None:
         """Score, choose and cut. A sparsity below what is pruned already cuts nothing more."""
         scores = self.score(criterion)
-        self.masks = keep_top(scores, sparsity, scope=scope, unit=unit, within=self._masks, clamp=True)
+        self.masks = keep_top(scores, sparsity, scope=scope, unit=unit, masks=self._masks, clamp=True)
 
     def aim(self, sparsity: Sparsity, scope: str = "global", unit: str = "weight") -> None:
         """Say in `on_start` what is to be reached: refused now where arithmetic rules it out, checked at the end.
@@ -183,7 +183,7 @@ class Run:
                 "Check `skip`, or pass biases=True or norms=True."
             )
         flat = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in self._masks.items()}
-        wanted = keep_top(flat, sparsity, scope=scope, unit=unit, within=self._masks)
+        wanted = keep_top(flat, sparsity, scope=scope, unit=unit, masks=self._masks)
         kept, total = units(wanted, unit)
         if self.target is None or kept / total < self.target["kept"] / self.target["total"]:
             self.target = {"sparsity": sparsity, "scope": scope, "unit": unit, "kept": kept, "total": total}

@@ -114,7 +114,7 @@ def test_weightmom_keeps_its_books_in_two_percent_of_an_epoch(data, mode):
     """
     model = lab.build("lenet5", data)
     run, watched = (lab.fit(model, data, epochs=1, progress=False) for _ in range(2))
-    method = lab.methods.WeightMom(lab.Cubic(0.95), mode, start=0.0, end=1.0)
+    method = lab.methods.WeightMom(lab.Cubic(0.95), mode, begin=0.0, end=1.0)
     watched.epochs, watched.epoch = 60, 0
     method.on_start(watched)
 

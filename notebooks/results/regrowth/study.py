@@ -13,10 +13,10 @@ from typing import Any
 
 import pruninglab as lab
 from pruninglab.methods import SET, OneShot, RigL, SparseMomentum
-from pruninglab.train import CosineRate
+from pruninglab.train import CosineLR
 
 HERE, RUNS = Path(__file__).parent, Path("runs/regrowth")
-COMMON: dict[str, Any] = {"rate": CosineRate(warmup=0.1), "precision": "bf16", "progress": False}
+COMMON: dict[str, Any] = {"lr_schedule": CosineLR(warmup=0.1), "precision": "bf16", "progress": False}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"epochs": 45, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4},
     "adam": {"epochs": 15, "optimizer": "adam", "lr": 5e-3},
@@ -26,21 +26,21 @@ WAYS: dict[str, lab.Method] = {
     "RigL": RigL(0.95),
     "momentum": SparseMomentum(0.95, scope="erk"),
     "SET": SET(0.95),
-    "RigL-often": RigL(0.95, every=10),
+    "RigL-often": RigL(0.95, every_steps=10),
 }
 
 
-def main(optimizer: str, way: str, seed: int) -> None:
-    name = f"{optimizer}/{way}-seed-{seed}"
+def main(optimizer: str, method: str, seed: int) -> None:
+    name = f"{optimizer}/{method}-seed-{seed}"
     files: dict[str, Any] = {"record": HERE / f"{name}.json", "checkpoint": RUNS / f"{name}.safetensors"}
     if not files["record"].exists():
         data = lab.load("textures", seed=seed)
         model = lab.build("resnet20", data, seed=seed)
-        run = lab.fit(model, data, WAYS[way], seed=seed, **COMMON, **OPTIMIZERS[optimizer], **files)
+        run = lab.fit(model, data, WAYS[method], seed=seed, **COMMON, **OPTIMIZERS[optimizer], **files)
         print(name, run.result.accuracy["val"], run.result.times["seconds"], flush=True)
 
 
 if __name__ == "__main__":
-    for way in WAYS:
+    for method in WAYS:
         for seed in sys.argv[2:]:
-            main(sys.argv[1], way, int(seed))
+            main(sys.argv[1], method, int(seed))

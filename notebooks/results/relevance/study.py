@@ -19,25 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import pruninglab as lab
-from pruninglab.methods import GatedPruning, RelevanceL2
+from pruninglab.methods import PruneWhileAccurate, RelevanceL2
 
 HERE, RUNS = Path(__file__).parent, Path("runs/relevance")
-COMMON: dict[str, Any] = {"rate": "cosine", "progress": False}
-GATE: dict[str, Any] = {"share": 0.04, "counting": "epoch", "patience": None}
-GENTLE: dict[str, Any] = {"gate": GatedPruning(0.897, target=0.9691, **{**GATE, "share": 0.022}), "final": 20}
+COMMON: dict[str, Any] = {"lr_schedule": "cosine", "progress": False}
+GATE: dict[str, Any] = {"prune_fraction": 0.04, "counting": "epoch", "patience": None}
+GENTLE: dict[str, Any] = {
+    "pruning": PruneWhileAccurate(0.897, target=0.9691, **{**GATE, "prune_fraction": 0.022}),
+    "finetune": 20,
+}
 TASKS: dict[str, dict[str, Any]] = {
-    "MNIST": {"gate": GatedPruning(0.987, target=0.9951, **GATE), "final": 20},
+    "MNIST": {"pruning": PruneWhileAccurate(0.987, target=0.9951, **GATE), "finetune": 20},
     "FashionMNIST": {**GENTLE, "augment": "flip"},
-    "MNIST-sparser": {"gate": GatedPruning(0.987, target=0.9971, **GATE), "final": 20, "augment": "shift"},
+    "MNIST-sparser": {"pruning": PruneWhileAccurate(0.987, target=0.9971, **GATE), "finetune": 20, "augment": "shift"},
 }
 
 
 def gate(bound: float = 0.987, **changes: Any) -> dict[str, Any]:
-    return {"gate": GatedPruning(bound, target=0.9971, eval_interval=125, **{**GATE, **changes})}
+    return {"pruning": PruneWhileAccurate(bound, target=0.9971, every_steps=125, **{**GATE, **changes})}
 
 
 TRIALS: dict[str, dict[str, Any]] = {
-    "fashion-as-printed": {"gate": GatedPruning(0.897, target=0.9691, **GATE)},
+    "fashion-as-printed": {"pruning": PruneWhileAccurate(0.897, target=0.9691, **GATE)},
     "fashion-gentle": GENTLE,
     "fashion-flip": TASKS["FashionMNIST"],
     "base": gate(),
@@ -45,11 +48,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     "alpha-1000": {**gate(), "regularizer": RelevanceL2(1e-3, alpha=1000.0)},
     "weak-pull": {**gate(), "regularizer": RelevanceL2(3e-4)},
     "restore": gate(restore=True),
-    "coarse": gate(share=0.1),
+    "coarse": gate(prune_fraction=0.1),
     "high-bound": gate(0.99),
     "trained-start": {**gate(), "dense": 5},
     "shifted": {**gate(), "augment": "shift"},
-    "long-final": {**gate(), "final": 40},
+    "long-final": {**gate(), "finetune": 40},
     "rewound": {**gate(), "back_to": 2},
 }
 
@@ -58,7 +61,7 @@ def anew(last: lab.Run, back_to: int, folder: Path) -> lab.Run:
     """What is left is trained again from what it was after a few epochs, for as many steps as all phases took."""
     seed, data = last.options.seed, last.data
     common: dict[str, Any] = {**COMMON, "precision": last.options.precision, "seed": seed, "biases": True}
-    early = lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=back_to, **{**common, "rate": "constant"})
+    early = lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=back_to, **{**common, "lr_schedule": "constant"})
     files: dict[str, Any] = {"checkpoint": folder / "rewound.safetensors", "record": folder / "rewound.json"}
     epochs = round(last.spent / last.steps_per_epoch) - back_to
     return lab.fit(early, data, masks=last.masks, epochs=epochs, keep="best", **common, **files)
@@ -92,7 +95,7 @@ def main() -> None:
             if name.startswith("fashion"):
                 kept("FashionMNIST", folder, seed, **changes)
             else:
-                kept("MNIST", folder, seed, **{"epochs": 60, "final": 10, **changes})
+                kept("MNIST", folder, seed, **{"epochs": 60, "finetune": 10, **changes})
 
 
 if __name__ == "__main__":

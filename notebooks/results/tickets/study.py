@@ -20,12 +20,12 @@ from typing import Any
 import pruninglab as lab
 from pruninglab.recipes.stages import stage
 from pruninglab.recipes.tickets import CONTROLS, redrawn
-from pruninglab.train import CosineRate
+from pruninglab.train import CosineLR
 
 HERE, RUNS = Path(__file__).parent, Path("runs/tickets")
 LOW, HIGH = RATES = (0.01, 0.1)
 SPARSITY, ROUNDS, EPOCHS, TUNE = 0.96, 3, 9, 5
-SGD: dict[str, Any] = {"optimizer": "sgd", "batch_size": 25, "rate": CosineRate(warmup=0.2)}
+SGD: dict[str, Any] = {"optimizer": "sgd", "batch_size": 25, "lr_schedule": CosineLR(warmup=0.2)}
 TRAINED: dict[str, Any] = {**SGD, "precision": "fp32", "progress": False}
 
 
@@ -39,14 +39,14 @@ def main(cell: tuple[float, int], size: int, epochs: int) -> str:
     trained: dict[str, Any] = {**TRAINED, "seed": seed}
     made = lab.recipes.tickets(model, data, SPARSITY, epochs=epochs, lr=rate, **rounds, **trained)
     runs = [trial.run for trial in made]
-    tickets, cuts = ([trial.run.masks for trial in made if trial.way == way] for way in ("ticket", "one-shot"))
+    tickets, cuts = ([trial.run.masks for trial in made if trial.method == method] for method in ("ticket", "one-shot"))
     for number, (ticket, cut) in enumerate(zip(tickets, cuts, strict=False) if rate == HIGH else (), 1):
-        for way, start, masks, length, lr in (
+        for method, start, masks, length, lr in (
             ("Scratch-B", redrawn(model, seed), ticket, 2 * epochs, rate),
             ("fine-tuned", made["dense"], cut, TUNE, rate / 10),
         ):
             if runs[-1].status != "interrupted":
-                files = stage(RUNS / folder, f"round-{number:02d}-{way}")
+                files = stage(RUNS / folder, f"round-{number:02d}-{method}")
                 runs.append(lab.fit(start, data, masks=masks, epochs=length, lr=lr, **files, **trained))
     if runs[-1].status == "interrupted":
         return f"{folder}: interrupted; the same command goes on"

@@ -19,7 +19,7 @@ from typing import Any
 
 import pruninglab as lab
 from pruninglab import methods
-from pruninglab.train import CosineRate
+from pruninglab.train import CosineLR
 
 HERE, RUNS = Path(__file__).parent, Path("runs/weightmom")
 LOADED: dict[str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ LOADED: dict[str, dict[str, Any]] = {
     "CIFAR100": {"train": 8000, "augment": "crop+flip"},
 }
 BATCH = {"textures": 25, "CIFAR10": 50, "CIFAR100": 50}  # for some 2,000 steps or more in 15 epochs
-TRAINED: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "rate": CosineRate(warmup=0.2), "progress": False}
+TRAINED: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "lr_schedule": CosineLR(warmup=0.2), "progress": False}
 
 
 def ways(density: float) -> dict[str, lab.Method]:
@@ -53,20 +53,20 @@ WAYS = [*ways(1), *ways(0.5)]
 
 
 def main(cell: tuple[int, float, str], name: str, epochs: int, size: int | None, precision: str) -> str:
-    seed, density, way = cell
+    seed, density, method = cell
     group = f"{name}-{size}" if size else name
-    at = Path(group, f"{density:g}", f"{way.replace(', ', '-').replace(' ', '-')}-{seed}.json")
+    at = Path(group, f"{density:g}", f"{method.replace(', ', '-').replace(' ', '-')}-{seed}.json")
     record, working = HERE / at, RUNS / at
     if record.exists():
         found = lab.Result.read(record).config["epochs"]
         return f"{at}: is there" + ("" if found == epochs else f", of {found} epochs; move it away to have {epochs}")
     try:
         data = lab.load(name, seed=seed, size=size, **LOADED[name])
-        other: dict[str, Any] = {"base": "resnet20"} if way == "N2NSkip" else {}
+        other: dict[str, Any] = {"base": "resnet20"} if method == "N2NSkip" else {}
         model = lab.build("n2nskip" if other else "resnet20", data, seed=seed, **other)
         trained: dict[str, Any] = {**TRAINED, "batch_size": BATCH[name], "epochs": epochs, "precision": precision}
         files: dict[str, Any] = {"record": working, "checkpoint": working.with_suffix(".safetensors")}
-        run = lab.fit(model, data, ways(density)[way], seed=seed, **trained, **files)
+        run = lab.fit(model, data, ways(density)[method], seed=seed, **trained, **files)
     except (lab.ConfigError, lab.DataError, lab.RunError) as error:  # the others go on
         return f"{at}: {error}"
     if run.status == "interrupted":
@@ -82,7 +82,7 @@ if __name__ == "__main__":
     read.add_argument("seeds", type=int, nargs="+")
     read.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.02])
     read.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=WAYS, metavar="way", help=f"of {', '.join(map(repr, WAYS))}"
+        "--ways", nargs="+", choices=WAYS, default=WAYS, metavar="method", help=f"of {', '.join(map(repr, WAYS))}"
     )
     read.add_argument("--epochs", type=int, default=15)
     read.add_argument("--size", type=int, help="side of the images, if not as they are")
@@ -90,8 +90,8 @@ if __name__ == "__main__":
     read.add_argument("--jobs", type=int, default=2, help="trainings at a time, of OMP_NUM_THREADS threads each")
     asked = vars(read.parse_args())
     seeds, densities, jobs, wanted = (asked.pop(what) for what in ("seeds", "densities", "jobs", "ways"))
-    known = [(density, way) for density in (1.0, *densities) for way in ways(density) if way in wanted]
-    cells = [(seed, density, way) for seed in seeds for density, way in known]
+    known = [(density, method) for density in (1.0, *densities) for method in ways(density) if method in wanted]
+    cells = [(seed, density, method) for seed in seeds for density, method in known]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for said in pool.map(partial(main, **asked), cells):
             print(said, flush=True)

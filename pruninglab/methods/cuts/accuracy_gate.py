@@ -15,8 +15,8 @@ from ...train.run import Run, load_optimizer
 
 
 @dataclass
-class GatedPruning(Method):
-    """Every `eval_interval` steps: if validation accuracy is above the bound, cut `share` of the survivors.
+class PruneWhileAccurate(Method):
+    """Every `every_steps` steps: if validation accuracy is above the bound, cut `prune_fraction` of the survivors.
 
     The bound is `lower_bound`, or `below_dense` under the accuracy at the start, which then has to be a trained net.
     `counting` says whether the steps are those of the run ("global") or begin anew each epoch ("epoch": with 600 steps
@@ -35,8 +35,8 @@ class GatedPruning(Method):
 
     lower_bound: float | None = None
     below_dense: float | None = None
-    share: float = 0.04
-    eval_interval: int = 250
+    prune_fraction: float = 0.04
+    every_steps: int = 250
     counting: str = "global"
     criterion: str | Criterion = "magnitude"
     scope: str = "global"
@@ -52,16 +52,16 @@ class GatedPruning(Method):
     def __post_init__(self) -> None:
         if (self.lower_bound is None) == (self.below_dense is None):
             raise ConfigError(
-                "GatedPruning needs one bound: lower_bound=0.987, an accuracy, or below_dense=0.005, half a point "
-                "under that at the start."
+                "PruneWhileAccurate needs one bound: lower_bound=0.987, an accuracy, or below_dense=0.005, half a "
+                "point under that at the start."
             )
-        check_sparsity(self.share)
+        check_sparsity(self.prune_fraction)
         if self.target is not None:
             check_sparsity(self.target)
-        if not self.share:
+        if not self.prune_fraction:
             raise ConfigError("share=0 would never cut; expected a fraction of the survivors, such as 0.04.")
-        if self.eval_interval < 1 or (self.patience is not None and self.patience < 1):
-            raise ConfigError(f"eval_interval={self.eval_interval}, patience={self.patience}; expected 1 or more.")
+        if self.every_steps < 1 or (self.patience is not None and self.patience < 1):
+            raise ConfigError(f"every_steps={self.every_steps}, patience={self.patience}; expected 1 or more.")
         if self.counting not in ("global", "epoch"):
             raise ConfigError(f"counting={self.counting!r}; expected 'global' or 'epoch'.")
 
@@ -71,9 +71,9 @@ class GatedPruning(Method):
         if not run.weights:
             raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
         longest = run.steps if self.counting == "global" else min(run.steps, run.steps_per_epoch)
-        if self.eval_interval > longest:
+        if self.every_steps > longest:
             where = "the run" if self.counting == "global" else "an epoch"
-            raise ConfigError(f"eval_interval={self.eval_interval}, but {where} has only {longest} steps.")
+            raise ConfigError(f"every_steps={self.every_steps}, but {where} has only {longest} steps.")
         below = self.below_dense or 0.0
         if run.options.metric is accuracy and below >= 0.5:
             raise ConfigError(
@@ -90,7 +90,7 @@ class GatedPruning(Method):
 
     def on_step(self, run: Run) -> None:
         step = run.step if self.counting == "global" else (run.step - 1) % run.steps_per_epoch + 1
-        if self.settled or step % self.eval_interval:
+        if self.settled or step % self.every_steps:
             return
         run.apply_masks()  # this moment comes before them, and only the pruned net counts
         reached = run.evaluate("val")["accuracy"]
@@ -117,7 +117,7 @@ class GatedPruning(Method):
 
     def _cut(self, run: Run) -> None:
         kept, total = units(run.masks, self.unit)
-        keep = max(kept - max(int(kept * self.share + 0.5), 1), self._wanted(run))
+        keep = max(kept - max(int(kept * self.prune_fraction + 0.5), 1), self._wanted(run))
         run.cut(self.criterion, (total - keep) / total, self.scope, self.unit)
 
     def _wanted(self, run: Run) -> int:

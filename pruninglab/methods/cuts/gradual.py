@@ -16,7 +16,7 @@ from ...train.run import Run
 
 @dataclass
 class Gradual(Method):
-    """Cut `cuts` times between the shares `start` and `end` of the training, along `schedule`; then the mask is frozen.
+    """Cut `cuts` times between the shares `begin` and `end` of the training, along `schedule`; then the mask is frozen.
 
     The paper renews its masks every n steps; a number of cuts says the same whatever the length of the run.
     With `reactivate`, as in the authors' code, a pruned weight is remembered with the value that it had, competes in
@@ -27,7 +27,7 @@ class Gradual(Method):
     criterion: str | Criterion = "magnitude"
     scope: str = "global"
     unit: str = "weight"
-    start: float = 0.0
+    begin: float = 0.0
     end: float = 0.75
     cuts: int = 50
     reactivate: bool = False
@@ -39,8 +39,8 @@ class Gradual(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):
             raise ConfigError(f"Gradual takes a schedule, for example lab.Cubic(0.9); got {self.schedule!r}.")
-        if not 0 <= self.start < self.end <= 1:
-            raise ConfigError(f"0 <= start < end <= 1 are shares of the training; got {self.start}, {self.end}.")
+        if not 0 <= self.begin < self.end <= 1:
+            raise ConfigError(f"0 <= begin < end <= 1 are shares of the training; got {self.begin}, {self.end}.")
         if self.cuts < 1:
             raise ConfigError(f"cuts={self.cuts}: at least one cut is needed to reach a sparsity.")
 
@@ -66,7 +66,7 @@ class Gradual(Method):
 
     def _moments(self, step: int, steps: int) -> int:
         """How many of the moments 0 … cuts, evenly spaced from start to end, have come by `step`."""
-        first, last = max(round(self.start * steps), 1), max(round(self.end * steps), 1)
+        first, last = max(round(self.begin * steps), 1), max(round(self.end * steps), 1)
         if step < first:
             return 0
         return self.cuts + 1 if step >= last else 1 + (step - first) * self.cuts // (last - first)
@@ -78,7 +78,7 @@ class Gradual(Method):
         for name, weight in run.weights.items():
             dense[name] = torch.where(old[name], weight, self.remembered[name])
             weight.copy_(dense[name])
-        choice = {"scope": self.scope, "unit": self.unit, "within": self.allowed, "clamp": True}
+        choice = {"scope": self.scope, "unit": self.unit, "masks": self.allowed, "clamp": True}
         chosen = keep_top(run.score(self.criterion), sparsity, **choice)
         self.revived += run.grow(chosen)
         run.masks = chosen

@@ -72,7 +72,7 @@ class OptimalBrainSurgeon(Method):
                 rise = quadratic.costs(_together(masks, names, quadratic)) / _most(quadratic)
                 costs |= _apart(rise, names, run.weights)
             scores = {name: costs[name].float().to(run.device) for name in masks}
-            masks = keep_top(scores, schedule(k / self.rounds), scope=self.scope, within=masks, clamp=True)
+            masks = keep_top(scores, schedule(k / self.rounds), scope=self.scope, masks=masks, clamp=True)
         self.errors = []
         for names, quadratic in parts.items():
             kept = _together(masks, names, quadratic)

@@ -12,7 +12,7 @@ from ...masks.choose import count, keep_highest, keep_top, spread
 from ...masks.masks import Masks, Sparsity
 from ...masks.schedules import Schedule
 from ...randomness import generator
-from ...train.lr_schedules import StepRate
+from ...train.lr_schedules import StepLR
 from ...train.method import Method
 from ...train.run import Run
 
@@ -27,7 +27,7 @@ PAPER = {
     "optimizer": "sgd",
     "momentum": 0.9,
     "lr": 0.05,
-    "rate": StepRate(at=tuple(i / 10 for i in range(1, 10)), factor=0.5),
+    "lr_schedule": StepLR(at=tuple(i / 10 for i in range(1, 10)), factor=0.5),
     "weight_decay": 5e-4,
     "batch_size": 128,
     "epochs": 300,
@@ -93,7 +93,7 @@ class WeightMom(Method):
     layer_index: str = "forward"
     floor: float = 0.25
     interval: int = 1
-    start: float = 0.2
+    begin: float = 0.2
     end: float = 0.75
     watch: int = 0
     settled: bool = field(init=False)
@@ -125,8 +125,8 @@ class WeightMom(Method):
             raise ConfigError(f"threshold={self.threshold!r}; expected 'quantile', or a value of |w| above 0.")
         if not 0 <= self.depth_exponent < math.inf:
             raise ConfigError(f"depth_exponent={self.depth_exponent:g}; expected the power of a place, 0 or more.")
-        if not 0 <= self.start < self.end <= 1:
-            raise ConfigError(f"0 <= start < end <= 1 are shares of the training; got {self.start}, {self.end}.")
+        if not 0 <= self.begin < self.end <= 1:
+            raise ConfigError(f"0 <= start < end <= 1 are shares of the training; got {self.begin}, {self.end}.")
         if not 0 <= self.floor < 1:
             raise ConfigError(f"floor={self.floor:g} is a share of the common density; expected 0 <= floor < 1.")
         if self.interval < 1:
@@ -158,7 +158,7 @@ class WeightMom(Method):
         self._follow(run, levels)
         if self.settled:
             return
-        first, last = max(round(self.start * run.epochs), 1), max(round(self.end * run.epochs), 1)
+        first, last = max(round(self.begin * run.epochs), 1), max(round(self.end * run.epochs), 1)
         if run.epoch < first or (run.epoch < last and (run.epoch - first) % self.interval):
             return
         self.settled = run.epoch >= last
@@ -273,7 +273,7 @@ class WeightMom(Method):
         kept = masks.kept_by_layer
         if isinstance(sparsity, Mapping):
             level = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
-            return keep_top(level, sparsity, within=masks, clamp=True).kept_by_layer
+            return keep_top(level, sparsity, masks=masks, clamp=True).kept_by_layer
         total = {name: mask.numel() for name, mask in masks.items()}
         keep = min(masks.total - count(masks.total, sparsity), masks.kept)
         density = self.floor * keep / masks.total

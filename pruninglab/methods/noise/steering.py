@@ -91,7 +91,7 @@ def steer(run: Run, pull: Tensor, opened: Tensor, total: int, sparsity: float | 
     share = min(run.progress / end / RISE, 1.0)
     sparse: Any = schedule(sparsity)(share)
     error = (opened.clamp_min(1) / max(total * (1 - sparse) * (1 - SPARE * share), 1.0)).log().clamp(-1, 1)
-    pull += error * (opened < 0.99 * total) * (INTEGRAL * run.options.rate(run.progress) / run.steps)
+    pull += error * (opened < 0.99 * total) * (INTEGRAL * run.options.lr_schedule(run.progress) / run.steps)
     return pull.exp() * (1 + PROPORTIONAL * error)
 
 
@@ -105,7 +105,7 @@ def choose(
     run: Run, undecided: Masks, scores: Mapping[str, Tensor], sparsity: float | Schedule, unit: str = "weight"
 ) -> tuple[Masks, str]:
     """Exactly as many as `sparsity` leaves, by score, if `undecided` holds no more; else that, and the reason."""
-    exact = keep_top(scores, schedule(sparsity).final, unit=unit, within=run.masks, clamp=True)
+    exact = keep_top(scores, schedule(sparsity).final, unit=unit, masks=run.masks, clamp=True)
     still, wanted = units(undecided & run.masks, unit)[0], units(exact, unit)[0]
     if still <= wanted:
         return exact, ""

@@ -29,15 +29,15 @@ class TargetedDropout(Method):
     """
 
     sparsity: Sparsity | Schedule
-    rate: float = 0.5
+    drop: float = 0.5
     scope: str = "layer"
     unit: str = "weight"
     end: float = 1.0
     settled: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise ConfigError(f"rate={self.rate} is the probability of dropping a candidate; expected 0 to 1.")
+        if not 0 <= self.drop <= 1:
+            raise ConfigError(f"drop={self.drop} is the probability of dropping a candidate; expected 0 to 1.")
         if not 0 < self.end <= 1:
             raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end}.")
 
@@ -66,14 +66,14 @@ class TargetedDropout(Method):
         kept = self._largest(run, run.progress)
         dropped: dict[str, Tensor] = {}
         for name, weight in run.weights.items():
-            drawn = torch.rand(weight.shape[: UNITS[self.unit]], device=weight.device) < self.rate
+            drawn = torch.rand(weight.shape[: UNITS[self.unit]], device=weight.device) < self.drop
             drawn = drawn.reshape(*drawn.shape, *[1] * (weight.ndim - drawn.ndim))
             dropped[name] = weight.masked_fill(drawn & ~kept[name], 0.0)
         return dropped
 
     def _largest(self, run: Run, progress: float) -> Masks:
         share = self._schedule()(progress)
-        return largest(run.weights, share, scope=self.scope, unit=self.unit, within=run.masks)
+        return largest(run.weights, share, scope=self.scope, unit=self.unit, masks=run.masks)
 
     def _schedule(self) -> Schedule:
         return self.sparsity if isinstance(self.sparsity, Schedule) else Constant(self.sparsity)

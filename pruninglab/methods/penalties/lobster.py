@@ -18,7 +18,8 @@ class LOBSTER(Method):
     trainable parameters do, biases and norms too; with `only_prunable` those that the run may cut.
 
     Deviations: the shrinking is of the weights before the step, theirs of those after it. They cut at a plateau of the
-    validation loss, at the largest threshold that costs at most 5 % of it; here `GatedPruning` or any method cuts.
+    validation loss, at the largest threshold that costs at most 5 % of it; here `PruneWhileAccurate` or any method
+    cuts.
     """
 
     strength: float = 1e-4

@@ -23,7 +23,7 @@ class Sensitivity(Method):
     the learning rate, of all trainable parameters, or with `only_prunable` of those that the run may cut.
 
     Deviations: outputs are the logits, averaged over the batch (of sequences over the places too) before the absolute
-    value is taken. The authors cut all |w| below a fixed threshold; here `GatedPruning` or any method cuts.
+    value is taken. The authors cut all |w| below a fixed threshold; here `PruneWhileAccurate` or any method cuts.
     """
 
     strength: float = 1e-4

@@ -31,7 +31,7 @@ class SoftSharing(Method):
     tau: float = 5e-3
     components: int = 17
     zero: float = 0.999
-    rates: tuple[float, float] = (1e-4, 3e-3)
+    lrs: tuple[float, float] = (1e-4, 3e-3)
     settled: bool = field(init=False)
     means: Tensor = field(init=False)
     log_variances: Tensor = field(init=False)
@@ -57,7 +57,7 @@ class SoftSharing(Method):
         self.log_variances = torch.full((self.components,), 2 * math.log(distance)).to(values)
         self.proportions = torch.zeros_like(self.means)
         trained = (self.means, self.log_variances, self.proportions)
-        for tensor, rate in zip(trained, (self.rates[0], *[self.rates[1]] * 2), strict=True):
+        for tensor, rate in zip(trained, (self.lrs[0], *[self.lrs[1]] * 2), strict=True):
             run.param_groups.append({"params": [tensor.requires_grad_()], "lr": rate, "weight_decay": 0.0})
 
     def on_loss(self, run: Run) -> Tensor:

@@ -107,7 +107,7 @@ class ADMM(Method):
         self.settled = True
 
     def _nearest(self, run: Run, weights: Mapping[str, Tensor]) -> Masks:
-        return largest(weights, self.sparsity, scope=self.scope, unit=self.unit, within=run.masks)
+        return largest(weights, self.sparsity, scope=self.scope, unit=self.unit, masks=run.masks)
 
     def _rhos(self, run: Run) -> dict[str, float]:
         """ρ of each layer now; 0 for those that lose no weight and, with a dict, for those that it leaves out."""

@@ -28,13 +28,13 @@ class PGD(Method):
     sparsity: Sparsity
     scope: str = "layer"
     unit: str = "weight"
-    every: int = 1
+    every_steps: int = 1
     end: float = 0.75
     settled: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"every={self.every}: projections are at least one step apart.")
+        if self.every_steps < 1:
+            raise ConfigError(f"every_steps={self.every_steps}: projections are at least one step apart.")
         if not 0 < self.end <= 1:
             raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end}.")
 
@@ -51,8 +51,8 @@ class PGD(Method):
         self.settled = run.step >= max(round(self.end * run.steps), 1)
         if self.settled:
             run.masks = self._nearest(run)
-        elif run.step % self.every == 0:
+        elif run.step % self.every_steps == 0:
             self._nearest(run).apply_(run.weights)
 
     def _nearest(self, run: Run) -> Masks:
-        return largest(run.weights, self.sparsity, scope=self.scope, unit=self.unit, within=run.masks)
+        return largest(run.weights, self.sparsity, scope=self.scope, unit=self.unit, masks=run.masks)

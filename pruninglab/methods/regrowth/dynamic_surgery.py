@@ -127,4 +127,4 @@ class DynamicSurgery(Method):
             deviation, mean = torch.std_mean(size[self.allowed[name]], correction=0)
             needed = torch.where(masks[name], self.low, self.high)
             scores[name] = (size / needed - mean) / deviation.clamp_min(torch.finfo(size.dtype).tiny)
-        return keep_top(scores, self.sparsity or 0.0, scope=self.scope, within=self.allowed, clamp=True)
+        return keep_top(scores, self.sparsity or 0.0, scope=self.scope, masks=self.allowed, clamp=True)

@@ -58,14 +58,14 @@ class GlobalSparseMomentum(Method):
         scores = {name: torch.zeros_like(weight) for name, weight in run.weights.items()}
         for name, gradient in felt.items():
             torch.mul(run.weights[name], gradient, out=scores[name]).abs_().nan_to_num_()
-        active = keep_top(scores, self.sparsity, scope=self.scope, within=run.masks, clamp=True)
+        active = keep_top(scores, self.sparsity, scope=self.scope, masks=run.masks, clamp=True)
         for name, gradient in felt.items():
             weight = run.weights[name]
             gradient.mul_(active[name])
             if self.coupled:
                 gradient.add_(weight, alpha=self.decay)
             else:
-                weight.lerp_(weight * active[name], self.decay * run.options.rate(run.progress))
+                weight.lerp_(weight * active[name], self.decay * run.options.lr_schedule(run.progress))
 
     def on_step(self, run: Run) -> None:
         if not self.settled and run.step >= max(round(self.end * run.steps), 1):
@@ -78,7 +78,7 @@ class GlobalSparseMomentum(Method):
     @torch.no_grad()
     def _cut(self, run: Run) -> None:
         run.apply_masks()  # on_step comes before them
-        masks = largest(run.weights, self.sparsity, scope=self.scope, within=run.masks)
+        masks = largest(run.weights, self.sparsity, scope=self.scope, masks=run.masks)
         norm = torch.stack([weight.double().square().sum() for weight in run.weights.values()]).sum()
         cut = torch.stack([w[~masks[name]].double().square().sum() for name, w in run.weights.items()]).sum()
         self.lost = float(cut / norm.clamp_min(1e-300))

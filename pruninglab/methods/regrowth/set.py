@@ -24,8 +24,8 @@ class SET(Method):
     It starts from a random mask whose layers have the shares of `scope` ("erk" is the paper's density for linear
     layers), or from the run's masks where these are as sparse already. The same share of the positive and of the
     negative weights is dropped (`drop="sign"`, the paper's), or those with the lowest |w|, whatever their sign
-    ("magnitude", as in later comparisons). `every` is the number of steps from update to update, None an epoch. A new
-    weight starts at 0, and so does what the optimizer remembers of it.
+    ("magnitude", as in later comparisons). `every_steps` is the number of steps from update to update, None an epoch. A
+    new weight starts at 0, and so does what the optimizer remembers of it.
 
     Deviations: the paper's last update comes after training; here nothing moves from the share `end` of the training
     on, and an epoch's update comes in the first step of the next. A weight without any gradient in that step does not
@@ -34,8 +34,8 @@ class SET(Method):
 
     sparsity: Sparsity
     scope: str = "erk"
-    share: float = 0.3
-    every: int | None = None
+    drop_fraction: float = 0.3
+    every_steps: int | None = None
     end: float = 1.0
     drop: str = "sign"
     settled: bool = field(init=False)
@@ -58,7 +58,7 @@ class SET(Method):
         if not turnover.due(self, run):
             return
         felt = turnover.gradients(run)
-        counts = turnover.drops(run.masks, felt, self.share)
+        counts = turnover.drops(run.masks, felt, self.drop_fraction)
         chance = {name: torch.rand(g.shape, device=g.device) + (g > 0) for name, g in felt.items()}
         choose = _without_closest if self.drop == "sign" else turnover.without_smallest
         left = choose(run.weights, run.masks, counts)

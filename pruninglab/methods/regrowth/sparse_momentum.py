@@ -22,11 +22,11 @@ class SparseMomentum(Method):
     """Train at one sparsity; once an epoch drop each layer's smallest weights, and grow where momentum is largest.
 
     The momentum is a moving average of the dense gradient (`beta`), of missing weights too. What all layers drop
-    together, a share that falls along half a cosine from `share` to 0, is handed out in proportion to the mean
+    together, a share that falls along half a cosine from `drop_fraction` to 0, is handed out in proportion to the mean
     |momentum| of each layer's kept weights, and grows in a layer where the |momentum| of the missing is largest. So
     weights move between layers, and their number stays. It starts from a random mask whose layers have the shares of
-    `scope`, or from the run's masks where these are as sparse already. `every` is the number of steps from update to
-    update, None an epoch. A new weight starts at 0, and so does what the optimizer remembers of it.
+    `scope`, or from the run's masks where these are as sparse already. `every_steps` is the number of steps from update
+    to update, None an epoch. A new weight starts at 0, and so does what the optimizer remembers of it.
 
     Deviations: the momentum is the method's own whatever the optimizer; the authors take the optimizer's, under Adam
     divided by the root of its second moment. They drop less of a layer that is nearly full; here it regrows what it
@@ -36,8 +36,8 @@ class SparseMomentum(Method):
 
     sparsity: Sparsity
     scope: str = "layer"
-    share: float = 0.5
-    every: int | None = None
+    drop_fraction: float = 0.5
+    every_steps: int | None = None
     end: float = 1.0
     beta: float = 0.9
     settled: bool = field(init=False)

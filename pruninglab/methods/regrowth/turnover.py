@@ -22,8 +22,8 @@ class Regrowing(Protocol):
 
     sparsity: Sparsity
     scope: str
-    share: float
-    every: int | None
+    drop_fraction: float
+    every_steps: int | None
     end: float
     settled: bool
     interval: int
@@ -40,10 +40,15 @@ class Regrowing(Protocol):
 
 def check(method: Regrowing) -> None:
     name = type(method).__name__
-    if not 0 < method.share < 1:
-        raise ConfigError(f"share={method.share:g} is what {name} drops of the kept weights; expected 0 < share < 1.")
-    if method.every is not None and method.every < 1:
-        raise ConfigError(f"every={method.every}: updates are at least one step apart; None takes the usual interval.")
+    if not 0 < method.drop_fraction < 1:
+        raise ConfigError(
+            f"drop_fraction={method.drop_fraction:g} is what {name} drops of the kept weights; expected a number "
+            "between 0 and 1."
+        )
+    if method.every_steps is not None and method.every_steps < 1:
+        raise ConfigError(
+            f"every_steps={method.every_steps}: updates are at least one step apart; None takes the usual interval."
+        )
     if not 0 < method.end <= 1:
         raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {method.end:g}.")
 
@@ -54,11 +59,11 @@ def start(method: Regrowing, run: Run, interval: int) -> None:
     run.aim(method.sparsity, method.scope)
     if run.steps == 0:
         raise ConfigError(f"{name} moves weights in training, and epochs=0 has no step; use OneShot or more epochs.")
-    method.interval = method.every or max(interval, 1)
+    method.interval = method.every_steps or max(interval, 1)
     if method.interval >= last(method, run):
         raise ConfigError(
             f"{name} would never update: one update every {method.interval} steps, and none from step "
-            f"{last(method, run)} on. Give a smaller every=, a larger end= or more epochs."
+            f"{last(method, run)} on. Give a smaller every_steps=, a larger end= or more epochs."
         )
     run.cut("random", method.sparsity, method.scope)
     method.settled = _next(method, run.step) >= last(method, run)
@@ -78,8 +83,8 @@ def last(method: Regrowing, run: Run) -> int:
 
 
 def annealed(method: Regrowing, run: Run) -> float:
-    """Half a cosine from `share` at the start to 0 at the end."""
-    return method.share / 2 * (1 + math.cos(math.pi * run.step / last(method, run)))
+    """Half a cosine from `drop_fraction` at the start to 0 at the end."""
+    return method.drop_fraction / 2 * (1 + math.cos(math.pi * run.step / last(method, run)))
 
 
 def gradients(run: Run) -> dict[str, Tensor]:
@@ -87,12 +92,12 @@ def gradients(run: Run) -> dict[str, Tensor]:
     return {n: w.grad.abs().nan_to_num_() for n, w in run.weights.items() if w.grad is not None}
 
 
-def drops(masks: Masks, felt: Mapping[str, Tensor], share: float) -> dict[str, int]:
+def drops(masks: Masks, felt: Mapping[str, Tensor], drop_fraction: float) -> dict[str, int]:
     """How many each layer drops: a share, and no more than it misses of which anything is felt."""
     counts = dict.fromkeys(masks, 0)
     for name, score in felt.items():
         kept, felt_missing = int(masks[name].count_nonzero()), int((~masks[name] & (score > 0)).count_nonzero())
-        counts[name] = min(int(share * kept), felt_missing)
+        counts[name] = min(int(drop_fraction * kept), felt_missing)
     return counts
 
 

@@ -1,0 +1,198 @@
+"""Settings say in their types what they may be. This is the one place that reads these types.
+
+    drop: Fraction = 0.5                     # a number from 0 to 1
+    drop: Literal["sign", "magnitude"] = …   # one of these words
+    schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]   # the example stands in the message
+
+From them follow the check and its message (`check_settings`), the control in a panel and the choices of a sweep
+(`choices`, `bounds`). A class checks by hand only what a type cannot say.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; `above` and `below` leave out the end itself."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+        left = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        return f"{left} {'and below' if self.below else 'to'} {self.high:g}"
+
+
+Fraction = Annotated[float, Range(0, 1)]
+"""0 and 1 included: a moment of the training, a share of weights."""
+PartialFraction = Annotated[float, Range(0, 1, above=True, below=True)]
+"""Neither 0 nor 1."""
+PositiveFraction = Annotated[float, Range(0, 1, above=True)]
+"""1, but not 0: the end of a phase of the training."""
+Momentum = Annotated[float, Range(0, 1, below=True)]
+"""0, but not 1: the factor of a moving average."""
+Strength = Annotated[float, Range(0)]
+"""Of a penalty, or a learning rate: 0 turns it off."""
+Positive = Annotated[float, Range(0, above=True)]
+Count = Annotated[int, Range(1)]
+"""At least one."""
+CountOrNone = Annotated[int, Range(0)]
+"""At least none."""
+
+
+def check(name: str, value: Any, hint: Any) -> Any:
+    """The value as its type has it (a NumPy number becomes Python's), or a ConfigError that says what was expected."""
+    fits, converted = _converted(value, hint)
+    if fits:
+        return converted
+    span = next((span for part in _parts(hint) if (span := bounds(part))), None)
+    is_percent = span and span.low >= 0 and span.high == 1 and _number(value, float)[0] and 1 < value < 100
+    meant = f" Did you mean {float(value) / 100:g}?" if is_percent else ""
+    raise ConfigError(f"{name}={_shown(value)}; expected {expected(hint)}.{meant}")
+
+
+def check_settings(settings: Any) -> None:
+    """Check all fields of a dataclass that its user sets, in place."""
+    for name, hint in hints(type(settings)).items():
+        value = getattr(settings, name)
+        converted = check(f"{type(settings).__name__}: {name}", value, hint)
+        if converted is not value:
+            object.__setattr__(settings, name, converted)  # frozen ones too
+
+
+@cache
+def hints(kind: type) -> dict[str, Any]:
+    """The types of the fields that a user sets, by name."""
+    found = get_type_hints(kind, include_extras=True)
+    return {field.name: found[field.name] for field in fields(kind) if field.init}
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The words of a `Literal`, also of one beside None or other types; none where anything else will do."""
+    return tuple(word for part in _parts(hint) if get_origin(part) is Literal for word in get_args(part))
+
+
+def bounds(hint: Any) -> Range | None:
+    """The range of a number, where its type says one."""
+    for part in _parts(hint):
+        if get_origin(part) is Annotated:
+            return next((extra for extra in get_args(part)[1:] if isinstance(extra, Range)), None)
+    return None
+
+
+def expected(hint: Any) -> str:
+    """What a type takes, in words."""
+    parts = _parts(hint)
+    if len(parts) > 1:
+        words = [expected(part) for part in parts]
+        return f"{', '.join(words[:-1])} or {words[-1]}"
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        spans = [f" {extra}" for extra in arguments[1:] if isinstance(extra, Range)]
+        examples = [f", {extra}" for extra in arguments[1:] if isinstance(extra, str)]
+        kind = "a number" if spans and arguments[0] is float else expected(arguments[0])
+        return "".join([kind, *spans, *examples])
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
+    if origin is tuple and Ellipsis not in arguments:
+        return f"{len(arguments)} values, {', '.join(map(expected, arguments))}"
+    if origin in _MAPPINGS:
+        return f"a dict of {' to '.join(map(_plural, arguments))}" if arguments else "a dict"
+    if origin in _SEQUENCES:
+        return f"a list of {_plural(arguments[0])}" if arguments else "a list"
+    name = getattr(hint, "__name__", str(hint))
+    return _WORDS.get(origin or hint) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a name",
+    bool: "True or False",
+    NoneType: "None",
+    Callable: "a function",
+    dict: "a dict",
+    list: "a list",
+}
+_MAPPINGS = (dict, Mapping)
+_SEQUENCES = (list, tuple, Sequence, Collection, set, frozenset)
+
+
+def _plural(hint: Any) -> str:
+    words = {str: "names", float: "numbers", int: "whole numbers"}
+    return words.get(hint, expected(hint))
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}…"
+
+
+def _converted(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether a value fits a type, and the value as that type has it."""
+    for part in _parts(hint):
+        fits, converted = _one(value, part)
+        if fits:
+            return True, converted
+    return False, value
+
+
+def _one(value: Any, hint: Any) -> tuple[bool, Any]:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True, value
+    if origin is Annotated:
+        fits, number = _converted(value, arguments[0])
+        inside = all(number in extra for extra in arguments[1:] if isinstance(extra, Range)) if fits else False
+        return inside, number
+    if origin is Literal:
+        return any(value == word and type(value) is type(word) for word in arguments), value
+    if hint in (int, float):
+        return _number(value, hint)
+    if hint in (None, NoneType):
+        return value is None, value
+    if origin is Callable or hint is Callable:
+        return callable(value), value
+    if origin in _MAPPINGS:
+        fits = isinstance(value, Mapping) and all(
+            _converted(key, arguments[0])[0] and _converted(item, arguments[1])[0] for key, item in value.items()
+        )
+        return fits, value
+    if origin is tuple and Ellipsis not in arguments:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        return fits and all(_converted(v, kind)[0] for v, kind in zip(value, arguments, strict=True)), value
+    if origin in _SEQUENCES:
+        fits = isinstance(value, Collection) and not isinstance(value, str | Mapping)
+        return fits and all(_converted(item, arguments[0])[0] for item in value), value
+    kind = origin or hint
+    return isinstance(value, kind) if isinstance(kind, type) else True, value
+
+
+def _number(value: Any, kind: type) -> tuple[bool, Any]:
+    """Booleans are no numbers here, 2.0 is no whole number, and NaN and infinity are none at all."""
+    wanted = Integral if kind is int else Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        return False, value
+    number = int(value) if isinstance(value, Integral) else float(value)  # NumPy's numbers, fractions.Fraction
+    return math.isfinite(number), value if type(value) in (int, float) else number
