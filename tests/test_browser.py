@@ -127,6 +127,27 @@ def bring(page: Any, text: str) -> None:
     raise AssertionError(f"there is no heading {text}")
 
 
+def at_rest(page: Any, seconds: float = 5) -> None:
+    """Count what is redrawn after the last event has been answered: nothing may be."""
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=SECONDS)
+    page.wait_for_timeout(1000)
+    page.evaluate(
+        """() => {
+            window.redraws = [];
+            window.watcher = new MutationObserver(found => found.forEach(one => {
+                const element = one.target.closest ? one.target : one.target.parentElement;
+                const widget = element?.closest('.jupyter-widgets');
+                if (widget) window.redraws.push(widget.className + ' ' + one.type);
+            }));
+            window.watcher.observe(document.querySelector('.jp-Notebook'),
+                {subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ['src']});
+        }"""
+    )
+    page.wait_for_timeout(1000 * seconds)
+    redraws = page.evaluate("() => { window.watcher.disconnect(); return window.redraws; }")
+    assert redraws == []
+
+
 def test_the_first_notebook_runs_top_to_bottom(page, lab_server):
     run_all(page, lab_server, "00_start.ipynb")
     assert page.locator(".jp-RenderedText[data-mime-type*=stderr]:has-text('Traceback')").count() == 0
@@ -156,24 +177,34 @@ def test_the_panels_answer(page, lab_server):
     sync_api.expect(words).not_to_contain_text(dragged.group(0), timeout=SECONDS)
     page.locator("button:text-is('Which layer next?')").click()
     page.locator(".widget-html:has-text('could go from')").wait_for(timeout=SECONDS)
+    at_rest(page)
+    shown = left.search(words.inner_text())
+    assert shown
     page.screenshot(path=SCREENSHOTS / "prune-by-hand.png")
 
     bring(page, "What was kept")
     page.locator(".widget-dropdown select").nth(0).wait_for(timeout=SECONDS)
     page.locator("button[title^='trajectory of weight']").first.click()
-    page.wait_for_timeout(500)
+    page.locator(".widget-image").first.wait_for(timeout=SECONDS)
+    at_rest(page)
     page.screenshot(path=SCREENSHOTS / "explorer.png")
 
     bring(page, "Train and watch")
     epochs = page.locator(".widget-text:has(label:text-is('epochs')) input")
     epochs.fill("5000")  # it must not be over before it is stopped
     epochs.press("Enter")
-    page.locator("button:text-is('Start')").click()
-    page.locator(".widget-html:has-text('of 5000, step')").wait_for(timeout=SECONDS)
-    page.locator("button:text-is('Pause')").click()
-    page.locator(".widget-html:has-text('paused at step')").wait_for(timeout=SECONDS)
-    page.locator("button:text-is('Resume')").click()
-    page.locator("button:text-is('Stop')").click()
-    page.locator(".widget-html:has-text('interrupted')").first.wait_for(timeout=SECONDS)
+    for paused in (False, True, True):
+        page.locator("button:text-is('Start')").click()
+        page.locator(".widget-html:has-text('of 5000, step')").wait_for(timeout=SECONDS)
+        if paused:
+            page.locator("button:text-is('Pause')").click()
+            page.locator(".widget-html:has-text('paused at step')").wait_for(timeout=SECONDS)
+            page.locator("button:text-is('Resume')").click()
+        page.locator("button:text-is('Stop')").click()
+        page.locator(".widget-html:has-text('stopping'), .widget-html:has-text('interrupted')").first.wait_for(
+            timeout=2000
+        )
+        page.locator(".widget-html:has-text('interrupted')").first.wait_for(timeout=SECONDS)
+    at_rest(page)
     page.screenshot(path=SCREENSHOTS / "live-panel.png")
     assert page.errors == []

@@ -1,9 +1,14 @@
 """The panels, driven from Python as their controls would; `test_browser.py` presses the real ones."""
 
 import io
+import math
+import random
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import ipywidgets as ipw
 import numpy as np
 import pytest
 import torch
@@ -114,6 +119,62 @@ def test_the_words_are_those_of_what_is_left(run, hand):
     assert allocation.file_bytes(run, hand.masks) < sizes["bytes"]
 
 
+class Browser:
+    """What a browser does with a panel's sliders: it rounds each value that it is given to a step, and sends that back.
+
+    `drag` is what its user does. `redraws` counts how often the panel has drawn itself.
+    """
+
+    def __init__(self, hand: widgets.PruneByHand):
+        self.sliders = [w for w in inside(hand.box) if isinstance(w, ipw.FloatLogSlider)]
+        self.shown = {slider: slider.value for slider in self.sliders}
+        self.redraws, show = 0, hand._show
+
+        def counted() -> None:
+            self.redraws += 1
+            assert self.redraws < 100, "the panel does not come to rest"
+            show()
+
+        hand._show = counted
+
+    def drag(self, slider: ipw.FloatLogSlider, value: float) -> None:
+        self.shown[slider] = self.rounded(slider, value)
+        slider.set_state({"value": self.shown[slider]})
+        while moved := [slider for slider in self.sliders if slider.value != self.shown[slider]]:
+            for slider in moved:
+                self.shown[slider] = self.rounded(slider, slider.value)
+                slider.set_state({"value": self.shown[slider]})
+
+    def rounded(self, slider: ipw.FloatLogSlider, value: float) -> float:
+        steps = round((math.log10(value) - slider.min) / slider.step)
+        return slider.base ** min(slider.min + steps * slider.step, slider.max)
+
+
+def inside(box: Any) -> Iterator[Any]:
+    yield box
+    for child in getattr(box, "children", ()):
+        yield from inside(child)
+
+
+@pytest.mark.parametrize("kind", ["dense", "pruned", "biases"])
+def test_a_drag_is_drawn_once_and_then_the_panel_rests(data, run, kind):
+    if kind == "pruned":
+        run = lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
+    elif kind == "biases":  # layers of a few weights, which a step of a slider may not change
+        run = lab.fit(run.model, data, biases=True, epochs=0, progress=False)
+    hand = widgets.PruneByHand(run, images=20)
+    browser, chance = Browser(hand), random.Random(0)
+    for _ in range(40):
+        slider = chance.choice(browser.sliders)
+        before, kept = browser.redraws, dict(hand.kept)
+        browser.drag(slider, 10 ** chance.uniform(slider.min, slider.max))
+        assert browser.redraws - before <= 1
+        if slider is not browser.sliders[0]:  # all other layers are as they were
+            moved = [name for name in kept if hand.kept[name] != kept[name]]
+            assert moved in ([], [list(kept)[browser.sliders.index(slider) - 1]])
+        assert f"{hand.masks.kept:,} of {hand.masks.total:,}" in hand._text.value
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -151,6 +212,18 @@ def test_the_explorer_shows_runs_as_pruned_and_criteria_at_a_density(data, run):
     assert explorer.masks(1).fingerprint == pruned.masks.fingerprint
     assert f"{explorer.masks(1)['conv2.weight'].sum():,} of" in side["words"].value
     assert "dense, magnitude at 10.00%" in explorer.figure().alt
+
+
+@pytest.mark.parametrize("density", [0.9, 0.1, 0.02])
+@pytest.mark.parametrize("criterion", ["magnitude", "random", "filter_l1"])
+def test_a_criterion_keeps_only_what_the_run_has_kept(data, run, criterion, density):
+    pruned = lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
+    explorer = widgets.MaskExplorer(pruned)
+    side = explorer._sides[0]
+    side["by"].value, side["density"].value = criterion, density
+    masks = explorer.masks(0)
+    assert (masks & ~pruned.masks).kept == 0
+    assert masks.kept == min(masks.total - round(masks.total * (1 - density)), pruned.masks.kept)
 
 
 def test_a_watched_weight_is_a_button_that_shows_its_trajectory(data, run):
@@ -233,6 +306,81 @@ def standing(live, steps) -> int:
             return steps[-1]
         threading.Event().wait(0.1)
     raise AssertionError("it never paused")
+
+
+def test_buttons_in_any_order_and_speed_are_answered():
+    """Each press is answered within two seconds by the words of the state that it leads to."""
+    live, chance = panel(epochs=5000), random.Random(0)
+
+    def words(*expected: str) -> None:
+        deadline = time.monotonic() + 2
+        while not any(word in live._text.value for word in expected):
+            assert time.monotonic() < deadline, f"{live._text.value!r}, expected {expected}"
+            time.sleep(0.002)
+
+    for _ in range(50):
+        name = chance.choice(["Start", "Pause", "Pause", "Stop"])
+        button = live._buttons[name]
+        if button.disabled:
+            continue
+        pressed = button.description
+        button.click()
+        if pressed == "Start":
+            words("preparing", "epoch")
+        elif pressed == "Pause":
+            words("paus")
+            assert button.description == "Resume"
+        elif pressed == "Resume":
+            words("going on", "epoch")
+            assert button.description == "Pause"
+        else:
+            words("stopping", "interrupted", "stopped before")
+            if chance.random() < 0.7:  # else what follows comes while it is still stopping
+                words("interrupted", "stopped before")
+        time.sleep(chance.choice([0, 0, 0.01, 0.3]))
+    if not live._buttons["Stop"].disabled:
+        live.stop()
+    live.wait(20)
+    assert any(word in live._text.value for word in ("interrupted", "stopped before"))
+    assert [button.disabled for button in live._buttons.values()] == [False, True, True]
+
+
+def test_stop_at_once_after_resume_ends_the_training():
+    live = panel(epochs=5000)
+    for _ in range(10):
+        live.start()
+        live.pause()
+        live.resume()
+        live.stop()
+        live.wait(20)
+        assert any(word in live._text.value for word in ("interrupted", "stopped before"))
+
+
+def test_an_error_of_any_kind_is_said_and_the_panel_is_ready_again(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no <such> thing")
+
+    monkeypatch.setattr("pruninglab.widgets.live.build", broken)
+    live = panel()
+    live.start()
+    assert live.wait(20) is None
+    assert "ValueError: no &lt;such&gt; thing" in live._text.value
+    assert not live._buttons["Start"].disabled
+
+
+def test_no_picture_is_shown_before_there_is_one_and_none_of_the_run_before(data):
+    live = panel()
+    images = [w for w in inside(live.box) if isinstance(w, ipw.Image)]
+    assert [image.layout.display for image in images] == ["none"]
+    live.start()
+    live.wait(60)
+    assert (images[0].layout.display, live._bar.value) == (None, 1.0)
+    live._epochs.value = 5000
+    live.start()
+    live.pause()
+    assert (images[0].layout.display, live._bar.bar_style) == ("none", "")
+    live.stop()
+    live.wait(20)
 
 
 def test_what_was_chosen_wrongly_is_said_in_the_panel():

@@ -1,10 +1,9 @@
 """`PruneByHand`: a slider for each layer."""
 
 import copy
-from typing import Any
+import math
 
 import ipywidgets as ipw
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,10 @@ from ..plots import runs
 from ..plots.figure import Figure
 from ..train.evaluate import evaluate
 from ..train.run import Run
-from .panel import NARROW, WIDE, Panel, _mosaic, _short
+from .panel import NARROW, WIDE, Panel, _mosaic, _short, fill, picture
+
+STEP = 0.05
+"""Of a slider, in powers of ten."""
 
 
 class PruneByHand(Panel):
@@ -44,7 +46,6 @@ class PruneByHand(Panel):
         self.kept = run.masks.kept_by_layer
         self._before = self._accuracy(self.masks)
         self._suggested: tuple[str, int] | None = None
-        self._busy = False
         self._build()
         self._show()
 
@@ -64,9 +65,10 @@ class PruneByHand(Panel):
 
     def keep(self, share: float, layer: str | None = None) -> None:
         """Move a layer's slider, or that of all layers, to a share of weights left."""
-        if layer is not None and layer not in self._sliders:
-            raise ConfigError(f"there is no layer {layer!r}; expected one of {', '.join(self._sliders)}.")
-        (self._all if layer is None else self._sliders[layer]).value = share
+        if layer is not None and layer not in self.kept:
+            raise ConfigError(f"there is no layer {layer!r}; expected one of {', '.join(self.kept)}.")
+        with self._lock:
+            self._choose(layer, share)
 
     def suggest(self, share: float = 0.3) -> tuple[str, int]:
         """The layer that can lose `share` of its weights at the least cost by weight, and how many it then keeps."""
@@ -82,75 +84,83 @@ class PruneByHand(Panel):
         return name, costs[name][2]
 
     def figure(self) -> Figure:
-        ours, theirs = self.masks, self._globally(sum(self.kept.values()))
-        figure = runs.layers(ours, theirs, labels=["by hand", "global magnitude"])
-        figure.alt += f" {self._words()}"
+        with self._lock:
+            ours, theirs = self.masks, self._globally(sum(self.kept.values()))
+            figure = runs.layers(ours, theirs, labels=["by hand", "global magnitude"])
+            figure.alt += f" {self._words()}"
         return figure
 
     def __repr__(self) -> str:
         return f"PruneByHand: {self._words()}"
 
     def _build(self) -> None:
-        least = min(-3.0, *(-np.log10(ranks.numel()) for ranks in self._ranks.values()))
+        smallest = min(1e-3, *(1 / ranks.numel() for ranks in self._ranks.values()))
 
-        def slider(label: str, share: float) -> ipw.FloatLogSlider:
-            style = {"description_width": "8em"}
+        def slider(label: str) -> ipw.FloatLogSlider:
             return ipw.FloatLogSlider(
-                share, min=least, max=0, step=0.05, description=label, readout_format=".2%", style=style, layout=WIDE
+                min=-STEP * math.ceil(-math.log10(smallest) / STEP),  # a whole number of steps below 100 %
+                max=0,
+                step=STEP,
+                description=label,
+                readout_format=".2%",
+                style={"description_width": "8em"},
+                layout=WIDE,
             )
 
-        self._all = slider("all layers", self._share())
-        self._sliders = {n: slider(_short(n), k / self._ranks[n].numel()) for n, k in self.kept.items()}
-        self._text, self._hint, self._picture = ipw.HTML(), ipw.HTML(), ipw.Image(format="png", layout=WIDE)
+        self._sliders: dict[str | None, ipw.FloatLogSlider] = {None: slider("all layers")}
+        self._sliders |= {name: slider(_short(name)) for name in self.kept}
+        self._steps: dict[str | None, int] = {}
+        self._text, self._hint, self._picture = ipw.HTML(), ipw.HTML(), picture(width="100%")
         ask, take = (ipw.Button(description=text, layout=NARROW) for text in ("Which layer next?", "Take it"))
-        self._all.observe(self._move_all, "value")
         for name, one in self._sliders.items():
-            one.observe(lambda change, name=name: self._move(name, change["new"]), "value")
+            one.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
         ask.on_click(lambda _: self._ask())
         take.on_click(lambda _: self._take())
-        left = ipw.VBox([self._all, *self._sliders.values()], layout=ipw.Layout(width="45%"))
+        left = ipw.VBox(list(self._sliders.values()), layout=ipw.Layout(width="45%"))
         right = ipw.VBox([self._text, ipw.HBox([ask, take, self._hint])], layout=ipw.Layout(width="55%"))
-        names = "".join(f'<div style="flex:1">{_html.cell(_short(name))}</div>' for name in self._sliders)
+        names = "".join(f'<div style="flex:1">{_html.cell(_short(name))}</div>' for name in self.kept)
         caption = ipw.HTML(f'<div style="display:flex">{names}</div>', layout=WIDE)
         self.box = ipw.VBox([ipw.HBox([left, right]), caption, self._picture])
 
-    def _move(self, name: str, share: float) -> None:
-        if not self._busy:
+    def _moved(self, name: str | None, share: float) -> None:
+        """A slider has a new value. The browser sends back what the kernel set, rounded to a step: that is no move."""
+        with self._lock:
+            if _step(share) != self._steps[name]:
+                self._choose(name, share)
+
+    def _choose(self, name: str | None, share: float) -> None:
+        if name is None:
+            masks = self.run.masks
+            self.kept = self._globally(min(max(round(share * masks.total), 1), masks.kept)).kept_by_layer
+        else:
             most = int(self.run.masks[name].sum())
-            self.kept[name] = min(max(round(share * self._ranks[name].numel()), 1), most)
-            self._set(self._all, self._share())
-            self._show()
+            self.kept = {**self.kept, name: min(max(round(share * self._ranks[name].numel()), 1), most)}
+        self._show()
 
-    def _move_all(self, change: dict[str, Any]) -> None:
-        if not self._busy:
-            total = self.run.masks.total
-            keep = min(max(round(change["new"] * total), 1), self.run.masks.kept)
-            self.kept = self._globally(keep).kept_by_layer
-            for name, slider in self._sliders.items():
-                self._set(slider, max(self.kept[name], 1) / self._ranks[name].numel())
-            self._show()
-
-    def _set(self, slider: ipw.FloatLogSlider, value: float) -> None:
-        self._busy = True
-        try:
-            slider.value = value
-        finally:
-            self._busy = False
+    def _place(self) -> None:
+        """Put every slider on the step nearest to what is kept. The counts are the truth; sliders only show them."""
+        shares = {None: sum(self.kept.values()) / self.run.masks.total}
+        shares |= {name: max(kept, 1) / self._ranks[name].numel() for name, kept in self.kept.items()}
+        self._steps = {name: max(_step(share), round(self._sliders[name].min / STEP)) for name, share in shares.items()}
+        for name, step in self._steps.items():
+            self._sliders[name].value = 10 ** (STEP * step)
 
     def _ask(self) -> None:
-        self._hint.value = "trying each layer…"
-        name, fewer = self._suggested = self.suggest()
-        self._hint.value = f"{_html.cell(_short(name))} could go from {self.kept[name]:,} to {fewer:,} weights"
+        with self._lock:
+            self._hint.value = "trying each layer…"
+            name, fewer = self._suggested = self.suggest()
+            self._hint.value = f"{_html.cell(_short(name))} could go from {self.kept[name]:,} to {fewer:,} weights"
 
     def _take(self) -> None:
-        if self._suggested:
-            name, fewer = self._suggested
-            self.kept[name], self._suggested, self._hint.value = min(fewer, self.kept[name]), None, ""
-            self._set(self._sliders[name], self.kept[name] / self._ranks[name].numel())
-            self._set(self._all, self._share())
-            self._show()
+        with self._lock:
+            if self._suggested:
+                name, fewer = self._suggested
+                self._suggested, self._hint.value = None, ""
+                self.kept = {**self.kept, name: min(fewer, self.kept[name])}
+                self._show()
 
     def _show(self) -> None:
+        self._place()
         masks = self.masks
         ours, rival = self._accuracy(masks), self._globally(sum(self.kept.values()))
         theirs = ours if rival.kept_by_layer == self.kept else self._accuracy(rival)  # as after "all layers"
@@ -165,7 +175,7 @@ class PruneByHand(Panel):
         verdict = "ahead of" if ours > theirs else "behind" if ours < theirs else "level with"
         title = f"{verdict} global magnitude, on {len(self._images[0][1])} validation images"
         self._text.value = f"<b>{title}</b>" + _html.table(("", ""), rows)
-        self._picture.value = _mosaic({name: (w * masks[name]).cpu() for name, w in self._weights.items()})
+        fill(self._picture, _mosaic({name: (w * masks[name]).cpu() for name, w in self._weights.items()}))
 
     def _words(self) -> str:
         kept = sum(self.kept.values())
@@ -174,22 +184,24 @@ class PruneByHand(Panel):
             f"global magnitude, {self._before:.2%} with all weights."
         )
 
-    def _share(self) -> float:
-        return sum(self.kept.values()) / self.run.masks.total
-
     def _globally(self, keep: int) -> Masks:
         return Masks({name: (self._together[name] < keep).view_as(ranks) for name, ranks in self._ranks.items()})
 
     def _accuracy(self, masks: Masks) -> float:
-        with torch.no_grad():
+        with self._lock, torch.no_grad():  # the model is one, and holds the masks of whoever measured last
             for name, weight in self._own.items():
                 torch.mul(self._weights[name], masks[name], out=weight)
-        options = self.run.options
-        with evaluating(self._model), torch.inference_mode():
-            return evaluate(self._model, self._images, options.loss, options.metric, self.run.device)["accuracy"]
+            options = self.run.options
+            with evaluating(self._model), torch.inference_mode():
+                return evaluate(self._model, self._images, options.loss, options.metric, self.run.device)["accuracy"]
 
 
 def _ranks(scores: Tensor) -> Tensor:
     """The place of each from the highest, ties by position."""
     order = scores.argsort(descending=True, stable=True)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
+def _step(share: float) -> int:
+    """The step of a slider that is nearest to a share: 0 is 100 %, and each one down is a factor of 10^STEP less."""
+    return round(math.log10(share) / STEP)

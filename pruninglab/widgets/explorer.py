@@ -14,7 +14,7 @@ from ..masks.masks import Masks
 from ..plots import figure, methods, runs
 from ..plots.figure import Figure
 from ..train.run import Run
-from .panel import NARROW, Panel, _mosaic, _png, _problem, _short
+from .panel import NARROW, Panel, _mosaic, _png, _problem, _short, fill, picture
 
 
 class MaskExplorer(Panel):
@@ -37,13 +37,13 @@ class MaskExplorer(Panel):
             options=[(_short(n), n) for n in layers], value=layer or layers[0], layout=NARROW
         )
         self._sides = [self._side(names[0]), self._side(names[-1])]
-        self._weights, self._path = ipw.HBox(layout=ipw.Layout(flex_flow="row wrap")), ipw.Image(format="png")
+        self._weights, self._path = ipw.HBox(layout=ipw.Layout(flex_flow="row wrap")), picture()
         self._layer.observe(lambda _: self._show(), "value")
         self.box = ipw.VBox([self._layer, ipw.HBox([side["box"] for side in self._sides]), self._weights, self._path])
         self._show()
 
     def masks(self, side: int) -> Masks:
-        """What is kept on a side, 0 or 1."""
+        """What is kept on a side, 0 or 1. A criterion chooses among what the run has kept."""
         chosen = self._sides[side]
         name, by = chosen["run"].value, chosen["by"].value
         run = self.runs[name]
@@ -51,7 +51,7 @@ class MaskExplorer(Panel):
             return run.masks
         if (name, by) not in self._scores:
             self._scores[name, by] = run.score(by)
-        return keep_top(self._scores[name, by], 1 - chosen["density"].value)
+        return keep_top(self._scores[name, by], 1 - chosen["density"].value, masks=run.masks, clamp=True)
 
     def figure(self) -> Figure:
         sides = {}
@@ -79,13 +79,17 @@ class MaskExplorer(Panel):
         run = ipw.Dropdown(options=list(self.runs), value=name, layout=NARROW)
         by = ipw.Dropdown(options=[AS_PRUNED, *registry.BY_NAME], value=AS_PRUNED, layout=NARROW)
         density = ipw.FloatLogSlider(0.1, min=-3, max=-0.01, step=0.05, description="density", readout_format=".2%")
-        picture, words = ipw.Image(format="png"), ipw.HTML()
+        image, words = picture(), ipw.HTML()
         for control in (run, by, density):
             control.observe(lambda _: self._show(), "value")
-        box = ipw.VBox([ipw.HBox([run, by]), density, words, picture], layout=ipw.Layout(width="50%"))
-        return {"run": run, "by": by, "density": density, "picture": picture, "words": words, "box": box}
+        box = ipw.VBox([ipw.HBox([run, by]), density, words, image], layout=ipw.Layout(width="50%"))
+        return {"run": run, "by": by, "density": density, "picture": image, "words": words, "box": box}
 
     def _show(self) -> None:
+        with self._lock:
+            self._draw()
+
+    def _draw(self) -> None:
         layer = self._layer.value
         for number, side in enumerate(self._sides):
             side["density"].disabled = side["by"].value == AS_PRUNED
@@ -97,7 +101,7 @@ class MaskExplorer(Panel):
             kept, total = int(masks[layer].sum()), masks[layer].numel()
             side["words"].value = f"{kept:,} of {total:,} weights of this layer, {masks.density:.2%} of all"
             weight = self.runs[side["run"].value].weights[layer].detach()
-            side["picture"].value = _mosaic({layer: (weight * masks[layer]).cpu()}, height=240)
+            fill(side["picture"], _mosaic({layer: (weight * masks[layer]).cpu()}, height=240))
         run = self._watching()
         places = run.methods[0].watched[layer].tolist() if run else []
         shape = run.weights[layer].shape if run else ()
@@ -107,7 +111,8 @@ class MaskExplorer(Panel):
             button = ipw.Button(description=at, tooltip=f"trajectory of weight {at}", layout=NARROW)
             button.on_click(lambda _, number=number: self._follow(number))
             buttons.append(button)
-        self._weights.children, self._path.value = buttons, b""
+        self._weights.children = buttons
+        fill(self._path, b"")
 
     def _watching(self) -> Run | None:
         """The first of the chosen runs whose WeightMom watched this layer."""
@@ -118,7 +123,8 @@ class MaskExplorer(Panel):
         return None
 
     def _follow(self, number: int) -> None:
-        self._path.value = _png(self.trajectory(number))
+        with self._lock:
+            fill(self._path, _png(self.trajectory(number)))
 
 
 AS_PRUNED = "as pruned"

@@ -21,7 +21,7 @@ from ..results.record import percent
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.run import Run
-from .panel import NARROW, WIDE, Panel, _png, _problem
+from .panel import NARROW, WIDE, Panel, _png, _problem, fill, picture
 
 
 class LivePanel(Panel):
@@ -44,7 +44,8 @@ class LivePanel(Panel):
         self.run: Run | None = None
         self.settings = settings
         self._thread: threading.Thread | None = None
-        self._go, self._stop = threading.Event(), threading.Event()
+        self._state = "ready"
+        self._go = threading.Event()  # cleared, the training stands still
         sets = [name for name, _, here in available() if here and name != "sorting"]
         self._data = _choice("data", sets, data)
         self._model = _choice("model", list(models.MODELS), model)
@@ -53,44 +54,55 @@ class LivePanel(Panel):
         self._seed = ipw.BoundedIntText(seed, min=0, max=2**31 - 1, description="seed", layout=NARROW)
         self._fields, self._text = ipw.VBox(), ipw.HTML("not started")
         self._bar = ipw.FloatProgress(0, min=0, max=1, layout=WIDE)
-        self._picture, self._table = ipw.Image(format="png"), ipw.HTML()
+        self._picture, self._table = picture(), ipw.HTML()
         self._buttons = {name: ipw.Button(description=name, layout=NARROW) for name in ("Start", "Pause", "Stop")}
         for name, do in (("Start", self.start), ("Pause", self._pause_or_resume), ("Stop", self.stop)):
             self._buttons[name].on_click(lambda _, do=do: do())
         self._method.observe(lambda _: self._offer(), "value")
         self._offer()
-        self._enable(running=False)
-        chosen = ipw.VBox([self._data, self._model, self._method, self._fields, self._epochs, self._seed])
-        seen = ipw.VBox([ipw.HBox(list(self._buttons.values())), self._bar, self._text, self._picture, self._table])
+        self._become("ready", "not started")
+        controls = [self._data, self._model, self._method, self._fields, self._epochs, self._seed]
+        results = [ipw.HBox(list(self._buttons.values())), self._bar, self._text, self._picture, self._table]
+        # the controls keep their width whatever the curves need
+        chosen = ipw.VBox(controls, layout=ipw.Layout(flex="0 0 24em"))
+        seen = ipw.VBox(results, layout=ipw.Layout(flex="1 1 auto", min_width="0"))
         self.box = ipw.HBox([chosen, seen])
 
     def start(self) -> None:
         """Train from the beginning with what is chosen; what is wrong with it is said in the panel."""
-        if self._thread and self._thread.is_alive():
-            return
-        self.run = None
-        self._stop.clear()
-        self._go.set()
-        self._began = self._drawn = time.perf_counter()
-        self._told, self._cost = 0.0, EXPECTED
-        self._enable(running=True)
-        self._text.value, self._table.value, self._picture.value = "preparing…", "", b""
-        self._thread = threading.Thread(target=self._train, name="pruninglab training", daemon=True)
-        self._thread.start()
+        with self._lock:
+            if self._state != "ready":
+                return
+            self.run = None
+            self._go.set()
+            self._began = self._drawn = time.perf_counter()
+            self._told, self._cost = 0.0, EXPECTED
+            self._become("running", "preparing…")
+            self._bar.value, self._bar.bar_style, self._table.value = 0.0, "", ""
+            fill(self._picture, b"")
+            self._thread = threading.Thread(target=self._train, name="pruninglab training", daemon=True)
+            self._thread.start()
 
     def pause(self) -> None:
         """Stand still after this step."""
-        self._go.clear()
-        self._buttons["Pause"].description = "Resume"
+        with self._lock:
+            if self._state == "running":
+                self._go.clear()
+                self._become("paused", "pausing after this step…")
 
     def resume(self) -> None:
-        self._buttons["Pause"].description, self._text.value = "Pause", "going on…"
-        self._go.set()
+        """Go on."""
+        with self._lock:
+            if self._state == "paused":
+                self._become("running", "going on…")
+                self._go.set()
 
     def stop(self) -> None:
         """End after this step with what was reached."""
-        self._stop.set()
-        self.resume()
+        with self._lock:
+            if self._state in ("running", "paused"):
+                self._become("stopping", "stopping after this step…")
+                self._go.set()
 
     def wait(self, seconds: float | None = None) -> Run | None:
         """Until the training is over; the run, or None if it is not over after so many seconds or went wrong."""
@@ -118,20 +130,41 @@ class LivePanel(Panel):
         kind = getattr(methods, self._method.value)
         return kind(**{name: read() for name, read in self._read.items()})
 
+    def _become(self, state: str, words: str) -> None:
+        """Change the state: the buttons that it leaves, and its words. Who writes words later asks for the state."""
+        with self._lock:
+            self._state, self._text.value = state, words
+            for control in (self._data, self._model, self._method, self._epochs, self._seed, self._buttons["Start"]):
+                control.disabled = state != "ready"
+            for name in ("Pause", "Stop"):
+                self._buttons[name].disabled = state in ("ready", "stopping")
+            self._buttons["Pause"].description = "Resume" if state == "paused" else "Pause"
+
+    def _say(self, state: str, words: str) -> None:
+        """Words of the training, unless a button was pressed meanwhile."""
+        with self._lock:
+            if self._state == state:
+                self._text.value = words
+
     def _train(self) -> None:
+        """The whole training, in its thread. However it ends, the panel is ready again and says why."""
+        words = "stopped before the training began"
         try:
             data = load(self._data.value, seed=self._seed.value)
             model = build(self._model.value, data, seed=self._seed.value)
             options = {"epochs": self._epochs.value, "seed": self._seed.value, **self.settings}
-            run = fit(model, data, self.chosen(), progress=self._watch, **options)
-            self.run = run
-            self._text.value = f"{_html.cell(run.status)}{': ' + _html.cell(run.reason) if run.reason else ''}"
-            self._draw(run)
-            self._table.value = run._repr_html_()
+            if self._state != "stopping":
+                run = fit(model, data, self.chosen(), progress=self._watch, **options)
+                words = f"{_html.cell(run.status)}{': ' + _html.cell(run.reason) if run.reason else ''}"
+                self._bar.bar_style = "success" if run.status == "done" else "warning"
+                self._draw(run)
+                self._table.value, self.run = run._repr_html_(), run
         except (ConfigError, DataError, RunError) as error:
-            self._text.value = _problem(error)
+            words = _problem(error)
+        except Exception as error:  # a panel has nobody else to tell
+            words = _problem(error, f"{type(error).__name__}: ")
         finally:
-            self._enable(running=False)
+            self._become("ready", words)
 
     def _watch(self, run: Run) -> None:
         """After each step, in the thread that trains: a few times a second words, and curves for 2 % of the time."""
@@ -141,31 +174,27 @@ class LivePanel(Panel):
             left = (now - self._began) * (run.steps - run.step) / run.step
             val = f", val {percent({'accuracy': run.history[-1]['val_accuracy']})}" if run.history else ""
             words = f"epoch {run.epoch + 1} of {run.epochs}, step {run.step:,} of {run.steps:,}{val}"
-            self._text.value = f"{words}, sparsity {run.sparsity:.2%}, {left:,.0f} s left"
+            self._say("running", f"{words}, sparsity {run.sparsity:.2%}, {left:,.0f} s left")
             self._bar.value = run.progress
         if len(run.history) > 1 and now - self._drawn > 50 * self._cost:
             self._draw(run)
             self._drawn = time.perf_counter()
             self._cost = self._drawn - now
         if not self._go.is_set():
-            self._text.value = f"paused at step {run.step:,} of {run.steps:,}"
+            self._say("paused", f"paused at step {run.step:,} of {run.steps:,}")
             paused = time.perf_counter()
             self._go.wait()
             self._began += time.perf_counter() - paused
-        if self._stop.is_set():
+        if self._state == "stopping":
             run.interrupt()
 
     def _draw(self, run: Run) -> None:
         self._bar.value = run.progress
-        self._picture.value = _png(runs.history(run))
+        fill(self._picture, _png(runs.history(run)))
 
     def _pause_or_resume(self) -> None:
-        (self.pause if self._go.is_set() else self.resume)()
-
-    def _enable(self, running: bool) -> None:
-        for control in (self._data, self._model, self._method, self._epochs, self._seed, self._buttons["Start"]):
-            control.disabled = running
-        self._buttons["Pause"].disabled = self._buttons["Stop"].disabled = not running
+        with self._lock:
+            (self.pause if self._state == "running" else self.resume)()
 
     def _offer(self) -> None:
         """The fields of the chosen method, each with its default."""

@@ -1,8 +1,9 @@
 """What all panels share."""
 
 import io
+import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import ipywidgets as ipw
 import matplotlib
@@ -19,9 +20,19 @@ NARROW = ipw.Layout(width="auto")
 
 
 class Panel:
-    """What shows itself as widgets where there are any, and as its own figure and words elsewhere."""
+    """What shows itself as widgets where there are any, and as its own figure and words elsewhere.
+
+    JupyterLab's messages may be handled in a thread beside the one that runs cells. So whatever reads or changes the
+    state of a panel holds its lock.
+    """
 
     box: ipw.Widget
+    _lock: threading.RLock
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        panel = super().__new__(cls)
+        panel._lock = threading.RLock()
+        return panel
 
     def figure(self) -> Figure:
         raise NotImplementedError
@@ -32,8 +43,19 @@ class Panel:
         return {**shown, **data}, metadata
 
 
-def _problem(error: Exception) -> str:
-    return f'<span style="color:#c33">{_html.cell(error)}</span>'
+def picture(**layout: Any) -> ipw.Image:
+    """A place for a picture; a browser shows a broken one for as long as there is none, so it is hidden until then."""
+    return ipw.Image(format="png", layout=ipw.Layout(display="none", **layout))
+
+
+def fill(place: ipw.Image, content: bytes) -> None:
+    """Show this picture, or with b"" none."""
+    place.value = content
+    place.layout.display = None if content else "none"
+
+
+def _problem(error: Exception, kind: str = "") -> str:
+    return f'<span style="color:#c33">{_html.cell(kind)}{_html.cell(error)}</span>'
 
 
 def _short(layer: str) -> str:
@@ -56,7 +78,7 @@ def _mosaic(weights: Mapping[str, Tensor], width: int = 900, height: int = 120) 
     each = max(width // len(weights) - 8, 16)
     canvas = Image.new("RGB", ((each + 8) * len(weights), height), "white")
     for i, weight in enumerate(weights.values()):
-        matrix = weight.flatten(1)
+        matrix = weight.flatten(1) if weight.ndim > 1 else weight[None]
         top = float(matrix.abs().max()) or 1.0
         shades = (matrix * (126.9 / top)).add_(128).mul_(matrix != 0).to(torch.uint8)
         pixels = Image.fromarray(shades.numpy())

@@ -12,7 +12,7 @@ from ..plots import studies
 from ..plots.figure import Figure
 from ..structured.shrink import Shrunk, shrink
 from ..train.run import Run
-from .panel import NARROW, Panel, _png
+from .panel import NARROW, Panel, _png, fill, picture
 
 
 class TruthMeter(Panel):
@@ -32,7 +32,7 @@ class TruthMeter(Panel):
             self._models["dead channels removed"] = self.shrunk.model
         except (ConfigError, RunError) as error:
             self._why = str(error)
-        self._text, self._picture = ipw.HTML(), ipw.Image(format="png")
+        self._text, self._picture = ipw.HTML(), picture()
         again = ipw.Button(description="Measure again", layout=NARROW)
         again.on_click(lambda _: self.measure())
         self.box = ipw.VBox([again, self._text, self._picture])
@@ -40,9 +40,13 @@ class TruthMeter(Panel):
 
     def measure(self) -> None:
         """All of them again, in turns."""
+        with self._lock:
+            self._measure()
+
+    def _measure(self) -> None:
         self.table = cost.truth(self._models, self.pruned.data, self.batches, self.rounds)
         self._text.value = "".join(f"<p>{_html.cell(line)}</p>" for line in self.words())
-        self._picture.value = _png(self.figure())
+        fill(self._picture, _png(self.figure()))
 
     def words(self) -> list[str]:
         """What was asked for, what was reached, and what it is worth."""
