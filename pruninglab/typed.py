@@ -68,11 +68,11 @@ def check(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name}={_shown(value)}; expected {expected(hint)}.{meant}")
 
 
-def check_settings(settings: Any) -> None:
-    """Check all fields of a dataclass that its user sets, in place."""
+def check_settings(settings: Any, owner: str = "") -> None:
+    """Check all fields of a dataclass that its user sets, in place. Messages name the class, or the `owner`."""
     for name, hint in hints(type(settings)).items():
         value = getattr(settings, name)
-        converted = check(f"{type(settings).__name__}: {name}", value, hint)
+        converted = check(f"{owner or type(settings).__name__}: {name}", value, hint)
         if converted is not value:
             object.__setattr__(settings, name, converted)  # frozen ones too
 

@@ -291,7 +291,7 @@ def test_the_recipe_trains_pulls_cuts_and_retrains(blobs, tmp_path):
     assert [run.masks.kept for run in first] == [448, 45, 45]
     assert [run.epoch for run in first] == [3, 3, 2]
     assert [run.options.lr_schedule for run in first] == [lab.CosineLR(), lab.ConstantLR(), lab.CosineLR()]
-    assert [run.result.budget["steps_before"] for run in first] == [0, 6, 12]
+    assert [run.result.steps["before"] for run in first] == [0, 6, 12]
     assert first[2].masks.fingerprint == first[1].masks.fingerprint
     assert first[2].result.accuracy["val"]["accuracy"] >= first[1].result.accuracy["val"]["accuracy"]
     assert sorted(p.stem for p in tmp_path.glob("*.json")) == ["admm", "dense", "fine-tuned"]
@@ -331,7 +331,7 @@ def test_a_chain_goes_through_its_rates_and_is_gone_on_from(blobs, dense, tmp_pa
     assert [row["steps"] for row in made.tried] == [4, 4, 4]
     assert [row["from"] for row in made.tried] == [1, 4, 8]
     assert made.costs()["steps"].tolist() == [4, 4, 4]
-    assert made.runs[-1].result.budget["steps_before"] + 2 == 6 + 12
+    assert made.runs[-1].result.steps["before"] + 2 == 6 + 12
     assert "chosen" in made._repr_html_()
 
 

@@ -179,7 +179,7 @@ def test_three_stages_and_their_controls(data, tmp_path):
     sizes = [run.result.size["parameters"] for run in (made["dense"], made["removed"], tuned, anew, longer)]
     assert sizes[0] > sizes[1] == sizes[2] == sizes[3] == sizes[4]
     assert anew.model.conv3_1.weight.shape == tuned.model.conv3_1.weight.shape
-    assert anew.start["weights"] == longer.start["weights"] != tuned.start["weights"]
+    assert anew.origin["weights"] == longer.origin["weights"] != tuned.origin["weights"]
     assert longer.epoch == round(made["dense"].result.flops["dense"] / tuned.result.flops["dense"]) > 1
     left = sum(m.num_features for m in tuned.model.modules() if isinstance(m, nn.BatchNorm2d))
     assert left == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)) // 2

@@ -70,7 +70,8 @@ def data() -> lab.Data:
 def fit(data, tmp_path):
     def go(*methods, path=tmp_path / "c.safetensors", **options):
         model = lab.build("lenet300", data, seed=options.pop("model_seed", 0))
-        return lab.fit(model, data, *methods, progress=False, checkpoint=path, **{"epochs": 2, **options})
+        settings: dict[str, Any] = {"epochs": 2, **options}
+        return lab.fit(model, data, *methods, progress=False, checkpoint=path, **settings)
 
     return go
 
@@ -89,7 +90,7 @@ def test_another_configuration_is_refused_with_the_difference(fit):
         fit(lab.methods.OneShot(0.5), lr=0.01)
     with pytest.raises(lab.RunError, match=r"methods\[0\]\.sparsity was 0\.5 there and is 0\.9 now"):
         fit(lab.methods.OneShot(0.9))
-    with pytest.raises(lab.RunError, match=r"start\.weights was"):
+    with pytest.raises(lab.RunError, match=r"origin\.weights was"):
         fit(lab.methods.OneShot(0.5), model_seed=1)
 
 

@@ -414,7 +414,7 @@ def test_the_ramp_by_hand(blobs):
 
 def test_steering_answers_to_the_number_of_open_gates():
     run: Any = type("Run", (), {})()
-    run.progress, run.steps, run.options = 0.8, 100, type("Options", (), {"lr_schedule": staticmethod(lambda p: 0.5)})()
+    run.progress, run.steps, run.options = 0.8, 100, type("Options", (), {"lr_factor": staticmethod(lambda p: 0.5)})()
 
     def steered(opened: float) -> tuple[float, float]:
         pull = torch.tensor(0.0)

@@ -417,7 +417,7 @@ def test_quantize_then_train_the_levels(blobs, pruned, tmp_path):
         assert not torch.equal(before, after)
         for value in before[mask].unique():  # who was together is together
             assert len(after[mask & (before == value)].unique()) == 1
-    assert tuned.result.budget["steps_before"] == pruned.step + snapped.step
+    assert tuned.result.steps["before"] == pruned.step + snapped.step
     assert sorted(p.name for p in tmp_path.glob("*.json")) == ["fine-tuned.json", "quantized.json"]
     assert equal(go()[1].model, tuned.model)
     assert len(quantize(pruned, blobs, BITS, epochs=1, levels="equal", **QUIET)) == 1

@@ -18,11 +18,11 @@ def test_each_round_cuts_the_same_share_of_the_survivors(blobs):
     runs = iterative(mlp(), blobs, 0.9, rounds=4, epochs=2, finetune=1, progress=False)
     kept = [run.masks.kept for run in runs]
     assert kept == [448, *(448 - int(448 * (1 - 0.1 ** (r / 4)) + 0.5) for r in range(1, 5))]
-    assert [run.result.budget["steps_before"] for run in runs] == [
+    assert [run.result.steps["before"] for run in runs] == [
         0,
         *(runs[0].step + r * runs[1].step for r in range(4)),
     ]
-    assert {run.start["dense"] for run in runs[1:]} == {runs[1].start["weights"]}
+    assert {run.origin["dense"] for run in runs[1:]} == {runs[1].origin["weights"]}
     assert runs[1].result.config["lr"] == pytest.approx(1e-4)
 
 
@@ -83,6 +83,6 @@ def test_a_finished_run_is_the_dense_start(blobs):
     dense = lab.fit(mlp(), blobs, epochs=3, progress=False)
     runs = iterative(dense, blobs, 0.5, rounds=1, epochs=2, progress=False)
     assert runs[0] is dense
-    assert runs[1].result.budget["steps_before"] == dense.step
+    assert runs[1].result.steps["before"] == dense.step
     with pytest.raises(lab.ConfigError, match="rounds=0"):
         iterative(dense, blobs, 0.5, rounds=0, epochs=1)

@@ -430,7 +430,8 @@ def test_a_failed_evaluation_goes_back_to_the_best_state_at_the_mask():
     for momentum in (0.0, 0.9):
         model.weight.data = torch.arange(1.0, 101.0)[None]
         gate = PruneWhileAccurate(0.9, prune_fraction=0.2, every_steps=1, restore=True)
-        lab.fit(model, data, Say(accuracies), gate, Watch(), **{**PLAIN, **options, "momentum": momentum})
+        settings: dict[str, Any] = {**PLAIN, **options, "momentum": momentum}
+        lab.fit(model, data, Say(accuracies), gate, Watch(), **settings)
     # after steps 0 to 5: cut, remembered, 0.5 and 0.6 are taken back, 0.85 is better and stays
     assert [largest[0.0, s] for s in range(6)] == pytest.approx([100, 99.9, 99.8, 99.8, 99.8, 99.7])
     assert torch.equal(momenta[0.9, 3], momenta[0.9, 2])
@@ -474,10 +475,10 @@ def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_pat
     assert pruned.status == "done"
     assert pruned.result.accuracy["val"]["accuracy"] == max(at_mask)
     assert pruned.result.accuracy["state"] == "best"
-    assert final.start["weights"] == identity.tensor_hash(pruned.model.state_dict())
+    assert final.origin["weights"] == identity.tensor_hash(pruned.model.state_dict())
     assert final.masks.fingerprint == pruned.masks.fingerprint
     assert not final.methods
-    assert final.result.budget["steps_before"] == pruned.step
+    assert final.result.steps["before"] == pruned.step
     again = go()
     assert identity.tensor_hash(again[1].model.state_dict()) == identity.tensor_hash(final.model.state_dict())
 
@@ -529,9 +530,9 @@ def test_a_dense_phase_before_the_gate(blobs, tmp_path):
     options: dict[str, Any] = {"lr": 0.02, "folder": tmp_path, **QUIET}
     first, pruned, final = gated(mlp(), blobs, L2(), gate, dense=4, epochs=6, finetune=1, **options)
     of_gate: Any = pruned.methods[1]
-    assert (first.masks.sparsity, pruned.start["dense"]) == (0, pruned.start["weights"])
+    assert (first.masks.sparsity, pruned.origin["dense"]) == (0, pruned.origin["weights"])
     assert of_gate.bound == pytest.approx(first.result.accuracy["val"]["accuracy"] - 0.1)
-    assert final.result.budget["steps_before"] == first.step + pruned.step
+    assert final.result.steps["before"] == first.step + pruned.step
     assert {p.name for p in tmp_path.glob("*.json")} == {"dense.json", "gated.json", "fine-tuned.json"}
 
 
@@ -563,7 +564,7 @@ def test_the_published_recipe_runs(tmp_path):
     gate = PruneWhileAccurate(0.2, prune_fraction=0.3, every_steps=2, target=0.9)
     short: dict[str, Any] = {"pruning": gate, "epochs": 12, "finetune": 2, "batch_size": 40, "progress": False}
     pruned, final = bonetta("MNIST", data=data, folder=tmp_path, **short)
-    assert (pruned.status, pruned.options.lr, pruned.options.lr_schedule(0.9)) == ("done", 1e-3, 1.0)
+    assert (pruned.status, pruned.options.lr, pruned.options.lr_factor(0.9)) == ("done", 1e-3, 1.0)
     assert final.masks.kept == pruned.masks.total - round(0.9 * pruned.masks.total)
     assert "conv1.bias" in final.masks
     assert final.result.row()["chosen_on"] == "test"
@@ -601,7 +602,7 @@ def test_search_chooses_by_validation(blobs, tmp_path):
     assert table["val"].tolist() == [runs[-1].result.accuracy["val"]["accuracy"] for runs in found.runs]
     assert found.best is found.runs[1]  # the sparsest
     assert {p.parent.name for p in tmp_path.glob("*/fine-tuned.json")} == {
-        f"strength-0.001,lower_bound-{bound:g},share-{share:g}" for bound, share in cells
+        f"strength-0.001,lower_bound-{bound:g},prune_fraction-{share:g}" for bound, share in cells
     }
     weak, strong = (runs[-1].model.get_parameter("0.weight") for runs in go(strengths=[1e-4, 3.0], at_least=0.0).runs)
     assert weak.norm() > strong.norm()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ def run() -> lab.Run:
 def test_a_record_makes_the_round_trip(run, tmp_path):
     path = run.save(tmp_path / "sub" / "a.json")
     assert lab.Result.read(path) == lab.Result(**json.loads(path.read_text()))
-    assert json.loads(path.read_text())["schema"] == 1
+    assert json.loads(path.read_text())["schema"] == 2
     assert path.stat().st_mode & 0o444 == 0o444  # others may read it
 
 
@@ -43,8 +44,8 @@ def test_a_record_says_what_is_needed_to_repeat_it(run):
     }
     assert environment["torch"] == torch.__version__
     assert environment["cpu"]
-    assert run.result.budget["steps"] == run.step == 4
-    assert len(run.start["weights"]) == 16
+    assert run.result.steps["own"] == run.step == 4
+    assert len(run.origin["weights"]) == 16
 
 
 def test_sparsity_says_of_what(run):
@@ -196,3 +197,28 @@ def test_the_committed_records_can_be_read_and_say_which_code_gave_them():
         commit = lab.Result.read(path).environment["commit"]
         assert commit
         assert not commit.endswith("+"), f"{path} comes from code that was never committed"
+
+
+def test_tags_are_columns_and_may_name_the_method(blobs):
+    run = lab.fit(nn.Linear(10, 4), blobs, epochs=0, progress=False, tags={"method": "ticket", "density": 0.1})
+    row = run.result.row()
+    assert (row["method"], row["density"], row["methods"]) == ("ticket", 0.1, "Dense")
+    assert run.result.row().keys() - run.tags.keys() == record.COLUMNS - {"method", "path"}
+    with pytest.raises(lab.ConfigError, match="seed are columns"):
+        lab.fit(nn.Linear(10, 4), blobs, epochs=0, progress=False, tags={"seed": 3})
+
+
+def test_what_is_asked_most_is_short(blobs):
+    run = lab.fit(nn.Linear(10, 4), blobs, OneShot(0.5), epochs=1, progress=False)
+    assert (run.val, run.test) == tuple(run.result.accuracy[split]["accuracy"] for split in ("val", "test"))
+    assert run[OneShot] is run.methods[0]
+    with pytest.raises(lab.ConfigError, match="no Gradual; its methods are OneShot"):
+        run[lab.methods.Gradual]
+
+
+def test_records_of_the_first_schema_are_read_in_today_s_words():
+    frame = lab.results.load(Path(__file__).parent.parent / "notebooks" / "results")
+    assert (len(frame), frame.attrs["skipped"]) == (449, {})
+    settings = " ".join(frame["settings"])
+    assert not re.search(r"GatedPruning|CosineRate|share=|eval_interval=|[( ]every=|[( ]rate=", settings)
+    assert "prune_fraction=" in settings

@@ -60,4 +60,4 @@ def test_rates_by_hand():
     assert [lab.StepLR(at=(0.5, 0.75), factor=0.1)(p) for p in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
     assert lab.ConstantLR()(0.3) == 1
     with pytest.raises(lab.ConfigError, match="'cosine', 'constant', 'step'"):
-        lr_schedules.rate("cosinus")
+        lr_schedules.named("cosinus")

@@ -28,10 +28,10 @@ def test_a_found_architecture_is_trained_anew(model, data):
     made = go(model, data)
     tuned, anew = made["fine-tuned"], made["Scratch-E"]
     assert tuned.masks.fingerprint == anew.masks.fingerprint == made["Scratch-B"].masks.fingerprint
-    assert tuned.start["kind"] == "run"
+    assert tuned.origin["kind"] == "run"
     assert tuned.result.config["lr"] == pytest.approx(1e-4)
     # new weights, of the distribution of the untrained ones, and not theirs
-    starts = {trial.method: trial.run.result.start["weights"] for trial in made}
+    starts = {trial.method: trial.run.result.origin["weights"] for trial in made}
     assert starts["Scratch-E"] == starts["Scratch-B"] != starts["dense"]
     assert anew.step == made["dense"].step
     table = made.table().set_index("method")
@@ -61,7 +61,7 @@ def test_channels_are_taken_out_and_no_class_is(model, data, options):
     assert ([*sizes.values()] == [10, 25, 250, 10]) == bool(options)
     for run in anew:
         assert outputs(run) == sizes
-        assert run.start["weights"] not in (tuned.start["weights"], made["dense"].start["weights"])
+        assert run.origin["weights"] not in (tuned.origin["weights"], made["dense"].origin["weights"])
     # what Scratch-B computes is what the dense training did, to half an epoch
     table = made.table().set_index("method")
     gflops, steps = table["gflops_kept"].to_dict(), table["steps_in_all"].to_dict()

@@ -278,7 +278,7 @@ def test_the_command_checks_lists_and_says_how_it_went(tiny, tmp_path, capsys, c
     arguments = ["sweep", str(tiny), "-p", "x=8:10", "--out", out, "--scheduler", cluster]
     assert main(arguments) == 1
     assert "Some cells failed" in capsys.readouterr().out
-    (tmp_path / "grid.toml").write_text('x = [7, 8]\nway = "a"\n')
+    (tmp_path / "grid.toml").write_text('x = [7, 8]\nmethod = "a"\n')
     grid = ["sweep", str(tiny), "--grid", str(tmp_path / "grid.toml"), "--out", out, "--scheduler", cluster]
     assert main(grid) == 0
     assert "8 a" in log(sweep.plan(tiny, {"x": 1}, out))
@@ -324,7 +324,7 @@ def test_a_dense_start_is_waited_for_and_after_a_crash_gone_on_with(tmp_path, ca
     assert dense.history == undisturbed.history
     again = ask(str(tmp_path))
     assert len((tmp_path / "steps").read_text().split()) == 4
-    assert again.start == dense.start
+    assert again.origin == dense.origin
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), dense.model.parameters(), strict=True))
 
 

@@ -78,10 +78,10 @@ def test_a_late_rewind_is_bit_for_bit(model, data, options):
     of_saved = identity.tensor_hash(saved.weights | saved.buffers)
     of_optimizer = identity.tensor_hash({f"{n}/{k}": v for n, s in remembered.items() for k, v in s.items()})
     for method in ("dense", "ticket", "random mask", "one-shot"):
-        start = made[method].result.start
+        start = made[method].result.origin
         assert (start["weights"], start["optimizer"], start["lr"]) == (of_saved, of_optimizer, looked.lr)
         assert start["from_step"] == start["steps"] == 7
-    assert made["reinitialised"].result.start["optimizer"] is None
+    assert made["reinitialised"].result.origin["optimizer"] is None
 
 
 def test_buffers_are_rewound_too(model, data):
@@ -90,7 +90,7 @@ def test_buffers_are_rewound_too(model, data):
     start.buffers["1.running_mean"] += 3.0
     run = lab.fit(model, data, start=start, epochs=0, progress=False)
     assert torch.equal(run.model.get_buffer("1.running_mean"), start.buffers["1.running_mean"])
-    assert run.start["weights"] != lab.fit(model, data, start=lab.Snapshot.of(model), epochs=0).start["weights"]
+    assert run.origin["weights"] != lab.fit(model, data, start=lab.Snapshot.of(model), epochs=0).origin["weights"]
 
 
 def test_going_on_from_a_snapshot_is_the_uninterrupted_run(model, data):
@@ -103,7 +103,7 @@ def test_going_on_from_a_snapshot_is_the_uninterrupted_run(model, data):
 def test_a_reset_is_to_the_initial_weights(model, data):
     made = go(model, data)
     initial = identity.tensor_hash(dict(model.named_parameters()) | dict(model.named_buffers()))
-    starts = {trial.method: trial.run.result.start for trial in made}
+    starts = {trial.method: trial.run.result.origin for trial in made}
     assert {starts[method]["weights"] for method in ("dense", "ticket", "random mask", "one-shot")} == {initial}
     assert starts["reinitialised"]["weights"] != initial
     assert len({trial.run.step for trial in made}) == 1  # every training has as many steps
@@ -113,8 +113,8 @@ def test_rewinding_the_rate_keeps_the_trained_weights(model, data):
     made = go(model, data, rewind="learning_rate", step=7)
     dense, first, second = [trial.run for trial in made][:3]
     hashes = [identity.tensor_hash(dict(r.model.state_dict())) for r in (dense, first)]
-    assert [first.start["weights"], second.start["weights"]] == hashes
-    assert first.start["lr"] == dense.start["lr"]
+    assert [first.origin["weights"], second.origin["weights"]] == hashes
+    assert first.origin["lr"] == dense.origin["lr"]
     assert first.first_step == 7
 
 

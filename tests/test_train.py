@@ -567,9 +567,9 @@ def test_a_run_goes_on_from_a_run_and_its_steps_count(blobs):
     dense = lab.fit(mlp(), blobs, epochs=2, **QUIET)
     pruned = lab.fit(dense, blobs, OneShot(0.5), epochs=3, **QUIET)
     tuned = lab.fit(pruned, blobs, epochs=1, **QUIET)
-    assert pruned.result.budget["steps_before"] == dense.step
-    assert tuned.result.budget["steps_before"] == dense.step + pruned.step
-    assert tuned.start["dense"] == pruned.start["weights"] == identity.tensor_hash(dense.model.state_dict())
+    assert pruned.result.steps["before"] == dense.step
+    assert tuned.result.steps["before"] == dense.step + pruned.step
+    assert tuned.origin["dense"] == pruned.origin["weights"] == identity.tensor_hash(dense.model.state_dict())
     assert tuned.sparsity == 0.5
 
 
@@ -596,8 +596,8 @@ def test_steps_are_counted_once_when_a_run_is_rewound(blobs):
     dense = lab.fit(mlp(), blobs, epochs=3, batch_size=60, **QUIET)
     early = lab.fit(mlp(), blobs, epochs=3, batch_size=60, **QUIET).snapshot()
     ticket = lab.fit(dense, blobs, epochs=5, batch_size=60, start=early, **QUIET)
-    assert (ticket.result.budget["steps_before"], ticket.result.budget["steps"]) == (12, 8)
-    assert lab.fit(ticket, blobs, epochs=1, batch_size=60, **QUIET).result.budget["steps_before"] == 20
+    assert (ticket.result.steps["before"], ticket.result.steps["own"]) == (12, 8)
+    assert lab.fit(ticket, blobs, epochs=1, batch_size=60, **QUIET).result.steps["before"] == 20
     with pytest.raises(lab.ConfigError, match="step 12, but epochs=2 is over after 8"):
         lab.fit(dense, blobs, epochs=2, batch_size=60, start=early, **QUIET)
 
@@ -647,8 +647,9 @@ def test_numbers_of_numpy_are_numbers(blobs):
 
 def test_wrong_input_stops_before_training_and_says_what_was_expected(blobs, tmp_path):
     def refuses(error, match, *args, model=None, data=blobs, **kwargs):
+        settings: dict[str, Any] = {"epochs": 1, **QUIET, **kwargs}
         with pytest.raises(error, match=match):
-            lab.fit(model or mlp(), data, *args, **{"epochs": 1, **QUIET, **kwargs})
+            lab.fit(model or mlp(), data, *args, **settings)
 
     refuses(lab.ConfigError, "'adamw', 'sgd'", optimizer="adagrad")
     refuses(lab.ConfigError, "epochs=-1", epochs=-1)

@@ -126,8 +126,8 @@ class Browser:
     """
 
     def __init__(self, hand: widgets.PruneByHand):
-        self.sliders = [w for w in inside(hand.box) if isinstance(w, ipw.FloatLogSlider)]
-        self.shown = {slider: slider.value for slider in self.sliders}
+        self.sliders: list[Any] = [w for w in inside(hand.box) if isinstance(w, ipw.FloatLogSlider)]
+        self.shown: dict[Any, float] = {slider: slider.value for slider in self.sliders}
         self.redraws, show = 0, hand._show
 
         def counted() -> None:
@@ -137,7 +137,7 @@ class Browser:
 
         hand._show = counted
 
-    def drag(self, slider: ipw.FloatLogSlider, value: float) -> None:
+    def drag(self, slider: Any, value: float) -> None:
         self.shown[slider] = self.rounded(slider, value)
         slider.set_state({"value": self.shown[slider]})
         while moved := [slider for slider in self.sliders if slider.value != self.shown[slider]]:
@@ -145,7 +145,7 @@ class Browser:
                 self.shown[slider] = self.rounded(slider, slider.value)
                 slider.set_state({"value": self.shown[slider]})
 
-    def rounded(self, slider: ipw.FloatLogSlider, value: float) -> float:
+    def rounded(self, slider: Any, value: float) -> float:
         steps = round((math.log10(value) - slider.min) / slider.step)
         return slider.base ** min(slider.min + steps * slider.step, slider.max)
 

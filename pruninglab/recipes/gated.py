@@ -97,7 +97,8 @@ def gated(
     for name, methods, settings in phases if dense else phases[1:]:
         start = runs[-1] if runs else model
         files = stage(folder, name)
-        run = fit(start, data, *methods, **files, **{**options, **settings, "keep": "best"})
+        chosen: dict[str, Any] = {**options, **settings, "keep": "best"}
+        run = fit(start, data, *methods, **files, **chosen)
         if runs and runs[-1].status == "target_missed" and run.status == "done":
             run.inherit_miss(runs[-1])
             if folder:

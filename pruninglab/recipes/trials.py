@@ -32,11 +32,11 @@ class Trial:
             "val_accuracy": result.accuracy["val"]["accuracy"],
             "test_accuracy": result.accuracy["test"]["accuracy"],
             "steps": self.run.step,
-            "steps_in_all": sum(r.budget["steps"] for r in together),
+            "steps_in_all": sum(r.steps["own"] for r in together),
             "gflops_kept": own * result.flops["sparse"] / result.flops["dense"] if steady else float("nan"),
             "gflops_in_all": gflops,
             "seconds_in_all": sum(r.times["seconds"] for r in together),
-            "start": self.run.start["weights"],
+            "start": self.run.origin["weights"],
             "from_step": self.run.first_step,
         }
 

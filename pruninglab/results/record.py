@@ -10,23 +10,24 @@ from typing import Any
 import pandas as pd
 
 from .. import _html
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..identity import text
 from ..storage import files
+from .schema_1 import from_schema_1
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
 class Result:
-    """Configuration, environment, budget, history and measures of a run. Equal seeds, equal records but for `times`."""
+    """Configuration, environment, steps, history and measures of a run. Equal seeds, equal records but for `times`."""
 
     status: str
     reason: str
     config: dict[str, Any]
     environment: dict[str, Any]
-    start: dict[str, Any]
-    budget: dict[str, Any]
+    origin: dict[str, Any]
+    steps: dict[str, Any]
     target: dict[str, Any] | None
     accuracy: dict[str, Any]
     sparsity: dict[str, float]
@@ -38,6 +39,8 @@ class Result:
     cuts: list[dict[str, Any]]
     methods: list[dict[str, Any]] = field(default_factory=list)
     times: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, Any] = field(default_factory=dict)
+    """What `fit(…, tags=…)` was given: a column each."""
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> Path:
@@ -51,8 +54,10 @@ class Result:
             content = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is no record: {error}.") from None
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            found = content.get("schema") if isinstance(content, dict) else None
+        found = content.get("schema") if isinstance(content, dict) else None
+        if found == 1:
+            content = from_schema_1(content)
+        elif found != SCHEMA:
             raise DataError(
                 f"{path} is no record of schema {SCHEMA} (schema: {found}); run it again with this version."
             )
@@ -87,11 +92,11 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """One line of a table: what is compared, without the history."""
-        config, budget = self.config, self.budget
-        own = budget["steps"]
+        config, steps = self.config, self.steps
+        own = steps["own"]
         if self.status == "diverged":  # it was given as many as the others
-            own = budget["steps_planned"] - self.start.get("from_step", 0)
-        return {
+            own = steps["planned"] - self.origin.get("from_step", 0)
+        columns = {
             "data": config["data"]["name"],
             "model": config["model"]["name"],
             "methods": self.name,
@@ -118,13 +123,13 @@ class Result:
             "bzip2_bytes": self.size["bzip2_bytes"],
             "payload_bytes": self.size.get("payload_bytes"),
             "sparse_bytes": self.size.get("sparse_bytes"),
-            "steps": budget["steps"],
-            "steps_before": budget["steps_before"],
-            "total_steps": budget["steps_before"] + own,
+            "steps": steps["own"],
+            "steps_before": steps["before"],
+            "total_steps": steps["before"] + own,
             "batch_size": config["batch_size"],
-            "start": self.start["kind"],
-            "start_hash": self.start["weights"],
-            "dense_hash": self.start["dense"],
+            "start": self.origin["kind"],
+            "start_hash": self.origin["weights"],
+            "dense_hash": self.origin["dense"],
             "split": config["data"]["fingerprint"],
             "init_seed": config["model"].get("seed"),
             "form": config["model"]["form"],
@@ -134,6 +139,7 @@ class Result:
             "commit": self.environment["commit"],
             "seconds": self.times.get("seconds"),
         }
+        return columns | self.tags
 
     def table(self) -> pd.DataFrame:
         """Kept and total of each layer."""
@@ -158,7 +164,7 @@ class Result:
             ),
             ("size", f"{size['bytes']:,} bytes dense, {size['bzip2_bytes']:,} after bzip2"),
             ("FLOPs", f"{self.flops['dense']:,.0f} dense, {self.flops['sparse']:,.0f} of them on kept weights"),
-            ("budget", f"{self.budget['steps']:,} steps after {self.budget['steps_before']:,} before"),
+            ("steps", f"{self.steps['own']:,} steps after {self.steps['before']:,} before"),
             ("counted", ", ".join(filter(None, map(_counted, self.methods)))),
         ]
         if self._chosen_on_test:
@@ -195,6 +201,24 @@ class Result:
             + (f"<div>{chart}{span}</div>" if accuracies else "")
             + "</div>"
         )
+
+
+COLUMNS = frozenset(
+    """
+    data model methods settings method control seed chosen_on status target collapsed_layers test_accuracy
+    val_accuracy test_top5 sparsity_weights sparsity_weights_and_biases sparsity_all parameters nonzero
+    flops_dense flops_sparse flops_training bytes bzip2_bytes payload_bytes sparse_bytes steps steps_before
+    total_steps batch_size start start_hash dense_hash split init_seed form metric test_images device commit
+    seconds path
+    """.split()
+)
+"""Of `Result.row`."""
+
+
+def check_tags(tags: Mapping[str, Any]) -> None:
+    """A tag may name the method; what was measured and set keeps its own column."""
+    if taken := tags.keys() & COLUMNS - {"method"}:
+        raise ConfigError(f"tags: {', '.join(sorted(taken))} are columns of every record already; take other names.")
 
 
 _MAGNITUDES = {

@@ -1,11 +1,13 @@
 """`fit` trains, `Run` is one training, `Method` is what happens during it."""
 
-from .evaluate import accuracy, evaluate
+from .evaluate import evaluate
 from .fit import fit, prune
 from .losses import Distill, whole
 from .lr_schedules import ConstantLR, CosineLR, StepLR
 from .method import Method
-from .run import Cut, Options, Run
+from .metrics import accuracy
+from .options import FitOptions, Options
+from .run import Cut, Run
 from .snapshot import Snapshot
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "CosineLR",
     "Cut",
     "Distill",
+    "FitOptions",
     "Method",
     "Options",
     "Run",

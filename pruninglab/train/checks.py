@@ -1,18 +1,34 @@
 """What `fit` refuses before it trains, and what it finds when the loss is not a number."""
 
 import math
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.dataset import Data
 from ..errors import ConfigError, DataError
 from ..layers.flops import module_flops
 from ..layers.hooks import evaluating
 from .evaluate import loss_arguments
+from .options import Options
 from .run import Run
+
+
+def check_inputs(model: Any, data: Any, options: Options) -> None:
+    """All that can be refused before anything is copied or counted."""
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data is a {type(data).__name__}; expected lab.load(…), or lab.wrap(train, test) of your own."
+        )
+    source = model.model if isinstance(model, Run) else model
+    if not isinstance(source, nn.Module):
+        raise ConfigError(f"model is a {type(source).__name__}; expected a torch.nn.Module or a finished Run.")
+    if not any(p.requires_grad for p in source.parameters()) and options.epochs:
+        raise ConfigError(
+            "this model has no parameter to train: all are frozen, or there are none. Use epochs=0 to measure."
+        )
 
 
 def _not_finite(run: Run, *losses: float) -> str:
@@ -75,33 +91,3 @@ def _try_one_batch(run: Run) -> dict[str, dict[str, float]]:
             f"metric gave {tuple(metric(logits, y).shape)} for {len(y)} samples; expected one value for each."
         )
     return flops
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device={wanted!r} cannot be used here: {error}. Expected 'auto', 'cpu', 'cuda' or 'mps'."
-        ) from None
-    return torch.device(wanted)
-
-
-def _precision(wanted: str, device: torch.device) -> str:
-    _one_of("precision", wanted, ("auto", "fp32", "bf16"))
-    return ("bf16" if device.type == "cuda" else "fp32") if wanted == "auto" else wanted
-
-
-def _one_of(what: str, value: Any, known: Any) -> Any:
-    if value not in known:
-        raise ConfigError(f"{what}={value!r} is unknown; expected one of {', '.join(map(repr, known))}.")
-    return value
-
-
-def _number(what: str, value: Any, least: float, whole: bool = False) -> Any:
-    kind = Integral if whole else Real
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < least:
-        raise ConfigError(f"{what}={value!r}; expected {'a whole' if whole else 'a'} number of at least {least:g}.")
-    return int(value) if isinstance(value, Integral) and whole else float(value)

@@ -13,6 +13,7 @@ from ..errors import ConfigError, DataError
 from ..identity import describe, text
 from ..layers.hooks import evaluating
 from ..randomness import generator
+from .metrics import accuracy
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -44,12 +45,6 @@ def scored(
             "scope, or `skip` has to leave these out. A weight that is frozen has no gradient."
         )
     return {name: scores[name].detach() for name in weights}
-
-
-def accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """1 for each right answer, 0 for each wrong one; of a sequence the share of places that are right."""
-    right = (logits.argmax(1) == y).float()
-    return right if right.ndim == 1 else right.flatten(1).mean(1)
 
 
 def evaluate(

@@ -5,10 +5,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
@@ -18,52 +18,22 @@ from ..masks.choose import keep_top
 from ..masks.masks import Masks, Sparsity, units
 from ..randomness import generator, key, own_randomness
 from ..results.record import percent
-from ..storage import files
 from ..terminal import Bar
 from . import checkpoints
-from .checks import _device, _not_finite, _number, _one_of, _precision, _try_one_batch
-from .evaluate import Shuffled, accuracy, loss_arguments, scored
-from .lr_schedules import LRSchedule
-from .lr_schedules import rate as resolve_lr_schedule
-from .machine import _OPTIMIZERS, _channels_last, _interruptible, _make_optimizer, _settings
+from .checks import _not_finite, _try_one_batch, check_inputs
+from .evaluate import Shuffled, loss_arguments, scored
+from .machine import _channels_last, _interruptible, _make_optimizer, _settings
 from .method import Method, fresh
+from .options import FitOptions, Options, Session, resolved, signature
 from .record import _config, _hash_of, _proof, _result, _start
-from .run import Options, Run, load_optimizer
+from .run import Run, load_optimizer
 from .snapshot import Snapshot
 
 
-def fit(
-    model: nn.Module | Run,
-    data: Data,
-    *methods: Method,
-    epochs: int,
-    batch_size: int = 100,
-    optimizer: str = "adam",
-    lr: float = 1e-3,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    lr_schedule: str | LRSchedule = "cosine",
-    seed: int = 0,
-    loss: Callable[..., Tensor] = F.cross_entropy,
-    metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
-    skip: str | Sequence[str] = (),
-    biases: bool = False,
-    norms: bool = False,
-    start: Snapshot | None = None,
-    masks: Mapping[str, Tensor] | None = None,
-    patience: int | None = None,
-    keep: str = "last",
-    checkpoint: str | Path | None = None,
-    every_steps: int | None = None,
-    record: str | Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    inplace: bool = False,
-    progress: bool | Callable[[Run], None] = True,
-) -> Run:
+def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[FitOptions]) -> Run:
     """Train `model` on `data` with `methods`, and measure what comes out.
 
-    `model` may be a finished `Run`: its model goes on under its masks, and its steps count into the budget. What is
+    `model` may be a finished `Run`: its model goes on under its masks, and its steps count. What is
     passed in is left as it is unless `inplace`. `start` is a snapshot to go on from; `epochs` counts from step 0.
     `loss(logits, y)` is a mean over the batch; `metric(logits, y)` is one value a sample, the higher the better. The
     history's loss is that mean, without the extra terms of methods.
@@ -72,74 +42,64 @@ def fit(
     `every_steps` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON record.
     `progress` shows a bar; a function in its place is called with the run after every step, and may `run.interrupt()`.
     """
-    parent = model if isinstance(model, Run) else None
-    source = model.model if isinstance(model, Run) else model
-    place = _device(device)
-    options = Options(
-        epochs=_number("epochs", epochs, 0, whole=True),
-        batch_size=_number("batch_size", batch_size, 1, whole=True),
-        optimizer=_one_of("optimizer", optimizer, _OPTIMIZERS),
-        lr=_number("lr", lr, 0),
-        momentum=_number("momentum", momentum, 0),
-        weight_decay=_number("weight_decay", weight_decay, 0),
-        lr_schedule=resolve_lr_schedule(lr_schedule),
-        loss=loss,
-        metric=metric,
-        seed=_number("seed", seed, 0, whole=True),
-        precision=_precision(precision, place),
-        skip=(skip,) if isinstance(skip, str) else tuple(skip),
-        biases=biases,
-        norms=norms,
-        patience=patience if patience is None else _number("patience", patience, 1, whole=True),
-        keep=_one_of("keep", keep, ("last", "best")),
-    )
-    every_steps = every_steps if every_steps is None else _number("every_steps", every_steps, 1, whole=True)
-    checkpoint = files.check_writable(checkpoint, "checkpoint") if checkpoint else None
-    record = files.check_writable(record, "record") if record else None
-    if not isinstance(data, Data):
-        raise ConfigError(
-            f"data is a {type(data).__name__}; expected lab.load(…), or lab.wrap(train, test) of your own."
-        )
-    if not isinstance(source, nn.Module):
-        raise ConfigError(f"model is a {type(source).__name__}; expected a torch.nn.Module or a finished Run.")
-    if not any(p.requires_grad for p in source.parameters()) and epochs:
-        raise ConfigError(
-            "this model has no parameter to train: all are frozen, or there are none. Use epochs=0 to measure."
-        )
-    fresh_methods = [fresh(method) for method in methods]
-    trained = (source if inplace else copy.deepcopy(source)).to(place)
-    run = Run(trained, data.to(place), fresh_methods, options, place)
-    run.start = _start(parent, source, start, data)
-    given = masks if masks is not None else start.masks if start else parent.masks if parent else None
-    with torch.enable_grad(), _settings(place), _channels_last(trained, place):
-        trained.zero_grad(set_to_none=True)
-        if not trained.training:  # a model in training keeps the layers that its owner has set to eval
-            trained.train()
-        if start:
-            _go_on_from(run, start)
-        run.find_weights()
-        if given:
-            run.masks = given
-            run.cuts.clear()
-        run.flops = _try_one_batch(run)
-        with run.randomness:
-            run.randomness.reseed("start", 0)
-            for method in run.methods:
-                method.on_start(run)
-        run.find_weights()
-        _make_optimizer(run)
-        if start and start.optimizer:
-            load_optimizer(run, start.optimizer)
-        if start:
-            run.start |= _proof(run)
-        run.config = _config(run)
-        loss_sum, seen = checkpoints.resume(run, checkpoint) if checkpoint and checkpoint.exists() else (0.0, 0)
+    chosen, session = resolved(options)
+    check_inputs(model, data, chosen)
+    run = _begun(model, data, [fresh(method) for method in methods], chosen, session)
+    with torch.enable_grad(), _settings(run.device), _channels_last(run.model, run.device):
+        given = _given_masks(model, session)
+        _set_out(run, session, given)
+        path = Path(session.checkpoint) if session.checkpoint else None
+        loss_sum, seen = checkpoints.resume(run, path) if path and path.exists() else (0.0, 0)
         with _interruptible(run):
-            _train(run, loss_sum, seen, checkpoint, every_steps or run.steps_per_epoch, progress)
+            _train(run, loss_sum, seen, path, session.every_steps or run.steps_per_epoch, session.progress)
         _finish(run)
-    if record:
-        run.save(record)
+    if session.record:
+        run.save(session.record)
     return run
+
+
+fit.__signature__ = signature(fit)
+
+
+def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: Options, session: Session) -> Run:
+    parent, source = (model, model.model) if isinstance(model, Run) else (None, model)
+    place = session.place
+    trained = (source if session.inplace else copy.deepcopy(source)).to(place)
+    run = Run(trained, data.to(place), methods, options, place)
+    run.tags = dict(session.tags)
+    run.origin = _start(parent, source, session.start, data)
+    return run
+
+
+def _given_masks(model: nn.Module | Run, session: Session) -> Mapping[str, Tensor] | None:
+    if session.masks is not None:
+        return session.masks
+    return session.start.masks if session.start else model.masks if isinstance(model, Run) else None
+
+
+def _set_out(run: Run, session: Session, given: Mapping[str, Tensor] | None) -> None:
+    """Everything up to the first step: weights, masks, one batch tried, methods, optimizer."""
+    run.model.zero_grad(set_to_none=True)
+    if not run.model.training:  # a model in training keeps the layers that its owner has set to eval
+        run.model.train()
+    if session.start:
+        _go_on_from(run, session.start)
+    run.find_weights()
+    if given:
+        run.masks = given
+        run.cuts.clear()
+    run.flops = _try_one_batch(run)
+    with run.randomness:
+        run.randomness.reseed("start", 0)
+        for method in run.methods:
+            method.on_start(run)
+    run.find_weights()
+    _make_optimizer(run)
+    if session.start and session.start.optimizer:
+        load_optimizer(run, session.start.optimizer)
+    if session.start:
+        run.origin |= _proof(run)
+    run.config = _config(run)
 
 
 def prune(
@@ -252,7 +212,7 @@ def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _set_rate(run: Run) -> None:
-    factor = run.options.lr_schedule(run.progress)
+    factor = run.options.lr_factor(run.progress)
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
@@ -323,7 +283,7 @@ def _go_on_from(run: Run, start: Snapshot) -> None:
     start.load_into(run.model)
     run.step = run.first_step = start.step
     run.epoch = start.step // run.steps_per_epoch
-    run.start |= {"weights": _hash_of(run.model), "from_step": start.step}
+    run.origin |= {"weights": _hash_of(run.model), "from_step": start.step}
 
 
 def _last_line(run: Run) -> str:

@@ -40,15 +40,16 @@ class StepLR:
         return self.factor ** sum(progress >= point for point in self.at)
 
 
-RATES: dict[str, LRSchedule] = {"cosine": CosineLR(), "constant": ConstantLR(), "step": StepLR()}
+BY_NAME: dict[str, LRSchedule] = {"cosine": CosineLR(), "constant": ConstantLR(), "step": StepLR()}
 
 
-def rate(which: str | LRSchedule) -> LRSchedule:
+def named(which: str | LRSchedule) -> LRSchedule:
+    """A schedule by name or as it is."""
     if callable(which):
         return which
-    if which not in RATES:
+    if which not in BY_NAME:
         raise ConfigError(
-            f"lr_schedule={which!r} is unknown; expected one of {', '.join(map(repr, RATES))}, or a function of "
+            f"lr_schedule={which!r} is unknown; expected one of {', '.join(map(repr, BY_NAME))}, or a function of "
             "progress."
         )
-    return RATES[which]
+    return BY_NAME[which]

@@ -36,11 +36,12 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
         reason=run.reason,
         config=run.config,
         environment=environment(str(run.device)),
-        start=run.start,
-        budget={
-            "steps": steps,
-            "steps_before": run.start["steps"],
-            "steps_planned": run.steps,
+        origin=run.origin,
+        tags=run.tags,
+        steps={
+            "own": steps,
+            "before": run.origin["steps"],
+            "planned": run.steps,
             "epochs": run.epoch,
             "samples": round(steps * len(run.data.train) / run.steps_per_epoch),
         },
@@ -92,7 +93,7 @@ def _config(run: Run) -> dict[str, Any]:
         "model": {"name": type(run.model).__name__, **built, "form": form},
         "methods": [describe(method) for method in run.methods],
         **{k: v for k, v in describe(run.options).items() if k != "type"},
-        "start": run.start,
+        "origin": run.origin,
         "masks": run.masks.fingerprint if run.sparsity else None,
         "device": run.device.type,
     }
@@ -110,14 +111,14 @@ def _start(parent: Run | None, source: nn.Module, start: Snapshot | None, data: 
             f"validation split. Load the data with seed={parent.data.seed} and the same sizes; or pass run.model and "
             "masks=run.masks to go on all the same."
         )
-    dense = parent.start["dense"] or (of_source if parent.sparsity == 0 else None)
+    dense = parent.origin["dense"] or (of_source if parent.sparsity == 0 else None)
     return {"kind": "run", "weights": of_source, "steps": parent.spent, "dense": dense}
 
 
 def _proof(run: Run) -> dict[str, Any]:
     """What else was rewound, as it is now and not as it was asked for: the optimizer's memory and the rate."""
     remembered = {f"{name}/{k}": v for name, state in optimizer_state(run).items() for k, v in state.items()}
-    rate = run.options.lr * run.options.lr_schedule(run.progress)
+    rate = run.options.lr * run.options.lr_factor(run.progress)
     return {"optimizer": tensor_hash(remembered) if remembered else None, "lr": rate}
 
 

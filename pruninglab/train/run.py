@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +20,10 @@ from ..masks.masks import Masks, Sparsity, units
 from ..randomness import own_randomness
 from ..results.record import Result
 from .evaluate import Batches, Shuffled, evaluate, scored
-from .lr_schedules import LRSchedule
+from .options import Options
 from .snapshot import Snapshot
 
-
-@dataclass(frozen=True)
-class Options:
-    """The settings of a `fit`, resolved: what a record holds and what a checkpoint compares."""
-
-    epochs: int
-    batch_size: int
-    optimizer: str
-    lr: float
-    momentum: float
-    weight_decay: float
-    lr_schedule: LRSchedule
-    loss: Callable[..., Tensor]
-    metric: Callable[[Tensor, Tensor], Tensor]
-    seed: int
-    precision: str
-    skip: tuple[str, ...]
-    biases: bool
-    norms: bool
-    patience: int | None
-    keep: str
+AnyMethod = TypeVar("AnyMethod")
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,8 @@ class Run:
         """The state with the best validation score among those at the final mask."""
         self.target: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
-        self.start: dict[str, Any] = {}
+        self.origin: dict[str, Any] = {}
+        self.tags: dict[str, Any] = {}
         self.flops: dict[str, dict[str, float]] = {}
         self.seconds = 0.0
         self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
@@ -98,6 +79,23 @@ class Run:
     def name(self) -> str:
         return " + ".join(type(m).__name__ for m in self.methods) or "Dense"
 
+    def __getitem__(self, kind: type[AnyMethod]) -> AnyMethod:
+        """The method of this class, with the state that it has: `run[ADMM].residuals`."""
+        for method in self.methods:
+            if isinstance(method, kind):
+                return method
+        raise ConfigError(f"this run has no {getattr(kind, '__name__', kind)}; its methods are {self.name}.")
+
+    @property
+    def val(self) -> float:
+        """Accuracy on the validation split, by the run's metric."""
+        return self.result.accuracy["val"]["accuracy"]
+
+    @property
+    def test(self) -> float:
+        """Accuracy on the test split. Choices look at `val`."""
+        return self.result.accuracy["test"]["accuracy"]
+
     @property
     def progress(self) -> float:
         return self.step / self.steps if self.steps else 1.0
@@ -105,7 +103,7 @@ class Run:
     @property
     def spent(self) -> int:
         """All steps that went into the weights so far, those before this run included."""
-        return self.start.get("steps", 0) + self.step - self.first_step
+        return self.origin.get("steps", 0) + self.step - self.first_step
 
     @property
     def masks(self) -> Masks:

@@ -61,7 +61,8 @@ def anew(last: lab.Run, back_to: int, folder: Path) -> lab.Run:
     """What is left is trained again from what it was after a few epochs, for as many steps as all phases took."""
     seed, data = last.options.seed, last.data
     common: dict[str, Any] = {**COMMON, "precision": last.options.precision, "seed": seed, "biases": True}
-    early = lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=back_to, **{**common, "lr_schedule": "constant"})
+    steady: dict[str, Any] = {**common, "lr_schedule": "constant"}
+    early = lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=back_to, **steady)
     files: dict[str, Any] = {"checkpoint": folder / "rewound.safetensors", "record": folder / "rewound.json"}
     epochs = round(last.spent / last.steps_per_epoch) - back_to
     return lab.fit(early, data, masks=last.masks, epochs=epochs, keep="best", **common, **files)

@@ -9,8 +9,8 @@ from ...criteria.registry import Criterion
 from ...errors import ConfigError
 from ...masks.choose import check_sparsity, count
 from ...masks.masks import units
-from ...train.evaluate import accuracy
 from ...train.method import Method
+from ...train.metrics import accuracy
 from ...train.run import Run, load_optimizer
 
 

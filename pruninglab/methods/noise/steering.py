@@ -91,7 +91,7 @@ def steer(run: Run, pull: Tensor, opened: Tensor, total: int, sparsity: float | 
     share = min(run.progress / end / RISE, 1.0)
     sparse: Any = schedule(sparsity)(share)
     error = (opened.clamp_min(1) / max(total * (1 - sparse) * (1 - SPARE * share), 1.0)).log().clamp(-1, 1)
-    pull += error * (opened < 0.99 * total) * (INTEGRAL * run.options.lr_schedule(run.progress) / run.steps)
+    pull += error * (opened < 0.99 * total) * (INTEGRAL * run.options.lr_factor(run.progress) / run.steps)
     return pull.exp() * (1 + PROPORTIONAL * error)
 
 

@@ -65,7 +65,7 @@ class GlobalSparseMomentum(Method):
             if self.coupled:
                 gradient.add_(weight, alpha=self.decay)
             else:
-                weight.lerp_(weight * active[name], self.decay * run.options.lr_schedule(run.progress))
+                weight.lerp_(weight * active[name], self.decay * run.options.lr_factor(run.progress))
 
     def on_step(self, run: Run) -> None:
         if not self.settled and run.step >= max(round(self.end * run.steps), 1):

@@ -1,0 +1,177 @@
+"""The options of `fit`, written down once: their types, defaults and checks."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Required, TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+from ..identity import label
+from ..results.record import check_tags
+from ..storage.files import check_writable
+from ..typed import Count, CountOrNone, Momentum, Strength, check_settings
+from .lr_schedules import LRSchedule, named
+from .metrics import accuracy
+from .snapshot import Snapshot
+
+Loss = Callable[..., Tensor]
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What makes a training this one and no other: a record holds it, and a checkpoint compares it."""
+
+    epochs: CountOrNone
+    batch_size: Count = 100
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Strength = 1e-3
+    momentum: Momentum = 0.9
+    weight_decay: Strength = 0.0
+    lr_schedule: str | LRSchedule = "cosine"
+    loss: Loss = F.cross_entropy
+    metric: Metric = accuracy
+    seed: CountOrNone = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    skip: str | Sequence[str] = ()
+    biases: bool = False
+    norms: bool = False
+    patience: Count | None = None
+    keep: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        check_settings(self, "fit")
+
+    def lr_factor(self, progress: float) -> float:
+        """What the learning rate is multiplied by at this moment of the training."""
+        return named(self.lr_schedule)(progress)
+
+    def on(self, device: torch.device) -> "Options":
+        """With everything resolved that depends on the device, or may be given by name."""
+        precision = ("bf16" if device.type == "cuda" else "fp32") if self.precision == "auto" else self.precision
+        skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
+        return replace(self, precision=precision, skip=skip, lr_schedule=named(self.lr_schedule))
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a training begins, what it writes and where it runs: nothing that its result depends on by itself."""
+
+    start: Snapshot | None = None
+    masks: Mapping[str, Tensor] | None = None
+    checkpoint: str | Path | None = None
+    every_steps: Count | None = None
+    record: str | Path | None = None
+    tags: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+    device: str | torch.device = "auto"
+    inplace: bool = False
+    progress: bool | Callable[[Any], None] = True
+
+    def __post_init__(self) -> None:
+        check_settings(self, "fit")
+        check_tags(self.tags)
+        for name in ("checkpoint", "record"):
+            if path := getattr(self, name):
+                object.__setattr__(self, name, check_writable(path, name))
+
+    @property
+    def place(self) -> torch.device:
+        wanted = str(self.device)
+        if wanted == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        try:
+            torch.zeros(1, device=wanted)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device={wanted!r} cannot be used here: {error}. Expected 'auto', 'cpu', 'cuda' or 'mps'."
+            ) from None
+        return torch.device(wanted)
+
+
+class FitOptions(TypedDict, total=False):
+    """All options of `fit` after model, data and methods, as recipes pass them on."""
+
+    epochs: Required[int]
+    batch_size: int
+    optimizer: Literal["adam", "adamw", "sgd"]
+    lr: float
+    momentum: float
+    weight_decay: float
+    lr_schedule: str | LRSchedule
+    loss: Loss
+    metric: Metric
+    seed: int
+    precision: Literal["auto", "fp32", "bf16"]
+    skip: str | Sequence[str]
+    biases: bool
+    norms: bool
+    patience: int | None
+    keep: Literal["last", "best"]
+    start: Snapshot | None
+    masks: Mapping[str, Tensor] | None
+    checkpoint: str | Path | None
+    every_steps: int | None
+    record: str | Path | None
+    tags: Mapping[str, str | float | bool | None]
+    device: str | torch.device
+    inplace: bool
+    progress: bool | Callable[[Any], None]
+
+
+_OURS, _HOW = ({f.name for f in fields(kind)} for kind in (Options, Session))
+
+
+def refuse_unknown(given: Mapping[str, Any], caller: str = "fit", more: Sequence[str] = ()) -> None:
+    """Refuse a misspelt option by name, before any training."""
+    known = sorted({*FitOptions.__annotations__, *more})
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{caller} has no option {name!r}.{hint} Its options are {', '.join(known)}.")
+
+
+def resolved(given: Mapping[str, Any]) -> tuple[Options, Session]:
+    """The options that were given, checked, beside the defaults of the others."""
+    refuse_unknown(given)
+    if "epochs" not in given:
+        raise ConfigError("fit needs epochs=…, the number of passes over the training images; 0 only measures.")
+    session = Session(**{name: value for name, value in given.items() if name in _HOW})
+    return Options(**{name: value for name, value in given.items() if name in _OURS}).on(session.place), session
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function that takes `FitOptions`, with every option and its default written out."""
+    own = inspect.signature(function)
+    known = FitOptions.__annotations__
+    defaults = {f.name: f.default for kind in (Options, Session) for f in fields(kind)} | {"tags": {}}
+    empty = inspect.Parameter.empty
+    shown = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=empty if name == "epochs" else _Named.of(defaults[name])
+        )
+        for name in known
+        if name not in own.parameters
+    ]
+    kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*kept, *shown])
+
+
+class _Named:
+    """A default that shows itself by its name."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        return cls(value) if callable(value) else value
+
+    def __repr__(self) -> str:
+        return label(self.value)
