@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. PYTHON=... chooses the Python, ARGS=... goes to JupyterLab, NB=... to notebooks.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab check bench notebooks clean
+.PHONY: help demo test test-all lab check bench notebooks clean
 
 PYTHON ?= python3
 NB ?= notebooks
@@ -14,13 +14,17 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS := -n logical --maxprocesses 4
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## prune a small network in the first notebook, headless, into runs/demo/
 	$(PY) -m pruninglab demo
 
 test: check ## ruff, pyright, the tests, and every notebook against its committed outputs
 	$(PYTEST) $(WORKERS) --dist loadgroup
+	$(PYTEST) $(WORKERS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
+
+test-all: check ## everything that `make test` runs, and the long tests, with branch coverage
+	$(PYTEST) $(WORKERS) --dist loadgroup -m "slow or not slow" --cov
 	$(PYTEST) $(WORKERS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
 
 lab: $(READY) ## open the notebooks in JupyterLab

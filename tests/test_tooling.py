@@ -22,6 +22,7 @@ PROJECT = SETTINGS["project"]
 PINNED: list[str] = SETTINGS["dependency-groups"]["pinned"]
 
 TOP = {"notebooks", "pruninglab", "tests", "environment.yml", "README.md", "pyproject.toml", "Makefile", "LICENSE"}
+TOP |= {"CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
 HIDDEN = {".gitignore", ".pre-commit-config.yaml", ".ci", ".github"}
 
 # Spelled so that no pattern matches its own text.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _torchvision
 from ..errors import DataError
 
 Pairs = tuple[Tensor, Tensor]  # images and labels
@@ -152,10 +153,9 @@ def read_published(name: str, root: Path, download: bool) -> tuple[Pairs, Pairs,
 
 
 def _download(name: str, root: Path) -> None:
-    from .._torchvision import torchvision
 
     try:
-        getattr(torchvision.datasets, name)(str(root), download=True)
+        getattr(_torchvision.torchvision.datasets, name)(str(root), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} could not be fetched into {root} ({error}): look at the network and the room on the disk and "

@@ -18,6 +18,7 @@ from ..identity import __version__
 from ..results import environment, tables
 from ..results.record import finite
 from ..storage.files import write_atomic
+from . import headless
 
 RECORD = "cell.json"
 SCHEMA = 1
@@ -47,7 +48,6 @@ def run_cell(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes] | No
 
 
 def _run_in(work: Path, job: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    from . import headless
 
     name, began = job["name"], time.time()
     output = work / "notebook.ipynb"
@@ -119,12 +119,10 @@ def _end_orphan(work: Path) -> None:
     """The kernel of a worker that was killed lives on for a moment, and would write into the same files."""
     import psutil
 
-    from .headless import kill
-
     with suppress(OSError, ValueError, psutil.Error):
         host, pid, born = json.loads((work / "kernel.json").read_text())
         if host == socket.gethostname() and psutil.Process(pid).create_time() == born:
-            kill(pid)
+            headless.kill(pid)
 
 
 def _thumbnail(notebook: Path, path: Path) -> None:
