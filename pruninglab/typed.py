@@ -34,10 +34,12 @@ class Range:
         )
 
     def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
         if self.high == math.inf:
-            return f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        left = f"above {self.low:g}" if self.above else f"from {self.low:g}"
-        return f"{left} {'and below' if self.below else 'to'} {self.high:g}"
+            return low
+        if not self.above and not self.below:
+            return f"from {self.low:g} to {self.high:g}"
+        return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
 
 
 Fraction = Annotated[float, Range(0, 1)]
@@ -62,7 +64,7 @@ def check(name: str, value: Any, hint: Any) -> Any:
     fits, converted = _converted(value, hint)
     if fits:
         return converted
-    span = next((span for part in _parts(hint) if (span := bounds(part))), None)
+    span = next((span for part in parts(hint) if (span := bounds(part))), None)
     is_percent = span and span.low >= 0 and span.high == 1 and _number(value, float)[0] and 1 < value < 100
     meant = f" Did you mean {float(value) / 100:g}?" if is_percent else ""
     raise ConfigError(f"{name}={_shown(value)}; expected {expected(hint)}.{meant}")
@@ -86,22 +88,31 @@ def hints(kind: type) -> dict[str, Any]:
 
 def choices(hint: Any) -> tuple[Any, ...]:
     """The words of a `Literal`, also of one beside None or other types; none where anything else will do."""
-    return tuple(word for part in _parts(hint) if get_origin(part) is Literal for word in get_args(part))
+    return tuple(word for part in parts(hint) if get_origin(part) is Literal for word in get_args(part))
 
 
 def bounds(hint: Any) -> Range | None:
     """The range of a number, where its type says one."""
-    for part in _parts(hint):
+    for part in parts(hint):
         if get_origin(part) is Annotated:
             return next((extra for extra in get_args(part)[1:] if isinstance(extra, Range)), None)
     return None
 
 
+def kinds(hint: Any) -> tuple[Any, ...]:
+    """The plain types that a value may have, without their ranges and examples."""
+    return tuple(get_args(part)[0] if get_origin(part) is Annotated else part for part in parts(hint))
+
+
+def only_words(hint: Any) -> bool:
+    """Whether a value can only be one of a few words, or None."""
+    return bool(choices(hint)) and all(get_origin(part) is Literal or part is NoneType for part in parts(hint))
+
+
 def expected(hint: Any) -> str:
     """What a type takes, in words."""
-    parts = _parts(hint)
-    if len(parts) > 1:
-        words = [expected(part) for part in parts]
+    if len(joined := parts(hint)) > 1:
+        words = [expected(part) for part in joined]
         return f"{', '.join(words[:-1])} or {words[-1]}"
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -137,10 +148,14 @@ _SEQUENCES = (list, tuple, Sequence, Collection, set, frozenset)
 
 def _plural(hint: Any) -> str:
     words = {str: "names", float: "numbers", int: "whole numbers"}
+    if get_origin(hint) is Annotated:
+        kind, *extras = get_args(hint)
+        return " ".join([_plural(kind), *(str(extra) for extra in extras if isinstance(extra, Range))])
     return words.get(hint, expected(hint))
 
 
-def _parts(hint: Any) -> tuple[Any, ...]:
+def parts(hint: Any) -> tuple[Any, ...]:
+    """The types that a union joins, or the one type."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -151,7 +166,7 @@ def _shown(value: Any) -> str:
 
 def _converted(value: Any, hint: Any) -> tuple[bool, Any]:
     """Whether a value fits a type, and the value as that type has it."""
-    for part in _parts(hint):
+    for part in parts(hint):
         fits, converted = _one(value, part)
         if fits:
             return True, converted

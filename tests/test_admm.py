@@ -184,7 +184,7 @@ def test_a_penalty_by_layer_and_what_is_refused(blobs):
     for match, make in (
         ("updates=0", lambda: ADMM(0.5, updates=0)),
         ("every_steps=0", lambda: PGD(0.5, every_steps=0)),
-        ("end is a share", lambda: PGD(0.5, end=0.0)),
+        ("above 0 and at most 1", lambda: PGD(0.5, end=0.0)),
     ):
         with pytest.raises(lab.ConfigError, match=match):
             make()

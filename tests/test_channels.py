@@ -118,9 +118,9 @@ def test_group_lasso_pulls_whole_filters_to_zero(data):
     ("make", "said"),
     [
         (lambda: Slimming(-1), "at least 0"),
-        (lambda: Slimming(begin=0.0), "a scale above 0"),
-        (lambda: GroupLasso(float("nan")), "finite number"),
-        (lambda: GroupLasso(over="filter"), "'filters', 'channels', 'rows', 'columns'"),
+        (lambda: Slimming(begin=0.0), "a number above 0 or None"),
+        (lambda: GroupLasso(float("nan")), "at least 0"),
+        (lambda: GroupLasso(over="filter"), "'filters', 'channels', 'rows', 'columns'"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_bad_settings_are_refused(make, said):

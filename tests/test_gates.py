@@ -473,17 +473,18 @@ def test_a_broken_run_is_left_as_it_is(blobs, made):
 
 
 def test_wrong_settings_are_refused(blobs):
+    wrong: dict[str, Any] = {"unit": "filter"}
     cases: list[tuple[str, Callable[[], list[lab.Method]], int]] = [
-        ("factor of a penalty", lambda: [VariationalDropout(strength=-1.0)], 1),
-        ("first <= second < end", lambda: [VariationalDropout(warmup=(0.5, 0.2))], 1),
-        ("first <= second < end", lambda: [L0(warmup=(0.0, 0.5), end=0.5)], 1),
+        ("strength=-1.0; expected a number of at least 0", lambda: [VariationalDropout(strength=-1.0)], 1),
+        ("has to end before end=", lambda: [VariationalDropout(warmup=(0.5, 0.2))], 1),
+        ("has to end before end=", lambda: [L0(warmup=(0.0, 0.5), end=0.5)], 1),
         ("Did you mean 0.9", lambda: [VariationalDropout(90.0)], 1),
         ("give a number", lambda: [L0(lab.Cubic({"0.weight": 0.5}))], 1),
         ("within the clip", lambda: [VariationalDropout(threshold=9.0)], 1),
-        ("learning rate of the gates", lambda: [L0(lr=-1.0)], 1),
-        ("more than 3", lambda: [L0(clip=2.0)], 1),
-        ("is a probability", lambda: [L0(droprate=0.0)], 1),
-        ("unit='filter'", lambda: [L0(unit="filter")], 1),
+        ("lr=-1.0; expected", lambda: [L0(lr=-1.0)], 1),
+        ("a number above 3", lambda: [L0(clip=2.0)], 1),
+        ("droprate=0.0; expected", lambda: [L0(droprate=0.0)], 1),
+        ("unit='filter'", lambda: [L0(**wrong)], 1),
         ("matches no weight in scope: 0.weight, 2.weight", lambda: [VariationalDropout(sampled="fc*")], 1),
         ("epochs=0 has no step", lambda: [VariationalDropout()], 0),
         ("would cut all 36", lambda: [L0(0.999, unit="channel")], 1),

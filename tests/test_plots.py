@@ -221,7 +221,7 @@ def test_regrowth_draws_shares_by_layer_and_epoch(runs):
     )
     figure: Any = lab.plots.regrowth(run)
     moved: Any = run.methods[0]
-    table = pd.DataFrame(moved.changes)
+    table = pd.DataFrame(moved.turnover.changes)
     assert sorted(table["step"].unique()) == [1, 2, 3, 4, 5, 6, 7, 8]  # three steps an epoch
     second: Any = table[table["layer"].eq("fc1.weight") & table["step"].between(3, 5)]
     shown = figure.axes[1].images[0].get_array()
@@ -229,7 +229,7 @@ def test_regrowth_draws_shares_by_layer_and_epoch(runs):
     assert shown[2, 1] == pytest.approx(second["grown"].sum() / second["kept"].iloc[-1])
     curve = np.asarray(figure.axes[2].lines[0].get_ydata())
     assert curve[0] == 1
-    assert curve[-1] == pytest.approx(moved.original / run.masks.kept)
+    assert curve[-1] == pytest.approx(moved.turnover.original / run.masks.kept)
     assert f"{table['grown'].sum():,} weights grew in 8 updates" in figure.alt
     with pytest.raises(lab.ConfigError, match="moved no weights"):
         lab.plots.regrowth(runs[0])

@@ -325,15 +325,15 @@ def test_wrong_settings_are_refused(blobs, pruned):
     refuses("matches no prunable layer", Quantize({"conv": 3}))
     refuses(f"3.weight has {kept} weights left, fewer than the 256 levels", Quantize({"3.*": 8}))
     for wrong, match in [
-        ({"levels": "log"}, "'equal' or 'clustered'"),
-        ({"snap": 0.9, "end": 0.5}, "snap <= end"),
-        ({"updates": 0}, "at least one of each"),
+        ({"levels": "log"}, "'equal', 'clustered'"),
+        ({"snap": 0.9, "end": 0.5}, "snap=0.9 has to come before"),
+        ({"updates": 0}, "updates=0; expected a whole number of at least 1"),
         ({"rho": math.inf}, "rho=inf"),
     ]:
         with pytest.raises(lab.ConfigError, match=match):
             Quantize(3, **wrong)
     with pytest.raises(lab.ConfigError, match="'linear' or 'best'"):
-        SharedWeights(3, "random")
+        SharedWeights(3, "random")  # pyright: ignore[reportArgumentType]
     with pytest.raises(lab.ConfigError, match="a sparsity to prune to, or a pruned Run"):
         deep_compression(mlp(), blobs, epochs=1)
 

@@ -70,13 +70,13 @@ def test_the_count_is_exact_at_every_step_and_new_weights_begin_anew(blobs, meth
     probe: Any = run.methods[1]
     assert run.status == "done"
     assert set(probe.kept) == {98}  # a tenth of 980
-    assert sum(change["grown"] for change in moved.changes) > 20
+    assert sum(change["grown"] for change in moved.turnover.changes) > 20
     assert not torch.cat(probe.before).any()  # neither the weight nor what the optimizer remembers of it
     assert torch.cat(probe.after).all()  # the gradient that chose it has moved it already
     assert all(cut.before == cut.after for cut in run.cuts[1:])
     ever = {name: torch.stack([seen[name] for seen in probe.seen]).any(0) for name in run.masks}
-    assert moved.explored == sum(int(e.sum()) for e in ever.values()) > 98
-    assert moved.original == sum(int((m & probe.seen[0][n]).sum()) for n, m in run.masks.items()) < 98
+    assert moved.turnover.explored == sum(int(e.sum()) for e in ever.values()) > 98
+    assert moved.turnover.original == sum(int((m & probe.seen[0][n]).sum()) for n, m in run.masks.items()) < 98
 
 
 def test_rigl_and_set_keep_the_shares_of_erk_in_every_layer(blobs):
@@ -122,8 +122,15 @@ def test_rigl_by_hand():
     assert kept(run) == [1, 0, 0, 1]
     assert weights(run) == [0.3, 0.0, 0.0, 0.28]  # ten steps for the one, seven for the other
     moved: Any = run.methods[0]
-    assert moved.changes[0] == {"step": 3, "layer": "weight", "dropped": 1, "grown": 1, "kept": 2, "original": 1}
-    assert [change["grown"] for change in moved.changes] == [1, 0, 0]
+    assert moved.turnover.changes[0] == {
+        "step": 3,
+        "layer": "weight",
+        "dropped": 1,
+        "grown": 1,
+        "kept": 2,
+        "original": 1,
+    }
+    assert [change["grown"] for change in moved.turnover.changes] == [1, 0, 0]
 
 
 def test_what_is_dropped_and_has_the_largest_gradient_stays_as_it_was():
@@ -154,7 +161,7 @@ def test_set_grows_at_random_but_the_same_for_a_seed(blobs):
     prints = [run.masks.fingerprint for run in runs]
     assert prints[0] == prints[1] != prints[2]
     interval: Any = runs[0].methods[0]
-    assert interval.interval == runs[0].steps_per_epoch
+    assert interval.turnover.every_steps == runs[0].steps_per_epoch
 
 
 class Two(nn.Module):
@@ -204,15 +211,19 @@ def test_sparse_momentum_sees_the_past_and_not_one_batch():
 def test_the_share_falls_along_half_a_cosine_and_nothing_moves_after_the_end(blobs, method: Any):
     run = lab.fit(mlp(), blobs, method, Probe(), epochs=10, batch_size=20, **QUIET)  # 80 steps, nothing from 60 on
     moved: Any = run.methods[0]
-    steps = sorted({change["step"] for change in moved.changes})
+    steps = sorted({change["step"] for change in moved.turnover.changes})
     assert steps == list(range(4, 60, 4))
     assert run.cuts[-1].step < 60
     assert moved.settled
     assert run.best is not None
     run.step = 30
-    assert turnover.annealed(moved, run) == pytest.approx(method.drop_fraction / 2)
+    assert turnover.annealed(moved.drop_fraction, run.step, moved.turnover.last) == pytest.approx(
+        method.drop_fraction / 2
+    )
     run.step = 15
-    assert turnover.annealed(moved, run) == pytest.approx(method.drop_fraction * (1 + math.sqrt(0.5)) / 2)
+    assert turnover.annealed(moved.drop_fraction, run.step, moved.turnover.last) == pytest.approx(
+        method.drop_fraction * (1 + math.sqrt(0.5)) / 2
+    )
 
 
 @pytest.mark.parametrize(("epochs", "interval"), [(4, 6), (10, 10), (40, 24), (100, 60), (2000, 100)])
@@ -222,7 +233,7 @@ def test_rigl_updates_every_hundred_steps_or_ten_times(blobs, epochs, interval):
     stop: Any = Stops()
     run = lab.fit(mlp(), blobs, method, stop, epochs=epochs, batch_size=20, **QUIET)
     started: Any = run.methods[0]
-    assert started.interval == interval
+    assert started.turnover.every_steps == interval
 
 
 @dataclass
@@ -237,8 +248,8 @@ def test_it_goes_on_from_the_masks_that_are_there(blobs):
     )
     snip = lab.fit(mlp(), blobs, OneShot(0.9, "snip"), epochs=0, batch_size=20, **QUIET)
     moved: Any = run.methods[1]
-    assert moved.first.fingerprint == snip.masks.fingerprint
-    assert moved.original < run.masks.kept == 98
+    assert moved.turnover.first.fingerprint == snip.masks.fingerprint
+    assert moved.turnover.original < run.masks.kept == 98
 
 
 @pytest.mark.parametrize("method", [RigL(0.98, every_steps=2), SparseMomentum(0.98, every_steps=8)], ids=str)
@@ -276,14 +287,14 @@ def broken(logits: Tensor, y: Tensor) -> Tensor:
     [
         ("drop_fraction=1", lambda: RigL(0.9, drop_fraction=1.0), 1),
         ("every_steps=0", lambda: SET(0.9, every_steps=0), 1),
-        ("0 < end <= 1", lambda: SparseMomentum(0.9, end=0.0), 1),
+        ("above 0 and at most 1", lambda: SparseMomentum(0.9, end=0.0), 1),
         ("beta=1", lambda: SparseMomentum(0.9, beta=1.0), 1),
-        ("drop='both'", lambda: SET(0.9, drop="both"), 1),
+        ("drop='both'", lambda: SET(0.9, drop="both"), 1),  # pyright: ignore[reportArgumentType]
         ("every 100 steps, and none from step 24", lambda: RigL(0.9, every_steps=100), 4),
         ("epochs=0 has no step", lambda: RigL(0.9), 0),
         ("either sparsity=0.9 or crate", lambda: DynamicSurgery(), 1),
         ("either sparsity=0.9 or crate", lambda: DynamicSurgery(0.9, crate=1.0), 1),
-        ("0 < low <= 1 <= high", lambda: DynamicSurgery(0.9, low=1.2), 1),
+        ("above 0 and at most 1", lambda: DynamicSurgery(0.9, low=1.2), 1),
         ("epochs=0 has no step", lambda: DynamicSurgery(0.9), 0),
         ("decay=0", lambda: GlobalSparseMomentum(0.9, decay=0.0), 1),
         ("below 1 if not coupled", lambda: GlobalSparseMomentum(0.9, decay=1.0, coupled=False), 1),

@@ -445,16 +445,16 @@ def test_wrong_settings_are_refused(blobs):
 
     refuses("one bound", PruneWhileAccurate)
     refuses("one bound", PruneWhileAccurate, lower_bound=0.9, below_dense=0.1)
-    refuses("never cut", PruneWhileAccurate, lower_bound=0.9, prune_fraction=0.0)
+    refuses("prune_fraction=0.0; expected a number above 0", PruneWhileAccurate, lower_bound=0.9, prune_fraction=0.0)
     refuses("Did you mean 0.04", PruneWhileAccurate, lower_bound=0.9, prune_fraction=4.0)
-    refuses("'global' or 'epoch'", PruneWhileAccurate, lower_bound=0.9, counting="steps")
+    refuses("'global', 'epoch'", PruneWhileAccurate, lower_bound=0.9, counting="steps")
     refuses("Did you mean 0.987", PruneWhileAccurate, lower_bound=98.7, every_steps=1)
     refuses("half a point is 0.005", PruneWhileAccurate, below_dense=0.5, every_steps=1)
     refuses("has only 2 steps", PruneWhileAccurate, lower_bound=0.9)
     refuses("'paper', 'code'", RelevanceL2, sign="both")
     refuses("strength=-1.0", RelevanceL2, strength=-1.0)
     refuses("needs coupled=True", RelevanceL2, coupled=False, second_order="exact")
-    refuses("'specified' or", Sensitivity, kind="both")
+    refuses("'specified', 'unspecified'", Sensitivity, kind="both")
     with pytest.raises(lab.ConfigError, match="gated sets keep"):
         gated(mlp(), blobs, L2(), PruneWhileAccurate(0.5), epochs=1, finetune=1, keep="last")
 

@@ -356,7 +356,7 @@ def test_what_was_pruned_before_stays_and_is_no_loss(trained):
 @pytest.mark.parametrize(
     ("match", "make", "options"),
     [
-        ("form='rows'", lambda: OptimalBrainSurgeon(0.5, "rows"), {}),
+        ("form='rows'", lambda: OptimalBrainSurgeon(0.5, "rows"), {}),  # pyright: ignore[reportArgumentType]
         ("rounds=0", lambda: OptimalBrainSurgeon(0.5, rounds=0), {}),
         ("dampening=-1", lambda: OptimalBrainSurgeon(0.5, dampening=-1.0), {}),
         ("estimate='guess'", lambda: OptimalBrainSurgeon(0.5, "full", estimate="guess"), {}),

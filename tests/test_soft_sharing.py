@@ -135,8 +135,8 @@ def test_wrong_settings_are_refused(blobs):
     flat.weight.data.fill_(0.1)
     cases: list[tuple[str, nn.Module, dict[str, Any], int]] = [
         ("tau=-1", nn.Linear(10, 4), {"tau": -1.0}, 1),
-        ("expected 2 or more", nn.Linear(10, 4), {"components": 1}, 1),
-        ("0 < zero < 1", nn.Linear(10, 4), {"zero": 1.0}, 1),
+        ("expected a whole number of at least 2", nn.Linear(10, 4), {"components": 1}, 1),
+        ("a number above 0 and below 1", nn.Linear(10, 4), {"zero": 1.0}, 1),
         ("epochs=0 has no step", nn.Linear(10, 4), {}, 0),
         ("no range of weights", flat, {}, 1),
     ]

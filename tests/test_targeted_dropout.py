@@ -107,7 +107,7 @@ def test_wrong_settings_are_refused(blobs):
     net = nn.Linear(10, 4)
     cases: list[tuple[str, dict[str, Any], int]] = [
         ("drop=1.5", {"drop": 1.5}, 1),
-        ("end is a share", {"end": 0.0}, 1),
+        ("above 0 and at most 1", {"end": 0.0}, 1),
         ("epochs=0 has no step", {}, 0),
     ]
     for match, settings, epochs in cases:

@@ -53,7 +53,7 @@ def watch(method: WeightMom, trajectory: list[list[float]] = TRAJECTORY) -> tupl
 
 def made(mode: str, window: int = 3, needed: int = 2, **options: Any) -> WeightMom:
     settings: dict[str, Any] = {"begin": 0.5, "end": 1.0, "threshold": 2.5} | options
-    return WeightMom(lab.Cubic(0.5), mode, window=window, min_epochs_below=needed, **settings)
+    return WeightMom(lab.Cubic(0.5), mode, window=window, min_epochs_below=needed, **settings)  # pyright: ignore[reportArgumentType]
 
 
 def test_moving_average_is_bias_corrected():

@@ -6,7 +6,8 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import ipywidgets as ipw
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 import pruninglab as lab
 from pruninglab import identity, methods, widgets
 from pruninglab.analysis import allocation
+from pruninglab.typed import Fraction, Strength, hints
 from pruninglab.widgets import live
 from pruninglab.widgets import truth as truth_meter
 from pruninglab.widgets.panel import _mosaic
@@ -409,13 +411,41 @@ def test_every_method_is_offered_with_its_own_defaults(name):
 def test_fields_are_read_as_python_writes_them():
     live = panel(method="WeightMom")
     boxes = {control.description: control for control in live._fields.children}
-    boxes["beta"].value, boxes["mode"].value, boxes["window"].value = "0.5", "window_max", "7"
-    boxes["min epochs below"].value = "3"
+    assert isinstance(boxes["mode"], ipw.Dropdown)
+    assert isinstance(boxes["begin"], ipw.FloatSlider)
+    boxes["beta"].value, boxes["mode"].value, boxes["window"].value = "0.5", "window_max", 7
+    boxes["min epochs below"].value = 3
     made: Any = live.chosen()
     assert (made.beta, made.mode, made.window) == (0.5, "window_max", 7)
-    boxes["window"].value = "7 or 8"
-    with pytest.raises(lab.ConfigError, match="window='7 or 8'"):
+    boxes["beta"].value = "7 or 8"
+    with pytest.raises(lab.ConfigError, match="beta='7 or 8'"):
         live.chosen()
+    boxes["beta"].value = "1.5"
+    with pytest.raises(lab.ConfigError, match="at least 0 and below 1 or None"):
+        live.chosen()
+
+
+@dataclass
+class Own(lab.Method):
+    """A method as a user writes it in a cell."""
+
+    pull: Strength = 0.5
+    way: Literal["up", "down"] = "up"
+    share: Fraction = 0.25
+    often: bool = False
+
+
+def test_the_types_of_a_user_s_own_method_make_its_controls():
+    controls = {f.name: live._control(f, hint)[0] for f, hint in zip(fields(Own), hints(Own).values(), strict=True)}
+    kinds = {name: type(control) for name, control in controls.items()}
+    assert kinds == {
+        "pull": ipw.BoundedFloatText,
+        "way": ipw.Dropdown,
+        "share": ipw.FloatSlider,
+        "often": ipw.Checkbox,
+    }
+    with pytest.raises(lab.ConfigError, match="Own: share=2; expected a number from 0 to 1"):
+        Own(share=2)
 
 
 def test_the_meter_says_what_zeros_are_worth_and_what_removal_is(data, run):

@@ -1,12 +1,11 @@
 """Which weights are kept: masks, how they are chosen, by which schedule."""
 
-from .choose import SCOPES, check_sparsity, count, grow, keep_highest, keep_top, scattered, spread
-from .masks import UNITS, Masks, Scores, Sparsity, units
+from .choose import Scope, check_sparsity, count, grow, keep_highest, keep_top, scattered, spread
+from .masks import UNITS, Masks, Scores, Sparsity, Unit, units
 from .projections import keeping, largest, largest_per_channel, n_of_m, project
 from .schedules import Constant, Cubic, Exponential, Linear, Narang, Schedule
 
 __all__ = [
-    "SCOPES",
     "UNITS",
     "Constant",
     "Cubic",
@@ -15,8 +14,10 @@ __all__ = [
     "Masks",
     "Narang",
     "Schedule",
+    "Scope",
     "Scores",
     "Sparsity",
+    "Unit",
     "check_sparsity",
     "count",
     "grow",

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..randomness import generator
 from .masks import UNITS, Masks, Scores, Sparsity, unit_alive, whole
 
-SCOPES = ("global", "layer", "erk")
+Scope = Literal["global", "layer", "erk"]
 
 
 def keep_top(
@@ -180,7 +180,7 @@ def _quotas(scope: str, scores: Scores, unit: str) -> list[float]:
     if scope == "erk":
         return [float(sum(s.shape)) if unit == "weight" and s.ndim > 1 else float(s.shape[0]) for s in scores.values()]
     raise ConfigError(
-        f"scope={scope!r} is unknown; expected one of {', '.join(map(repr, SCOPES))}, "
+        f"scope={scope!r} is unknown; expected one of {', '.join(map(repr, get_args(Scope)))}, "
         "or give the sparsity as a dict of layer patterns."
     )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import pandas as pd
 import torch
@@ -12,9 +12,12 @@ from torch.nn.utils import prune as torch_prune
 from .. import _html
 from ..errors import ConfigError
 from ..layers.names import canonical_parameters
+from ..typed import Range
 
 Scores = Mapping[str, Tensor]
-Sparsity = float | Mapping[str, float]
+SparsityOfAll = Annotated[float, Range(0, 1, below=True)]
+Sparsity = SparsityOfAll | Mapping[str, SparsityOfAll]
+Unit = Literal["weight", "channel", "kernel"]
 UNITS = {"weight": None, "channel": 1, "kernel": 2}  # leading dimensions that name one unit
 
 

@@ -251,7 +251,7 @@ def regrowth(run: Run) -> Figure:
 
     What was dropped and grew again in one epoch counts in both.
     """
-    rows = [row for method in run.methods for row in getattr(method, "changes", [])]
+    rows = [row for method in run.methods for row in getattr(getattr(method, "turnover", None), "changes", [])]
     if not rows:
         raise ConfigError("this run moved no weights; draw one that was trained with RigL, SET or SparseMomentum.")
     table = pd.DataFrame(rows).assign(epoch=lambda t: t["step"] // run.steps_per_epoch + 1)

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from ..data.dataset import Data
-from ..masks.masks import Sparsity
+from ..masks.choose import Scope
+from ..masks.masks import Sparsity, Unit
 from ..methods.projection.admm import ADMM, Penalty
 from ..train.fit import fit
 from ..train.lr_schedules import LRSchedule
@@ -24,8 +25,8 @@ def admm(
     finetune: int | None = None,
     rho: Penalty | Mapping[str, Penalty] = 1.5e-3,
     updates: int = 10,
-    scope: str = "layer",
-    unit: str = "weight",
+    scope: Scope = "layer",
+    unit: Unit = "weight",
     lr: float = 1e-3,
     finetune_lr: float | None = None,
     admm_lr_schedule: str | LRSchedule = "constant",

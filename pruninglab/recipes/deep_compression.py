@@ -1,7 +1,7 @@
 """Prune, share, code: Han, Mao and Dally, "Deep Compression", 2016."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -25,7 +25,7 @@ def deep_compression(
     rounds: int = 5,
     bits: Bits | None = None,
     finetune: int | None = None,
-    centres: str = "linear",
+    centres: Literal["linear", "best"] = "linear",
     lr: float = 1e-3,
     finetune_lr: float | None = None,
     folder: str | Path | None = None,

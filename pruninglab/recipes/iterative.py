@@ -11,6 +11,8 @@ from torch import nn
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError
+from ..masks.choose import Scope
+from ..masks.masks import Unit
 from ..masks.schedules import Exponential, Schedule
 from ..methods.cuts.oneshot import OneShot
 from ..train.fit import fit
@@ -30,8 +32,8 @@ def iterative(
     lr: float = 1e-3,
     finetune_lr: float | None = None,
     criterion: str | Criterion = "layer_magnitude",
-    scope: str = "global",
-    unit: str = "weight",
+    scope: Scope = "global",
+    unit: Unit = "weight",
     folder: str | Path | None = None,
     **options: Any,
 ) -> list[Run]:

@@ -3,7 +3,7 @@ clustering/quantization using ADMM", 2018.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -23,7 +23,7 @@ def quantize(
     *,
     epochs: int,
     finetune: int | None = None,
-    levels: str = "clustered",
+    levels: Literal["equal", "clustered"] = "clustered",
     rho: float = 1.5e-3,
     updates: int = 10,
     lr: float = 1e-3,

@@ -12,7 +12,7 @@ from ..criteria.registry import Criterion, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.widths import narrow_
-from ..masks.choose import keep_top, scattered
+from ..masks.choose import Scope, keep_top, scattered
 from ..masks.masks import Masks, Sparsity
 from ..methods.cuts.oneshot import OneShot
 from ..randomness import own_randomness
@@ -37,7 +37,7 @@ def scratch(
     architecture: str = "found",
     compute: str | float = "flops",
     criterion: str | Criterion | None = None,
-    scope: str | None = None,
+    scope: Scope | None = None,
     unit: str = "weight",
     lr: float = 1e-3,
     finetune_lr: float | None = None,

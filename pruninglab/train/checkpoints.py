@@ -1,7 +1,7 @@
 """A run on disk: one file, written atomically, from which `fit` goes on to the bits of an undisturbed run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ def resume(run: Run, path: Path) -> tuple[float, int]:
 
 def _like(made: Any, stored: Any, device: torch.device) -> Any:
     """A method's stored state in the types that its `on_start` made."""
+    if is_dataclass(made):
+        for name, value in stored.items():
+            setattr(made, name, _like(getattr(made, name), value, device))
+        return made
     if isinstance(stored, Tensor):
         if not isinstance(made, Tensor) or (made.shape, made.dtype) != (stored.shape, stored.dtype):
             return stored.to(device)

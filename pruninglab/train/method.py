@@ -81,7 +81,8 @@ def fresh(method: object) -> Method:
     return dataclasses.replace(method)  # pyright: ignore[reportArgumentType]
 
 
-def state_of(method: Method) -> dict[str, object]:
-    """The fields that a run makes; those not yet made are left out."""
+def state_of(method: Method) -> dict[str, Any]:
+    """The fields that a run makes; those not yet made are left out. An object that a method holds is its own fields."""
     fields = dataclasses.fields(method)  # pyright: ignore[reportArgumentType]
-    return {f.name: getattr(method, f.name) for f in fields if not f.init and hasattr(method, f.name)}
+    made = {f.name: getattr(method, f.name) for f in fields if not f.init and hasattr(method, f.name)}
+    return {name: vars(value) if dataclasses.is_dataclass(value) else value for name, value in made.items()}

@@ -68,8 +68,10 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
 
 
 def _visible_state(method: Method) -> dict[str, Any]:
-    """The small things that a method counted; tensors stay in the run."""
-    simple = {k: v for k, v in state_of(method).items() if v is None or isinstance(v, bool | int | float | str)}
+    """The small things that a method counted, also in an object that it holds; tensors stay in the run."""
+    state = state_of(method)
+    inside = {k: v for value in state.values() if isinstance(value, dict) for k, v in value.items()}
+    simple = {k: v for k, v in (inside | state).items() if v is None or isinstance(v, bool | int | float | str)}
     return {"type": type(method).__name__, **simple}
 
 

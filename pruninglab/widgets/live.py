@@ -1,19 +1,20 @@
 """`LivePanel`: choose, start, pause and stop a training."""
 
 import dataclasses
-import inspect
 import threading
 import time
 from ast import literal_eval
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any
 
 import ipywidgets as ipw
 
-from .. import _html, methods, models
+from .. import _html, methods, models, typed
+from ..criteria import registry
 from ..data.loading import available, load
 from ..errors import ConfigError, DataError, RunError
-from ..masks.schedules import Cubic
+from ..masks.schedules import Cubic, Schedule
 from ..models import build
 from ..plots import runs
 from ..plots.figure import Figure
@@ -197,14 +198,13 @@ class LivePanel(Panel):
             (self.pause if self._state == "running" else self.resume)()
 
     def _offer(self) -> None:
-        """The fields of the chosen method, each with its default."""
+        """The fields of the chosen method, each with its default, as their types say."""
         kind = getattr(methods, self._method.value)
-        types = inspect.get_annotations(kind, eval_str=False)
         self._read: dict[str, Callable[[], Any]] = {}
         rows = []
         for field in dataclasses.fields(kind):
             if field.init:
-                control, self._read[field.name] = _control(field, str(types.get(field.name, field.type)))
+                control, self._read[field.name] = _control(field, typed.hints(kind)[field.name])
                 rows.append(control)
         self._fields.children = rows
 
@@ -215,22 +215,45 @@ BESIDE_OTHERS = ("Quantize", "SharedWeights")
 """Methods that say nothing by themselves: they snap what others have pruned."""
 
 
-def _control(field: "dataclasses.Field[Any]", kind: str) -> tuple[ipw.Widget, Callable[[], Any]]:
-    """A control for a field of a method, and how to read it."""
+def _control(field: "dataclasses.Field[Any]", hint: Any) -> tuple[ipw.Widget, Callable[[], Any]]:
+    """A control for a field of a method, and how to read it. Its type says which: nothing is told twice."""
     label = {"description": field.name.replace("_", " "), "style": {"description_width": "8em"}}
-    missing = field.default is dataclasses.MISSING
-    if missing and ("Schedule" in kind or "Sparsity" in kind or field.name == "sparsity"):
+    parts = typed.parts(hint)
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
         slider = ipw.FloatSlider(0.9, min=0, max=0.995, step=0.005, readout_format=".1%", **label)
-        if "Schedule" in kind and "Sparsity" not in kind:
+        if len(parts) == 1 and Schedule in typed.kinds(hint):
             slider.description = "sparsity"
             return slider, lambda: Cubic(slider.value)
-        return slider, lambda: slider.value
-    default = None if missing or field.default_factory is not dataclasses.MISSING else field.default
-    if isinstance(default, bool):
+        if float in typed.kinds(hint):
+            return slider, lambda: slider.value
+    default = None if field.default is dataclasses.MISSING else field.default
+    if words := _words(hint, field.name):
+        box: Any = ipw.Dropdown(options=[(str(word), word) for word in words], value=default, **label)
+    elif isinstance(default, bool):
         box = ipw.Checkbox(default, **label)
-        return box, lambda: box.value
-    text = ipw.Text(str(default), continuous_update=False, **label)
-    return text, lambda: default if text.value == str(default) else _literal(text.value, field.name)
+    elif (span := typed.bounds(hint)) and len(parts) == 1 and isinstance(default, int | float):
+        box = _number(default, span, label)
+    else:
+        text = ipw.Text(str(default), continuous_update=False, **label)
+        return text, lambda: default if text.value == str(default) else _literal(text.value, field.name)
+    return box, lambda: box.value
+
+
+def _words(hint: Any, name: str) -> tuple[Any, ...]:
+    """What a dropdown offers; none where other values are possible too."""
+    if name == "criterion":
+        return tuple(registry.BY_NAME)
+    words = typed.choices(hint)
+    return (*words, *([None] if NoneType in typed.kinds(hint) else [])) if typed.only_words(hint) else ()
+
+
+def _number(default: float, span: typed.Range, label: dict[str, Any]) -> Any:
+    """A slider where both ends are near, else a field for a number that keeps its bounds."""
+    if isinstance(default, int):
+        return ipw.BoundedIntText(default, min=int(span.low), max=int(min(span.high, 2**31 - 1)), **label)
+    if span.high - span.low <= 1:
+        return ipw.FloatSlider(default, min=span.low, max=span.high, step=0.001, readout_format=".3f", **label)
+    return ipw.BoundedFloatText(default, min=span.low, max=min(span.high, 1e9), step=None, **label)
 
 
 def _literal(text: str, name: str) -> Any:

@@ -2,15 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
 from ...train.method import Method
 from ...train.run import Run
-
-KINDS = ("filters", "channels", "rows", "columns")
+from ...typed import Strength
 
 
 @dataclass
@@ -28,15 +27,9 @@ class GroupLasso(Method):
     Deviations: the paper's depth-wise and its own kernels for sparse columns are left out.
     """
 
-    strength: float = 1e-4
-    over: str = "filters"
+    strength: Strength = 1e-4
+    over: Literal["filters", "channels", "rows", "columns"] = "filters"
     norms: list[dict[str, float | str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.over not in KINDS:
-            raise ConfigError(f"over={self.over!r} is unknown; expected one of {', '.join(map(repr, KINDS))}.")
-        if not 0 <= self.strength < math.inf:
-            raise ConfigError(f"strength={self.strength!r}; expected a number of at least 0, such as 1e-4.")
 
     def on_start(self, run: Run) -> None:
         self.norms = []

@@ -1,6 +1,5 @@
 """Network slimming: Liu et al., "Learning efficient convolutional networks through network slimming", 2017."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from ...errors import ConfigError
 from ...layers.kinds import Norm
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Positive, Strength
 
 
 @dataclass
@@ -24,15 +24,9 @@ class Slimming(Method):
     default they are as the network has them. `scales` has |γ| of every channel, by layer, at the end of each epoch.
     """
 
-    strength: float = 1e-4
-    begin: float | None = None
+    strength: Strength = 1e-4
+    begin: Positive | None = None
     scales: list[dict[str, Any]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strength < math.inf:
-            raise ConfigError(f"strength={self.strength!r}; expected a number of at least 0, such as 1e-4.")
-        if self.begin is not None and not 0 < self.begin < math.inf:
-            raise ConfigError(f"begin={self.begin!r}; expected a scale above 0, such as 0.5, or None.")
 
     def on_start(self, run: Run) -> None:
         self.scales = []

@@ -3,15 +3,16 @@ weights' pruning", 2022, section 2, steps 2 and 3.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ...criteria.registry import Criterion
 from ...errors import ConfigError
-from ...masks.choose import check_sparsity, count
-from ...masks.masks import units
+from ...masks.choose import Scope, count
+from ...masks.masks import Unit, units
 from ...train.method import Method
 from ...train.metrics import accuracy
 from ...train.run import Run, load_optimizer
+from ...typed import Count, Fraction, PartialFraction, Range
 
 
 @dataclass
@@ -33,16 +34,16 @@ class PruneWhileAccurate(Method):
     Deviations: the authors end an epoch early when the last 25 accuracies never rise, which hardly occurs.
     """
 
-    lower_bound: float | None = None
-    below_dense: float | None = None
-    prune_fraction: float = 0.04
-    every_steps: int = 250
-    counting: str = "global"
+    lower_bound: Fraction | None = None
+    below_dense: Annotated[float, Range(-1, 1)] | None = None
+    prune_fraction: PartialFraction = 0.04
+    every_steps: Count = 250
+    counting: Literal["global", "epoch"] = "global"
     criterion: str | Criterion = "magnitude"
-    scope: str = "global"
-    unit: str = "weight"
-    target: float | None = None
-    patience: int | None = 25
+    scope: Scope = "global"
+    unit: Unit = "weight"
+    target: Annotated[float, Range(0, 1, below=True)] | None = None
+    patience: Count | None = 25
     restore: bool = False
     settled: bool = field(init=False)
     bound: float = field(init=False)
@@ -55,15 +56,6 @@ class PruneWhileAccurate(Method):
                 "PruneWhileAccurate needs one bound: lower_bound=0.987, an accuracy, or below_dense=0.005, half a "
                 "point under that at the start."
             )
-        check_sparsity(self.prune_fraction)
-        if self.target is not None:
-            check_sparsity(self.target)
-        if not self.prune_fraction:
-            raise ConfigError("share=0 would never cut; expected a fraction of the survivors, such as 0.04.")
-        if self.every_steps < 1 or (self.patience is not None and self.patience < 1):
-            raise ConfigError(f"every_steps={self.every_steps}, patience={self.patience}; expected 1 or more.")
-        if self.counting not in ("global", "epoch"):
-            raise ConfigError(f"counting={self.counting!r}; expected 'global' or 'epoch'.")
 
     def on_start(self, run: Run) -> None:
         if self.target is not None:

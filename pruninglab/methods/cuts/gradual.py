@@ -1,17 +1,19 @@
 """Gradual magnitude pruning: Zhu and Gupta, "To prune, or not to prune", 2017."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ...criteria.registry import Criterion
 from ...errors import ConfigError
-from ...masks.choose import keep_top
-from ...masks.masks import Masks, Sparsity
+from ...masks.choose import Scope, keep_top
+from ...masks.masks import Masks, Sparsity, Unit
 from ...masks.schedules import Schedule
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Count, Fraction, PositiveFraction
 
 
 @dataclass
@@ -23,13 +25,13 @@ class Gradual(Method):
     every cut, and comes back with that value when kept ones have fallen below it.
     """
 
-    schedule: Schedule
+    schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]
     criterion: str | Criterion = "magnitude"
-    scope: str = "global"
-    unit: str = "weight"
-    begin: float = 0.0
-    end: float = 0.75
-    cuts: int = 50
+    scope: Scope = "global"
+    unit: Unit = "weight"
+    begin: Fraction = 0.0
+    end: PositiveFraction = 0.75
+    cuts: Count = 50
     reactivate: bool = False
     settled: bool = field(init=False)
     revived: int = field(init=False)
@@ -37,12 +39,8 @@ class Gradual(Method):
     allowed: Masks = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Schedule):
-            raise ConfigError(f"Gradual takes a schedule, for example lab.Cubic(0.9); got {self.schedule!r}.")
-        if not 0 <= self.begin < self.end <= 1:
-            raise ConfigError(f"0 <= begin < end <= 1 are shares of the training; got {self.begin}, {self.end}.")
-        if self.cuts < 1:
-            raise ConfigError(f"cuts={self.cuts}: at least one cut is needed to reach a sparsity.")
+        if self.begin >= self.end:
+            raise ConfigError(f"Gradual: begin={self.begin:g} has to come before end={self.end:g}.")
 
     def on_start(self, run: Run) -> None:
         run.aim(self.schedule(1.0), self.scope, self.unit)

@@ -5,17 +5,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import floor
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ...criteria.registry import Criterion
 from ...errors import ConfigError
-from ...masks.choose import count, keep_top
-from ...masks.masks import Masks
+from ...masks.choose import Scope, count, keep_top
+from ...masks.masks import Masks, Unit
 from ...models.n2nskip import is_skip
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import PartialFraction, Range
 
 GRANULARITIES = ("weight", "kernel", "channel")
 
@@ -31,11 +33,11 @@ class N2NSkip(Method):
     `fit(skip=...)` does that, and then they are not counted.
     """
 
-    sparsity: float
+    sparsity: Annotated[float, Range(0, 1, below=True)]
     criterion: str | Criterion = "random"
-    skip_fraction: float = 0.5
-    granularity: str = "weight"
-    scope: str = "global"
+    skip_fraction: PartialFraction = 0.5
+    granularity: Unit = "weight"
+    scope: Scope = "global"
     density_of_base: float = field(init=False)
     kept_in_skips: int = field(init=False)
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from ...criteria.registry import Criterion
-from ...masks.masks import Sparsity
+from ...masks.choose import Scope
+from ...masks.masks import Sparsity, Unit
 from ...train.method import Method
 from ...train.run import Run
 
@@ -17,8 +18,8 @@ class OneShot(Method):
 
     sparsity: Sparsity
     criterion: str | Criterion = "magnitude"
-    scope: str = "global"
-    unit: str = "weight"
+    scope: Scope = "global"
+    unit: Unit = "weight"
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity, self.scope, self.unit)

@@ -2,10 +2,9 @@
 Chen and Pan, "Learning to prune deep neural networks via layer-wise optimal brain surgeon", 2017.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +12,14 @@ from torch.nn import functional as F
 
 from ...criteria import curvature
 from ...criteria.curvature import Quadratic
-from ...errors import ConfigError
 from ...layers.hooks import evaluating
-from ...masks.choose import keep_top
+from ...masks.choose import Scope, keep_top
 from ...masks.masks import Masks, Sparsity
 from ...masks.schedules import Exponential
 from ...train.evaluate import Shuffled
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Count, Strength
 
 
 @dataclass
@@ -44,22 +43,14 @@ class OptimalBrainSurgeon(Method):
     """
 
     sparsity: Sparsity
-    form: str = "layer"
-    scope: str = "global"
-    rounds: int = 8
-    batches: int = 16
-    dampening: float = 1e-2
+    form: Literal["layer", "full"] = "layer"
+    scope: Scope = "global"
+    rounds: Count = 8
+    batches: Count = 16
+    dampening: Strength = 1e-2
     estimate: str = "gauss_newton"
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     errors: list[dict[str, Any]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.form not in ("layer", "full"):
-            raise ConfigError(f"form={self.form!r} is unknown; expected 'layer' or 'full'.")
-        if self.rounds < 1 or self.batches < 1:
-            raise ConfigError(f"rounds={self.rounds}, batches={self.batches}; expected at least one of each.")
-        if not 0 <= self.dampening < math.inf:
-            raise ConfigError(f"dampening={self.dampening:g} is a share of the mean diagonal of H; expected 0 or more.")
 
     @torch.no_grad()
     def on_start(self, run: Run) -> None:

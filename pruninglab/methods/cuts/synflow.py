@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from ...criteria import before_training
 from ...criteria.registry import Batches
-from ...errors import ConfigError
 from ...masks.choose import keep_highest
 from ...masks.masks import Sparsity
 from ...masks.schedules import Exponential
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Count
 
 
 @dataclass
@@ -25,12 +25,8 @@ class SynFlow(Method):
     """
 
     sparsity: Sparsity
-    rounds: int = 100
+    rounds: Count = 100
     keep_one: bool = True
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds={self.rounds}: at least one is needed to reach a sparsity.")
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity)

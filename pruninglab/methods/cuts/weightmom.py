@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +16,10 @@ from ...randomness import generator
 from ...train.lr_schedules import StepLR
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Count, CountOrNone, Fraction, Momentum, Positive, PositiveFraction, Range, Strength
 
-CHOICES = {
-    "mode": ("ema", "window_mean", "window_max", "consecutive_below"),
-    "reading": ("text", "formula", "formula_prune", "literal", "off"),
-    "applied": ("shares", "scores"),
-    "basis": ("size", "density"),
-    "layer_index": ("forward", "sequential"),
-}
+Reading = Literal["text", "formula", "formula_prune", "literal", "off"]
+LayerIndex = Literal["forward", "sequential"]
 PAPER = {
     "optimizer": "sgd",
     "momentum": 0.9,
@@ -80,22 +77,22 @@ class WeightMom(Method):
     by rank among the largest at the start, of which half may stay at the end, and half drawn at random.
     """
 
-    schedule: Schedule
-    mode: str = "ema"
-    window: int = 15
-    beta: float | None = None
-    min_epochs_below: int = 10
-    threshold: str | float = "quantile"
-    reading: str = "text"
-    applied: str = "shares"
-    depth_exponent: float = 1.0
-    basis: str = "size"
-    layer_index: str = "forward"
-    floor: float = 0.25
-    interval: int = 1
-    begin: float = 0.2
-    end: float = 0.75
-    watch: int = 0
+    schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]
+    mode: Literal["ema", "window_mean", "window_max", "consecutive_below"] = "ema"
+    window: Annotated[int, Range(1, 62)] = 15
+    beta: Momentum | None = None
+    min_epochs_below: Count = 10
+    threshold: Literal["quantile"] | Positive = "quantile"
+    reading: Reading = "text"
+    applied: Literal["shares", "scores"] = "shares"
+    depth_exponent: Strength = 1.0
+    basis: Literal["size", "density"] = "size"
+    layer_index: LayerIndex = "forward"
+    floor: Momentum = 0.25
+    interval: Count = 1
+    begin: Fraction = 0.2
+    end: PositiveFraction = 0.75
+    watch: CountOrNone = 0
     settled: bool = field(init=False)
     seen: int = field(init=False)
     not_eligible: int = field(init=False)
@@ -111,28 +108,10 @@ class WeightMom(Method):
     """By epoch the |w|, momentum and threshold of each of them; the last two end, as NaN, with the last cut."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Schedule):
-            raise ConfigError(f"WeightMom takes a schedule, for example lab.Cubic(0.9); got {self.schedule!r}.")
-        for name, known in CHOICES.items():
-            _one_of(name, getattr(self, name), known)
-        if not 1 <= self.min_epochs_below <= self.window <= 62:  # an epoch is a bit of an integer
-            raise ConfigError(
-                f"1 <= min_epochs_below <= window <= 62 are epochs; got {self.min_epochs_below}, {self.window}."
-            )
-        if self.beta is not None and not 0 <= self.beta < 1:
-            raise ConfigError(f"beta={self.beta:g}; expected 0 <= beta < 1, or None for 1 - 1/window.")
-        if self.threshold != "quantile" and (isinstance(self.threshold, str) or not 0 < self.threshold < math.inf):
-            raise ConfigError(f"threshold={self.threshold!r}; expected 'quantile', or a value of |w| above 0.")
-        if not 0 <= self.depth_exponent < math.inf:
-            raise ConfigError(f"depth_exponent={self.depth_exponent:g}; expected the power of a place, 0 or more.")
-        if not 0 <= self.begin < self.end <= 1:
-            raise ConfigError(f"0 <= start < end <= 1 are shares of the training; got {self.begin}, {self.end}.")
-        if not 0 <= self.floor < 1:
-            raise ConfigError(f"floor={self.floor:g} is a share of the common density; expected 0 <= floor < 1.")
-        if self.interval < 1:
-            raise ConfigError(f"interval={self.interval}: at least one epoch lies between two cuts.")
-        if self.watch < 0:
-            raise ConfigError(f"watch={self.watch}: expected a number of weights in each layer, or 0.")
+        if self.min_epochs_below > self.window:
+            raise ConfigError(f"min_epochs_below={self.min_epochs_below} epochs do not fit in window={self.window}.")
+        if self.begin >= self.end:
+            raise ConfigError(f"WeightMom: begin={self.begin:g} has to come before end={self.end:g}.")
 
     def on_start(self, run: Run) -> None:
         run.aim(self.schedule(1.0))
@@ -302,10 +281,9 @@ class WeightMom(Method):
 
 
 def importance(
-    sizes: Mapping[str, float], indices: Mapping[str, int], reading: str = "text", depth_exponent: float = 1.0
+    sizes: Mapping[str, float], indices: Mapping[str, int], reading: Reading = "text", depth_exponent: float = 1.0
 ) -> dict[str, float]:
     """Equation 1 in each of its readings: an importance in "formula" and "literal", else a prunability."""
-    _one_of("reading", reading, CHOICES["reading"])
     mean = sum(sizes.values()) / len(sizes)
     depth = {layer: indices[layer] ** depth_exponent for layer in sizes}
     if reading == "text":
@@ -317,9 +295,8 @@ def importance(
     return {layer: size / (depth[layer] * mean) for layer, size in sizes.items()}
 
 
-def positions(layers: Iterable[str], layer_index: str = "forward") -> dict[str, int]:
+def positions(layers: Iterable[str], layer_index: LayerIndex = "forward") -> dict[str, int]:
     """The place of each layer, from 1; with "forward" a shortcut's is that of the first layer of its block."""
-    _one_of("layer_index", layer_index, CHOICES["layer_index"])
     places: dict[str, int] = {}
     for layer in layers:
         parts = layer.split(".")
@@ -367,8 +344,3 @@ def _between(total: int, quotas: Sequence[float], least: Sequence[int], most: Se
 def _kth(values: Tensor, k: int) -> Tensor:
     """The k-th lowest value, and below all magnitudes for k = 0."""
     return torch.kthvalue(values, k).values if k else values.new_tensor(-1.0)
-
-
-def _one_of(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{what}={value!r} is unknown; expected one of {', '.join(map(repr, known))}.")

@@ -5,17 +5,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ...errors import ConfigError
-from ...masks.masks import UNITS, Masks
+from ...masks.masks import UNITS, Masks, Unit
 from ...masks.schedules import Schedule
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Fraction, PartialFraction, PositiveFraction, Range, Strength
 from . import steering
 
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3  # γ, ζ and the temperature
@@ -47,13 +47,13 @@ class L0(Method):
     """
 
     sparsity: float | Schedule | None = None
-    strength: float = 0.1
-    unit: str = "weight"
-    droprate: float = 0.1
-    warmup: tuple[float, float] = (0.0, 0.1)
-    lr: float | None = None
-    clip: float = 8.0
-    end: float = 1.0
+    strength: Strength = 0.1
+    unit: Unit = "weight"
+    droprate: PartialFraction = 0.1
+    warmup: tuple[Fraction, Fraction] = (0.0, 0.1)
+    lr: Strength | None = None
+    clip: Annotated[float, Range(3, above=True)] = 8.0
+    end: PositiveFraction = 1.0
     settled: bool = field(init=False)
     log_alphas: dict[str, Tensor] = field(init=False)
     pull: Tensor = field(init=False)
@@ -62,13 +62,7 @@ class L0(Method):
     seen: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        steering.check(self.sparsity, self.strength, self.warmup, self.lr, self.end)
-        if self.unit not in UNITS:
-            raise ConfigError(f"unit={self.unit!r} is unknown; expected one of {', '.join(map(repr, UNITS))}.")
-        if not 0 < self.droprate < 1:
-            raise ConfigError(f"droprate={self.droprate} is a probability; expected 0 < droprate < 1.")
-        if not self.clip > 3:
-            raise ConfigError(f"clip={self.clip}: gates are closed from log α = -2.4 on; expected more than 3.")
+        steering.check(self.sparsity, self.warmup, self.end)
 
     def on_start(self, run: Run) -> None:
         steering.begin(run, "L0", self.sparsity, self.unit)

@@ -3,7 +3,6 @@
 How many gates a penalty closes shows only while they learn, so its strength has to follow what it does.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,23 +24,11 @@ RISE = 0.6
 PROPORTIONAL, INTEGRAL = 4.0, 20.0
 
 
-def check(
-    sparsity: float | Schedule | None,
-    strength: float | None,
-    warmup: tuple[float, float],
-    lr: float | None,
-    end: float,
-) -> None:
+def check(sparsity: float | Schedule | None, warmup: tuple[float, float], end: float) -> None:
     if sparsity is not None:
         schedule(sparsity)
-    if strength is not None and not 0 <= strength < math.inf:
-        raise ConfigError(f"strength={strength} is the factor of a penalty; expected 0 or more.")
-    if not 0 <= warmup[0] <= warmup[1] < end <= 1:
-        raise ConfigError(
-            f"warmup={warmup} and end={end} are shares of the training; expected 0 <= first <= second < end <= 1."
-        )
-    if lr is not None and not 0 <= lr < math.inf:
-        raise ConfigError(f"lr={lr} is the learning rate of the gates; expected 0 or more, or None.")
+    if not warmup[0] <= warmup[1] < end:
+        raise ConfigError(f"warmup={warmup} has to end before end={end}, and its first number is the lower.")
 
 
 def begin(run: Run, method: str, sparsity: float | Schedule | None, unit: str = "weight") -> None:

@@ -7,11 +7,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ...errors import ConfigError
-from ...masks.masks import UNITS, Masks, Sparsity
+from ...masks.choose import Scope
+from ...masks.masks import UNITS, Masks, Sparsity, Unit
 from ...masks.projections import largest
 from ...masks.schedules import Constant, Schedule
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Fraction, PositiveFraction
 from . import steering
 
 
@@ -29,17 +31,11 @@ class TargetedDropout(Method):
     """
 
     sparsity: Sparsity | Schedule
-    drop: float = 0.5
-    scope: str = "layer"
-    unit: str = "weight"
-    end: float = 1.0
+    drop: Fraction = 0.5
+    scope: Scope = "layer"
+    unit: Unit = "weight"
+    end: PositiveFraction = 1.0
     settled: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.drop <= 1:
-            raise ConfigError(f"drop={self.drop} is the probability of dropping a candidate; expected 0 to 1.")
-        if not 0 < self.end <= 1:
-            raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end}.")
 
     def on_start(self, run: Run) -> None:
         run.aim(self._schedule()(1.0), self.scope, self.unit)

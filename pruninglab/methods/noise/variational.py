@@ -19,6 +19,7 @@ from ...masks.masks import Masks
 from ...masks.schedules import Schedule
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Fraction, Positive, PositiveFraction, Strength
 from . import steering
 
 # KL = ½·log(1 + u) + u²·P(u)/Q(u) with u = 1/α, fitted to the integral; P ends with its limit for large u.
@@ -53,14 +54,14 @@ class VariationalDropout(Method):
     """
 
     sparsity: float | Schedule | None = None
-    strength: float | None = None
+    strength: Strength | None = None
     threshold: float = 3.0
-    warmup: tuple[float, float] = (0.025, 0.1)
+    warmup: tuple[Fraction, Fraction] = (0.025, 0.1)
     initial: float = -10.0
-    lr: float | None = None
-    clip: float = 8.0
+    lr: Strength | None = None
+    clip: Positive = 8.0
     sampled: str | Sequence[str] = ()
-    end: float = 1.0
+    end: PositiveFraction = 1.0
     settled: bool = field(init=False)
     log_variances: dict[str, Tensor] = field(init=False)
     pull: Tensor = field(init=False)
@@ -69,7 +70,7 @@ class VariationalDropout(Method):
     seen: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        steering.check(self.sparsity, self.strength, self.warmup, self.lr, self.end)
+        steering.check(self.sparsity, self.warmup, self.end)
         if not abs(self.threshold) < self.clip:
             raise ConfigError(f"threshold={self.threshold} has to lie within the clip of log α, ±{self.clip}.")
 

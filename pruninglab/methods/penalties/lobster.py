@@ -7,7 +7,8 @@ import torch
 
 from ...train.method import Method
 from ...train.run import Run
-from .plain import check_strength, gradients_of, shrink, with_gradient
+from ...typed import Strength
+from .plain import gradients_of, shrink, with_gradient
 
 
 @dataclass
@@ -22,11 +23,8 @@ class LOBSTER(Method):
     cuts.
     """
 
-    strength: float = 1e-4
+    strength: Strength = 1e-4
     only_prunable: bool = False
-
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
 
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:

@@ -1,26 +1,22 @@
 """Plain L2 and L1 penalties, and what all penalties share."""
 # pyright: reportPrivateImportUsage=false
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Strength
 
 
 @dataclass
 class L2(Method):
     """Adds λ·Σ w² to the loss, through the optimizer: a weight decay of 2λ. In `RelevanceL2(alpha=0)` λ decays too."""
 
-    strength: float = 1e-3
+    strength: Strength = 1e-3
     only_prunable: bool = False
-
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
 
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:
@@ -32,21 +28,13 @@ class L2(Method):
 class L1(Method):
     """Adds λ·Σ |w| to the loss, with the subgradient λ·sgn(w), through the optimizer."""
 
-    strength: float = 1e-5
+    strength: Strength = 1e-5
     only_prunable: bool = False
-
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
 
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:
         if weights := with_gradient(run, self.only_prunable):
             torch._foreach_add_(gradients_of(weights), torch._foreach_sign(weights), alpha=self.strength)
-
-
-def check_strength(strength: float) -> None:
-    if not 0 <= strength < math.inf:
-        raise ConfigError(f"strength={strength} is the factor of a penalty; expected 0 or more.")
 
 
 def with_gradient(run: Run, only_prunable: bool) -> list[Tensor]:

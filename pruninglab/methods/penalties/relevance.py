@@ -6,7 +6,7 @@ pruning", 2022; and the plain L2 and L1 terms that it is measured against.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from ...errors import ConfigError
 from ...train.evaluate import loss_arguments
 from ...train.method import Method
 from ...train.run import Run
-from .plain import check_strength, gradients_of, shrink, with_gradient
+from ...typed import Strength
+from .plain import gradients_of, shrink, with_gradient
 
 SIGNS = {"paper": 1.0, "code": -1.0}
-DECAYS = ("linear", "exponential", "none")
-SECOND_ORDERS = ("none", "literal", "exact")
 EDGES = tuple(10.0 ** (i / 4) for i in range(-36, 9))  # of the bins that |g| is counted in
 
 
@@ -47,22 +46,16 @@ class RelevanceL2(Method):
     there are in each bin between `EDGES`, the first and the last bin open; beyond 65,536 weights of every n-th alone.
     """
 
-    strength: float = 1e-3
-    alpha: float = 1.0
-    sign: str = "paper"
-    decay: str = "linear"
+    strength: Strength = 1e-3
+    alpha: Strength = 1.0
+    sign: Literal["paper", "code"] = "paper"
+    decay: Literal["linear", "exponential", "none"] = "linear"
     coupled: bool = True
     only_prunable: bool = False
-    second_order: str = "none"
+    second_order: Literal["none", "literal", "exact"] = "none"
     felt: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        check_strength(self.strength)
-        if not 0 <= self.alpha < math.inf:
-            raise ConfigError(f"alpha={self.alpha}; expected 0 (plain L2) or more.")
-        for name, known in (("sign", SIGNS), ("decay", DECAYS), ("second_order", SECOND_ORDERS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}.")
         if not self.coupled and self.second_order != "none":
             raise ConfigError("the derivative of C belongs to the gradient; second_order needs coupled=True.")
 

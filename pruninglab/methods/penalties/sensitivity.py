@@ -4,6 +4,7 @@ regularization", 2018.
 # pyright: reportPrivateImportUsage=false
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...train.method import Method
 from ...train.run import Run
-from .plain import check_strength, shrink
+from ...typed import Strength
+from .plain import shrink
 
 
 @dataclass
@@ -26,15 +28,10 @@ class Sensitivity(Method):
     value is taken. The authors cut all |w| below a fixed threshold; here `PruneWhileAccurate` or any method cuts.
     """
 
-    strength: float = 1e-4
-    kind: str = "specified"
+    strength: Strength = 1e-4
+    kind: Literal["specified", "unspecified"] = "specified"
     only_prunable: bool = False
     sensitivities: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
-        if self.kind not in ("specified", "unspecified"):
-            raise ConfigError(f"kind={self.kind!r}; expected 'specified' or 'unspecified'.")
 
     def on_start(self, run: Run) -> None:
         self.sensitivities = {}

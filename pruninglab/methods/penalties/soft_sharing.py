@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import PartialFraction, Range, Strength
 
 PRECISIONS = ((5e3, 2.0), (250.0, 0.1))  # Gamma priors (shape, rate) of 1/σ²: the zero component's, the others'
 
@@ -28,22 +30,14 @@ class SoftSharing(Method):
     merged; where no weight falls to one, it costs nothing.
     """
 
-    tau: float = 5e-3
-    components: int = 17
-    zero: float = 0.999
-    lrs: tuple[float, float] = (1e-4, 3e-3)
+    tau: Strength = 5e-3
+    components: Annotated[int, Range(2)] = 17
+    zero: PartialFraction = 0.999
+    lrs: tuple[Strength, Strength] = (1e-4, 3e-3)
     settled: bool = field(init=False)
     means: Tensor = field(init=False)
     log_variances: Tensor = field(init=False)
     proportions: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tau < math.inf:
-            raise ConfigError(f"tau={self.tau} is the factor of the prior; expected 0 or more.")
-        if self.components < 2:
-            raise ConfigError(f"components={self.components}; expected 2 or more, the one at 0 among them.")
-        if not 0 < self.zero < 1:
-            raise ConfigError(f"zero={self.zero} is the proportion of the component at 0; expected 0 < zero < 1.")
 
     def on_start(self, run: Run) -> None:
         if run.steps == 0:

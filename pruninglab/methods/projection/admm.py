@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...masks.masks import Masks, Sparsity
+from ...masks.choose import Scope
+from ...masks.masks import Masks, Sparsity, Unit
 from ...masks.projections import largest, project
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Count
 
 Penalty = float | Callable[[float], Any]  # any, for a schedule says that its value may be a dict
 
@@ -40,19 +42,15 @@ class ADMM(Method):
 
     sparsity: Sparsity
     rho: Penalty | Mapping[str, Penalty] = 1.5e-3
-    scope: str = "layer"
-    unit: str = "weight"
-    updates: int = 10
+    scope: Scope = "layer"
+    unit: Unit = "weight"
+    updates: Count = 10
     settled: bool = field(init=False)
     rhos: dict[str, float] = field(init=False)
     z: dict[str, Tensor] = field(init=False)
     u: dict[str, Tensor] = field(init=False)
     residuals: list[dict[str, Any]] = field(init=False)
     uncut: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise ConfigError(f"updates={self.updates}: Z and U have to be updated at least once.")
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity, self.scope, self.unit)

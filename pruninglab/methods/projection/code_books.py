@@ -1,11 +1,11 @@
 """Trained code books: Han, Mao and Dally, "Deep Compression", 2016, section 3."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
 from ...storage import levels
 from ...storage.levels import Bits
 from ...train.method import Method
@@ -27,16 +27,12 @@ class SharedWeights(Method):
     """
 
     bits: Bits = field(default_factory=lambda: {"conv": 8, "dense": 5})
-    centres: str = "linear"
+    centres: Literal["linear", "best"] = "linear"
     books: dict[str, Tensor] = field(init=False)
     codes: dict[str, Tensor] = field(init=False)
     members: dict[str, Tensor] = field(init=False)
     counts: dict[str, Tensor] = field(init=False)
     cuts: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.centres not in ("linear", "best"):
-            raise ConfigError(f"centres={self.centres!r} is unknown; expected 'linear' or 'best'.")
 
     def on_start(self, run: Run) -> None:
         widths = levels.by_layer(run.weights, self.bits)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 
 from ...errors import ConfigError
-from ...masks.masks import Masks, Sparsity
+from ...masks.choose import Scope
+from ...masks.masks import Masks, Sparsity, Unit
 from ...masks.projections import largest
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Count, PositiveFraction
 
 
 @dataclass
@@ -26,17 +28,11 @@ class PGD(Method):
     """
 
     sparsity: Sparsity
-    scope: str = "layer"
-    unit: str = "weight"
-    every_steps: int = 1
-    end: float = 0.75
+    scope: Scope = "layer"
+    unit: Unit = "weight"
+    every_steps: Count = 1
+    end: PositiveFraction = 0.75
     settled: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ConfigError(f"every_steps={self.every_steps}: projections are at least one step apart.")
-        if not 0 < self.end <= 1:
-            raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end}.")
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity, self.scope, self.unit)

@@ -5,7 +5,7 @@ ADMM", 2018 (arXiv 1811.01907); the numbers of Table 6 in their "Progressive wei
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ...storage import levels
 from ...storage.levels import Bits
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Count, Fraction, Strength
 
 
 @dataclass
@@ -40,12 +41,12 @@ class Quantize(Method):
     """
 
     bits: Bits
-    levels: str = "equal"
-    rho: float = 1.5e-3
-    updates: int = 10
-    snap: float = 0.5
-    end: float = 0.8
-    parts: int = 4
+    levels: Literal["equal", "clustered"] = "equal"
+    rho: Strength = 1.5e-3
+    updates: Count = 10
+    snap: Fraction = 0.5
+    end: Fraction = 0.8
+    parts: Count = 4
     settled: bool = field(init=False)
     snapped: int = field(init=False)
     widths: dict[str, int] = field(init=False)
@@ -56,14 +57,8 @@ class Quantize(Method):
     residuals: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.levels not in ("equal", "clustered"):
-            raise ConfigError(f"levels={self.levels!r} is unknown; expected 'equal' or 'clustered'.")
-        if not 0 <= self.snap <= self.end <= 1:
-            raise ConfigError(f"0 <= snap <= end <= 1 are shares of the training; got {self.snap}, {self.end}.")
-        if self.updates < 1 or self.parts < 1:
-            raise ConfigError(f"updates={self.updates} and parts={self.parts}; expected at least one of each.")
-        if not 0 <= self.rho < math.inf:
-            raise ConfigError(f"rho={self.rho:g}; expected 0 or more.")
+        if self.snap > self.end:
+            raise ConfigError(f"Quantize: snap={self.snap:g} has to come before end={self.end:g}.")
 
     def on_start(self, run: Run) -> None:
         self.widths = levels.by_layer(run.weights, self.bits)

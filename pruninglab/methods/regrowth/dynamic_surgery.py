@@ -1,16 +1,18 @@
 """Dynamic network surgery: Guo, Yao and Chen, "Dynamic network surgery for efficient DNNs", 2016."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...masks.choose import keep_top
+from ...masks.choose import Scope, keep_top
 from ...masks.masks import Masks, Sparsity
 from ...randomness import generator
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import PositiveFraction, Range, Strength
 
 
 @dataclass
@@ -34,12 +36,12 @@ class DynamicSurgery(Method):
 
     sparsity: Sparsity | None = None
     crate: float | None = None
-    scope: str = "global"
-    low: float = 0.9
-    high: float = 1.1
-    gamma: float = 1e-4
-    power: float = 1.0
-    end: float = 0.75
+    scope: Scope = "global"
+    low: PositiveFraction = 0.9
+    high: Annotated[float, Range(1)] = 1.1
+    gamma: Strength = 1e-4
+    power: Strength = 1.0
+    end: PositiveFraction = 0.75
     settled: bool = field(init=False)
     spliced: int = field(init=False)
     """How often a weight has come back."""
@@ -51,12 +53,6 @@ class DynamicSurgery(Method):
     def __post_init__(self) -> None:
         if (self.sparsity is None) == (self.crate is None):
             raise ConfigError("DynamicSurgery needs either sparsity=0.9 or crate=1.0, the paper's threshold.")
-        if not 0 < self.low <= 1 <= self.high:
-            raise ConfigError(f"low and high are factors around 1, 0 < low <= 1 <= high; got {self.low}, {self.high}.")
-        if self.gamma < 0 or self.power < 0:
-            raise ConfigError(f"gamma={self.gamma:g}, power={self.power:g}; expected 0 or more.")
-        if not 0 < self.end <= 1:
-            raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end:g}.")
 
     def on_start(self, run: Run) -> None:
         if self.sparsity is not None:

@@ -1,17 +1,17 @@
 """GSM: Ding et al., "Global sparse momentum SGD for pruning very deep neural networks", 2019."""
 # pyright: reportPrivateImportUsage=false
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 
 from ...errors import ConfigError
-from ...masks.choose import keep_top
+from ...masks.choose import Scope, keep_top
 from ...masks.masks import Sparsity
 from ...masks.projections import largest
 from ...train.method import Method
 from ...train.run import Run
+from ...typed import Positive, PositiveFraction
 
 
 @dataclass
@@ -30,18 +30,16 @@ class GlobalSparseMomentum(Method):
     """
 
     sparsity: Sparsity
-    decay: float = 5e-4
+    decay: Positive = 5e-4
     coupled: bool = True
-    scope: str = "global"
-    end: float = 1.0
+    scope: Scope = "global"
+    end: PositiveFraction = 1.0
     settled: bool = field(init=False)
     lost: float = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay < (math.inf if self.coupled else 1):
-            raise ConfigError(f"decay={self.decay:g} makes weights vanish; expected above 0, below 1 if not coupled.")
-        if not 0 < self.end <= 1:
-            raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {self.end:g}.")
+        if not self.coupled and self.decay >= 1:
+            raise ConfigError(f"decay={self.decay:g} makes weights vanish; expected a number below 1 if not coupled.")
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity, self.scope)

@@ -1,13 +1,22 @@
 """RigL: Evci, Gale, Menick, Castro and Elsen, "Rigging the lottery: making all tickets winners", 2020."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from ...masks.choose import grow
+from torch import Tensor
+
+from ...masks.choose import Scope, grow
 from ...masks.masks import Masks, Sparsity
 from ...train.method import Method
 from ...train.run import Run
-from . import turnover
+from ...typed import Count, PartialFraction, PositiveFraction
+from .turnover import Turnover, annealed, drops, gradients, last_step, without_smallest
+
+
+def update(weights: Mapping[str, Tensor], felt: Mapping[str, Tensor], masks: Masks, drop_fraction: float) -> Masks:
+    """Of each layer drop the weights with the lowest |w|, and grow as many with the highest |∂L/∂w|."""
+    counts = drops(masks, felt, drop_fraction)
+    return grow(without_smallest(weights, masks, counts), felt, counts)
 
 
 @dataclass
@@ -28,28 +37,22 @@ class RigL(Method):
     """
 
     sparsity: Sparsity
-    scope: str = "erk"
-    drop_fraction: float = 0.3
-    every_steps: int | None = None
-    end: float = 0.75
-    settled: bool = field(init=False)
-    interval: int = field(init=False)
-    changes: list[dict[str, Any]] = field(init=False)
-    first: Masks = field(init=False)
-    ever: Masks = field(init=False)
-    original: int = field(init=False)
-    explored: int = field(init=False)
+    scope: Scope = "erk"
+    drop_fraction: PartialFraction = 0.3
+    every_steps: Count | None = None
+    end: PositiveFraction = 0.75
+    turnover: Turnover = field(init=False)
 
-    def __post_init__(self) -> None:
-        turnover.check(self)
+    @property
+    def settled(self) -> bool:
+        return self.turnover.settled
 
     def on_start(self, run: Run) -> None:
-        steps = turnover.last(self, run)
-        turnover.start(self, run, min(100, max(steps // 10, min(10, steps // 4))))
+        steps = last_step(run, self.end)
+        usual = max(min(100, max(steps // 10, min(10, steps // 4))), 1)
+        self.turnover = Turnover.begin(run, self.sparsity, self.scope, self.end, self.every_steps or usual)
 
     def on_grad(self, run: Run) -> None:
-        if turnover.due(self, run):
-            felt = turnover.gradients(run)
-            counts = turnover.drops(run.masks, felt, turnover.annealed(self, run))
-            left = turnover.without_smallest(run.weights, run.masks, counts)
-            turnover.exchange(self, run, grow(left, felt, counts))
+        if self.turnover.due(run):
+            fraction = annealed(self.drop_fraction, run.step, self.turnover.last)
+            self.turnover.exchange(run, update(run.weights, gradients(run), run.masks, fraction))

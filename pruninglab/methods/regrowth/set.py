@@ -4,17 +4,17 @@ connectivity inspired by network science", 2018.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ...masks.choose import grow, spread
+from ...masks.choose import Scope, grow, spread
 from ...masks.masks import Masks, Sparsity
 from ...train.method import Method
 from ...train.run import Run
-from . import turnover
+from ...typed import Count, PartialFraction, PositiveFraction
+from .turnover import Turnover, drops, gradients, without_smallest
 
 
 @dataclass
@@ -33,36 +33,31 @@ class SET(Method):
     """
 
     sparsity: Sparsity
-    scope: str = "erk"
-    drop_fraction: float = 0.3
-    every_steps: int | None = None
-    end: float = 1.0
-    drop: str = "sign"
-    settled: bool = field(init=False)
-    interval: int = field(init=False)
-    changes: list[dict[str, Any]] = field(init=False)
-    first: Masks = field(init=False)
-    ever: Masks = field(init=False)
-    original: int = field(init=False)
-    explored: int = field(init=False)
+    scope: Scope = "erk"
+    drop_fraction: PartialFraction = 0.3
+    every_steps: Count | None = None
+    end: PositiveFraction = 1.0
+    drop: Literal["sign", "magnitude"] = "sign"
+    turnover: Turnover = field(init=False)
 
-    def __post_init__(self) -> None:
-        turnover.check(self)
-        if self.drop not in ("sign", "magnitude"):
-            raise ConfigError(f"drop={self.drop!r} is unknown; expected 'sign' or 'magnitude'.")
+    @property
+    def settled(self) -> bool:
+        return self.turnover.settled
 
     def on_start(self, run: Run) -> None:
-        turnover.start(self, run, run.steps_per_epoch)
+        every = self.every_steps or run.steps_per_epoch
+        self.turnover = Turnover.begin(run, self.sparsity, self.scope, self.end, every)
 
     def on_grad(self, run: Run) -> None:
-        if not turnover.due(self, run):
-            return
-        felt = turnover.gradients(run)
-        counts = turnover.drops(run.masks, felt, self.drop_fraction)
+        if self.turnover.due(run):
+            self.turnover.exchange(run, self._update(run.weights, gradients(run), run.masks))
+
+    def _update(self, weights: Mapping[str, Tensor], felt: Mapping[str, Tensor], masks: Masks) -> Masks:
+        """Of each layer drop the weights closest to zero, and grow as many at random, where anything is felt."""
+        counts = drops(masks, felt, self.drop_fraction)
         chance = {name: torch.rand(g.shape, device=g.device) + (g > 0) for name, g in felt.items()}
-        choose = _without_closest if self.drop == "sign" else turnover.without_smallest
-        left = choose(run.weights, run.masks, counts)
-        turnover.exchange(self, run, grow(left, chance, counts))
+        choose = _without_closest if self.drop == "sign" else without_smallest
+        return grow(choose(weights, masks, counts), chance, counts)
 
 
 def _without_closest(weights: Mapping[str, Tensor], masks: Masks, drops: Mapping[str, int]) -> Masks:
@@ -73,6 +68,6 @@ def _without_closest(weights: Mapping[str, Tensor], masks: Masks, drops: Mapping
         signs = [Masks({name: mask & (weight >= 0)}), Masks({name: mask & (weight < 0)})]
         there = [sign.kept for sign in signs]
         counts = spread(drops[name], there, there)
-        kept = [turnover.without_smallest(weights, s, {name: k}) for s, k in zip(signs, counts, strict=True)]
+        kept = [without_smallest(weights, s, {name: k}) for s, k in zip(signs, counts, strict=True)]
         left[name] = (kept[0] | kept[1])[name]
     return left

@@ -3,18 +3,35 @@ performance", 2019.
 """
 # pyright: reportPrivateImportUsage=false
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ...masks.choose import grow, spread
+from ...masks.choose import Scope, grow, spread
 from ...masks.masks import Masks, Sparsity
 from ...train.method import Method
 from ...train.run import Run
-from . import turnover
+from ...typed import Count, Momentum, PartialFraction, PositiveFraction
+from .turnover import Turnover, annealed, drops, without_smallest
+
+
+def update(
+    weights: Mapping[str, Tensor],
+    felt: Mapping[str, Tensor],
+    momentum: Mapping[str, Tensor],
+    masks: Masks,
+    drop_fraction: float,
+) -> Masks:
+    """Drop the weights with the lowest |w|. Layers regrow in proportion to the mean |momentum| of what they keep."""
+    growth = {name: m * (felt[name] != 0) for name, m in momentum.items()}
+    counts = drops(masks, growth, drop_fraction)
+    left = without_smallest(weights, masks, counts)
+    shares = [float(m[masks[name]].mean().nan_to_num_()) for name, m in momentum.items()]
+    room = [int((~left[name] & (m > 0)).count_nonzero()) for name, m in growth.items()]
+    grown = spread(sum(counts.values()), shares, room)
+    return grow(left, growth, dict(zip(growth, grown, strict=True)))
 
 
 @dataclass
@@ -35,27 +52,21 @@ class SparseMomentum(Method):
     """
 
     sparsity: Sparsity
-    scope: str = "layer"
-    drop_fraction: float = 0.5
-    every_steps: int | None = None
-    end: float = 1.0
-    beta: float = 0.9
-    settled: bool = field(init=False)
-    interval: int = field(init=False)
-    changes: list[dict[str, Any]] = field(init=False)
-    first: Masks = field(init=False)
-    ever: Masks = field(init=False)
-    original: int = field(init=False)
-    explored: int = field(init=False)
+    scope: Scope = "layer"
+    drop_fraction: PartialFraction = 0.5
+    every_steps: Count | None = None
+    end: PositiveFraction = 1.0
+    beta: Momentum = 0.9
+    turnover: Turnover = field(init=False)
     momentum: dict[str, Tensor] = field(init=False)
 
-    def __post_init__(self) -> None:
-        turnover.check(self)
-        if not 0 <= self.beta < 1:
-            raise ConfigError(f"beta={self.beta:g} is the factor of the moving average; expected 0 <= beta < 1.")
+    @property
+    def settled(self) -> bool:
+        return self.turnover.settled
 
     def on_start(self, run: Run) -> None:
-        turnover.start(self, run, run.steps_per_epoch)
+        every = self.every_steps or run.steps_per_epoch
+        self.turnover = Turnover.begin(run, self.sparsity, self.scope, self.end, every)
         self.momentum = {name: torch.zeros_like(weight) for name, weight in run.weights.items()}
 
     def on_grad(self, run: Run) -> None:
@@ -63,14 +74,7 @@ class SparseMomentum(Method):
             return
         felt = {name: weight.grad for name, weight in run.weights.items() if weight.grad is not None}
         torch._foreach_lerp_([self.momentum[name] for name in felt], list(felt.values()), 1 - self.beta)
-        if turnover.due(self, run):
+        if self.turnover.due(run):
             momentum = {name: self.momentum[name].abs().nan_to_num_() for name in felt}
-            self._update(run, momentum, {name: m * (felt[name] != 0) for name, m in momentum.items()})
-
-    def _update(self, run: Run, momentum: dict[str, Tensor], growth: dict[str, Tensor]) -> None:
-        drops = turnover.drops(run.masks, growth, turnover.annealed(self, run))
-        left = turnover.without_smallest(run.weights, run.masks, drops)
-        shares = [float(m[run.masks[name]].mean().nan_to_num_()) for name, m in momentum.items()]
-        room = [int((~left[name] & (m > 0)).count_nonzero()) for name, m in growth.items()]
-        grows = spread(sum(drops.values()), shares, room)
-        turnover.exchange(self, run, grow(left, growth, dict(zip(growth, grows, strict=True))))
+            fraction = annealed(self.drop_fraction, run.step, self.turnover.last)
+            self.turnover.exchange(run, update(run.weights, felt, momentum, run.masks, fraction))

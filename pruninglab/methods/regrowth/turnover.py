@@ -1,90 +1,95 @@
 """Training sparse with regrowth: some weights are dropped and as many grow elsewhere, so that the count stays.
 
-What the methods of this family share: when they act, how large a share they turn over, which weights go, and what they
-note. Which weights grow, and in which layers, is each method's own.
+`Turnover` is what the methods of this family share: when weights are exchanged, and a note of what was. Which weights
+grow, and in which layers, is each method's own.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...masks.choose import keep_highest
+from ...masks.choose import Scope, keep_highest
 from ...masks.masks import Masks, Sparsity
 from ...train.run import Run
 
 
-class Regrowing(Protocol):
-    """The settings that these functions read, and the state that they keep."""
+@dataclass
+class Turnover:
+    """One object for each run: it says when an update is due, makes the exchange and notes it."""
 
-    sparsity: Sparsity
-    scope: str
-    drop_fraction: float
-    every_steps: int | None
-    end: float
-    settled: bool
-    interval: int
+    every_steps: int
     """Steps from one update to the next."""
-    changes: list[dict[str, Any]]
-    """By update and layer: step, weights dropped, grown, kept, and how many of these were there at the start."""
-    first: Masks
-    ever: Masks
-    """What was kept at the start, and what at any time."""
-    original: int
-    explored: int
-    """How many of the kept weights were there at the start, and how many different ones have been kept."""
-
-
-def check(method: Regrowing) -> None:
-    name = type(method).__name__
-    if not 0 < method.drop_fraction < 1:
-        raise ConfigError(
-            f"drop_fraction={method.drop_fraction:g} is what {name} drops of the kept weights; expected a number "
-            "between 0 and 1."
-        )
-    if method.every_steps is not None and method.every_steps < 1:
-        raise ConfigError(
-            f"every_steps={method.every_steps}: updates are at least one step apart; None takes the usual interval."
-        )
-    if not 0 < method.end <= 1:
-        raise ConfigError(f"end is a share of the training, 0 < end <= 1; got {method.end:g}.")
-
-
-def start(method: Regrowing, run: Run, interval: int) -> None:
-    """Cut to the sparsity at random, where that is not reached already, and begin to note. `interval` is the usual."""
-    name = type(method).__name__
-    run.aim(method.sparsity, method.scope)
-    if run.steps == 0:
-        raise ConfigError(f"{name} moves weights in training, and epochs=0 has no step; use OneShot or more epochs.")
-    method.interval = method.every_steps or max(interval, 1)
-    if method.interval >= last(method, run):
-        raise ConfigError(
-            f"{name} would never update: one update every {method.interval} steps, and none from step "
-            f"{last(method, run)} on. Give a smaller every_steps=, a larger end= or more epochs."
-        )
-    run.cut("random", method.sparsity, method.scope)
-    method.settled = _next(method, run.step) >= last(method, run)
-    method.changes = []
-    method.first, method.ever = run.masks.clone(), run.masks.clone()
-    method.original = method.explored = run.masks.kept
-
-
-def due(method: Regrowing, run: Run) -> bool:
-    """Whether to update before this step is taken: then new weights take it along, and none ends as it began, at 0."""
-    return 0 < run.step < last(method, run) and run.step % method.interval == 0
-
-
-def last(method: Regrowing, run: Run) -> int:
+    last: int
     """The step from which on nothing moves any more."""
-    return max(round(method.end * run.steps), 1)
+    first: Masks
+    """What was kept at the start."""
+    ever: Masks
+    """What was kept at any time."""
+    settled: bool
+    original: int
+    """How many of the kept weights were there at the start."""
+    explored: int
+    """How many different weights have been kept."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """By update and layer: step, weights dropped, grown, kept, and how many of these were there at the start."""
+
+    @classmethod
+    def begin(cls, run: Run, sparsity: Sparsity, scope: Scope, end: float, every_steps: int) -> "Turnover":
+        """Cut to the sparsity at random, where that is not reached already, and begin to note."""
+        run.aim(sparsity, scope)
+        if run.steps == 0:
+            raise ConfigError(
+                f"{run.name} moves weights in training, and epochs=0 has no step; use OneShot or more epochs."
+            )
+        last = last_step(run, end)
+        if every_steps >= last:
+            raise ConfigError(
+                f"{run.name} would never update: one update every {every_steps} steps, and none from step {last} on. "
+                "Give a smaller every_steps=, a larger end= or more epochs."
+            )
+        run.cut("random", sparsity, scope)
+        kept = run.masks.kept
+        made = cls(every_steps, last, run.masks.clone(), run.masks.clone(), False, kept, kept)
+        made.settled = made._next(run.step) >= last
+        return made
+
+    def due(self, run: Run) -> bool:
+        """Whether to update before this step is taken, so that new weights take it too and none ends at 0."""
+        return 0 < run.step < self.last and run.step % self.every_steps == 0
+
+    @torch.no_grad()
+    def exchange(self, run: Run, masks: Masks) -> None:
+        """Keep exactly these from now on, and note what it changed."""
+        before = run.masks
+        run.exchange(masks)
+        self.ever = self.ever | masks
+        self.original = self.explored = 0
+        for name, mask in masks.items():
+            parts = (before[name] & ~mask, mask & ~before[name], mask, mask & self.first[name], self.ever[name])
+            gone, new, kept, original, explored = torch.stack([part.count_nonzero() for part in parts]).tolist()
+            counts = {"dropped": gone, "grown": new, "kept": kept, "original": original}
+            self.changes.append({"step": run.step, "layer": name, **counts})
+            self.original += original
+            self.explored += explored
+        self.settled = self._next(run.step + 1) >= self.last
+
+    def _next(self, step: int) -> int:
+        """The first update at this step or later."""
+        return max(math.ceil(step / self.every_steps), 1) * self.every_steps
 
 
-def annealed(method: Regrowing, run: Run) -> float:
+def last_step(run: Run, end: float) -> int:
+    return max(round(end * run.steps), 1)
+
+
+def annealed(drop_fraction: float, step: int, last: int) -> float:
     """Half a cosine from `drop_fraction` at the start to 0 at the end."""
-    return method.drop_fraction / 2 * (1 + math.cos(math.pi * run.step / last(method, run)))
+    return drop_fraction / 2 * (1 + math.cos(math.pi * step / last))
 
 
 def gradients(run: Run) -> dict[str, Tensor]:
@@ -93,7 +98,7 @@ def gradients(run: Run) -> dict[str, Tensor]:
 
 
 def drops(masks: Masks, felt: Mapping[str, Tensor], drop_fraction: float) -> dict[str, int]:
-    """How many each layer drops: a share, and no more than it misses of which anything is felt."""
+    """How many each layer drops: a fraction of the kept, and no more than can grow, where anything is felt."""
     counts = dict.fromkeys(masks, 0)
     for name, score in felt.items():
         kept, felt_missing = int(masks[name].count_nonzero()), int((~masks[name] & (score > 0)).count_nonzero())
@@ -108,25 +113,3 @@ def without_smallest(weights: Mapping[str, Tensor], masks: Masks, counts: Mappin
         size = weights[name].detach().abs().nan_to_num_().flatten()
         left[name] = keep_highest(size, mask.flatten(), int(mask.count_nonzero()) - counts[name]).view_as(mask)
     return left
-
-
-@torch.no_grad()
-def exchange(method: Regrowing, run: Run, masks: Masks) -> None:
-    """Keep exactly these from now on, and note what it changed."""
-    before = run.masks
-    run.exchange(masks)
-    method.ever = method.ever | masks
-    method.original = method.explored = 0
-    for name, mask in masks.items():
-        parts = (before[name] & ~mask, mask & ~before[name], mask, mask & method.first[name], method.ever[name])
-        gone, new, kept, original, explored = torch.stack([part.count_nonzero() for part in parts]).tolist()
-        counts = {"dropped": gone, "grown": new, "kept": kept, "original": original}
-        method.changes.append({"step": run.step, "layer": name, **counts})
-        method.original += original
-        method.explored += explored
-    method.settled = _next(method, run.step + 1) >= last(method, run)
-
-
-def _next(method: Regrowing, step: int) -> int:
-    """The first update at this step or later."""
-    return max(math.ceil(step / method.interval), 1) * method.interval
