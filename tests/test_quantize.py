@@ -332,7 +332,7 @@ def test_wrong_settings_are_refused(blobs, pruned):
     ]:
         with pytest.raises(lab.ConfigError, match=match):
             Quantize(3, **wrong)
-    with pytest.raises(lab.ConfigError, match="'linear' or 'best'"):
+    with pytest.raises(lab.ConfigError, match="'linear', 'best'"):
         SharedWeights(3, "random")  # pyright: ignore[reportArgumentType]
     with pytest.raises(lab.ConfigError, match="a sparsity to prune to, or a pruned Run"):
         deep_compression(mlp(), blobs, epochs=1)

@@ -35,7 +35,7 @@ def keep_top(
     density in proportion to (sum of its dimensions) / (their product). Both shares are rounded so that the total is
     exact, and never empty a layer. A dict as `sparsity` sets each layer by itself; layers that no pattern matches stay.
     `unit`: whole `"channel"`s (first dimension) or `"kernel"`s (first two) by their mean score; a sparsity then counts
-    units. `within`: masks that may only shrink; nothing outside them is kept. To keep more than they hold is refused,
+    units. `masks`: what may only shrink; nothing outside them is kept. To keep more than they hold is refused,
     or with `clamp` means to keep all that they hold.
     """
     if unit not in UNITS:
@@ -58,10 +58,12 @@ def keep_top(
             )
         if scope == "global":
             top = keep_highest(torch.cat(list(flat.values())), torch.cat(list(alive.values())), keep)
-            return _expand(dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True)), scores, unit)
+            return _expand(
+                dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True)), scores, unit, masks
+            )
         keeps = spread(keep, _quotas(scope, scores, unit), caps, least=1)
     chosen = {n: keep_highest(flat[n], alive[n], k) for n, k in zip(flat, keeps, strict=True)}
-    return _expand(chosen, scores, unit)
+    return _expand(chosen, scores, unit, masks)
 
 
 def grow(masks: Masks, scores: Scores, counts: int | Mapping[str, int]) -> Masks:
@@ -157,20 +159,24 @@ def keep_highest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
 
 def unit_scores(name: str, score: Tensor, unit: str) -> Tensor:
     score = score.detach().float() if score.dtype != torch.float64 else score.detach()
-    if torch.isnan(score).any():
+    by_unit = score.flatten() if whole(score, unit) else score.flatten(UNITS[unit]).mean(-1).flatten()
+    if torch.isnan(by_unit).any():  # a unit of inf and -inf has no mean either
         raise ConfigError(f"the criterion gave NaN for {name}; scores must be numbers. Is the model's weight finite?")
-    return score.flatten() if whole(score, unit) else score.flatten(UNITS[unit]).mean(-1).flatten()
+    return by_unit
 
 
-def _expand(chosen: Mapping[str, Tensor], scores: Scores, unit: str) -> Masks:
+def _expand(chosen: Mapping[str, Tensor], scores: Scores, unit: str, within: Mapping[str, Tensor] | None) -> Masks:
+    """Masks from the chosen units. Of a unit that was pruned in part, only what was left of it stays."""
     masks = Masks()
-    for name, top in chosen.items():
+    for name, kept in chosen.items():
         shape = scores[name].shape
         if whole(scores[name], unit):
-            masks[name] = top.view(shape)
+            masks[name] = kept.view(shape)
         else:
             leading = UNITS[unit] or 0
-            masks[name] = top.view(*shape[:leading], *(1 for _ in shape[leading:])).expand(shape).contiguous()
+            masks[name] = kept.view(*shape[:leading], *(1 for _ in shape[leading:])).expand(shape).contiguous()
+            if within is not None:
+                masks[name] &= within[name]
     return masks
 
 

@@ -91,6 +91,11 @@ class Masks(dict[str, Tensor]):
                     f"expected torch.bool {tuple(weights[name].shape)}, the shape of the weight."
                 )
 
+    def over(self, weights: Mapping[str, Tensor]) -> "Masks":
+        """These masks, and full ones for the weights that they do not name."""
+        full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        return Masks({**full, **self})
+
     @torch.no_grad()
     def apply_(self, weights: Mapping[str, Tensor]) -> None:
         """Set what is not kept to 0, also where it is infinite or NaN."""
@@ -116,7 +121,13 @@ class Masks(dict[str, Tensor]):
     @classmethod
     def from_torch(cls, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Self]:
         """A plain state dict and the masks, from a state dict saved under `torch.nn.utils.prune`."""
-        masks = cls({k.removesuffix("_mask"): v.bool() for k, v in state.items() if f"{k[:-5]}_orig" in state})
+        pairs = [key.removesuffix("_mask") for key in state if key.endswith("_mask")]
+        pairs = [name for name in pairs if f"{name}_orig" in state]
+        for name in pairs:
+            mask = state[f"{name}_mask"]
+            if not bool(((mask == 0) | (mask == 1)).all()):
+                raise ConfigError(f"{name}_mask is no mask of torch.nn.utils.prune: expected 0 and 1 alone.")
+        masks = cls({name: state[f"{name}_mask"].bool() for name in pairs})
         if not masks:
             raise ConfigError(
                 "no `…_orig` and `…_mask` pairs in this state dict; it was not saved under torch.nn.utils.prune. "
@@ -125,8 +136,10 @@ class Masks(dict[str, Tensor]):
         plain: dict[str, Tensor] = {}
         for key, value in state.items():
             name = key.removesuffix("_orig")
-            if key.removesuffix("_mask") not in masks or key in masks:
-                plain[name] = value * masks[name] if name in masks else value
+            if key.endswith("_orig") and name in masks:
+                plain[name] = value * masks[name]
+            elif not (key.endswith("_mask") and key.removesuffix("_mask") in masks):
+                plain[key] = value
         return plain, masks
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ def largest(
 ) -> Masks:
     """Keep the largest, exactly as many as `sparsity` leaves; scope and unit as in `keep_top`.
 
-    Nothing outside `within` is kept, and all that it holds where that is less than was asked for.
+    Nothing outside `masks` is kept, and all that it holds where that is less than was asked for.
 
     Channels and kernels are ranked by their sum of squares: what is lost of it is the squared distance.
     """
@@ -35,7 +35,8 @@ def largest(
         scores = {name: weight.detach().abs() for name, weight in weights.items()}
     else:
         scores = {
-            name: weight.detach().square() * (weight.numel() / units({name: weight}, unit)[1])  # it takes their mean
+            name: weight.detach().float().square()
+            * (weight.numel() / units({name: weight}, unit)[1])  # it takes their mean
             for name, weight in weights.items()
         }
     return keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks, clamp=True)

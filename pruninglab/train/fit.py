@@ -86,7 +86,7 @@ def _set_out(run: Run, session: Session, given: Mapping[str, Tensor] | None) -> 
         _go_on_from(run, session.start)
     run.find_weights()
     if given:
-        run.masks = given
+        run.masks = Masks(given).over(run.weights)
         run.cuts.clear()
     run.flops = _try_one_batch(run)
     with run.randomness:
@@ -118,7 +118,7 @@ def prune(
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest scores set to 0, and the masks: `fit(pruned, data, masks=masks)` trains on.
 
-    `data` is for criteria that take gradients; `within` are masks that hold already (a run's own by default); the rest
+    `data` is for criteria that take gradients; `masks` are those that hold already (a run's own by default); the rest
     is as in `keep_top`.
     """
     if isinstance(model, Run):
@@ -128,6 +128,8 @@ def prune(
     weights = prunable(model, biases=biases, norms=norms, skip=skip)
     if not weights:
         raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+    if masks is not None:
+        Masks(masks).apply_({name: weight.data for name, weight in weights.items() if name in masks})
     with own_randomness(seed):
         scores = scored(model, criterion, Shuffled(data.train, 100, seed) if data else None, weights)
     masks = keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks)

@@ -1,6 +1,7 @@
 """`Run`, the one argument that methods get; `Snapshot`, all that a rewind restores; `evaluate`, the one measure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -156,12 +157,15 @@ class Run:
         self._change(wanted, revived)
         return revived
 
-    def score(self, criterion: "str | Criterion") -> dict[str, Tensor]:
-        """Scores of the weights in scope, taken in eval mode on shuffled training batches of this run's own."""
+    def score(self, criterion: "str | Criterion", masked: bool = True) -> dict[str, Tensor]:
+        """Scores of the weights in scope, taken in eval mode on shuffled training batches of this run's own.
+
+        The masked network is scored, at whatever moment; with `masked=False` the weights as they are now.
+        """
         batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
-        return {
-            name: score.to(self.device) for name, score in scored(self.model, criterion, batches, self.weights).items()
-        }
+        with self.masked() if masked else nullcontext():
+            scores = scored(self.model, criterion, batches, self.weights)
+        return {name: score.to(self.device) for name, score in scores.items()}
 
     def cut(
         self, criterion: "str | Criterion", sparsity: Sparsity, scope: str = "global", unit: str = "weight"
@@ -191,7 +195,7 @@ class Run:
         if isinstance(split, str) and split not in ("train", "val", "test"):
             raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
         batches = getattr(self.data, split) if isinstance(split, str) else split
-        with evaluating(self.model), torch.inference_mode(), self.autocast():
+        with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast():
             return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
 
     def snapshot(self, score: float | None = None) -> Snapshot:
@@ -229,6 +233,18 @@ class Run:
             weights = [weight.data for weight in self._masked]
             torch._foreach_mul_(weights, self._factors)  # pyright: ignore[reportPrivateImportUsage]
 
+    @contextmanager
+    def masked(self) -> Generator[None]:
+        """What is pruned is 0 while somebody looks; between an optimizer's step and the masks it may not be."""
+        moved = [(w, f, w.detach().clone()) for w, f in zip(self._masked, self._factors, strict=True) if _beyond(w, f)]
+        for weight, factor, _ in moved:
+            weight.data.mul_(factor)
+        try:
+            yield
+        finally:
+            for weight, _, dense in moved:
+                weight.data.copy_(dense)
+
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
 
@@ -263,6 +279,11 @@ class Run:
         some = [name for name, mask in self._masks.items() if not bool(mask.all())]
         self._masked = [self.weights[name] for name in some]
         self._factors = [torch.empty_like(self.weights[n].detach()).copy_(self._masks[n]) for n in some]
+
+
+def _beyond(weight: Tensor, factor: Tensor) -> bool:
+    """Whether a pruned weight is not 0 now."""
+    return bool((weight.detach() * (1 - factor)).any())
 
 
 def optimizer_state(run: Run) -> dict[str, dict[str, Tensor]]:

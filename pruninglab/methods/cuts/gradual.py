@@ -77,7 +77,7 @@ class Gradual(Method):
             dense[name] = torch.where(old[name], weight, self.remembered[name])
             weight.copy_(dense[name])
         choice = {"scope": self.scope, "unit": self.unit, "masks": self.allowed, "clamp": True}
-        chosen = keep_top(run.score(self.criterion), sparsity, **choice)
+        chosen = keep_top(run.score(self.criterion, masked=False), sparsity, **choice)
         self.revived += run.grow(chosen)
         run.masks = chosen
         for name, weight in run.weights.items():
