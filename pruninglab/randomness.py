@@ -4,13 +4,17 @@ Every draw is derived from a seed, a purpose and a number (`key`), so that nothi
 Inside `own_randomness` what torch draws from its global generator (weight initialisation, dropout, `torch.rand` in a
 user's criterion) comes from a private generator instead: the global one is neither read nor moved, and since function
 modes belong to a thread, another thread cannot disturb the sequence. The few functions that take no generator
-(attention and recurrent layers with dropout) run under a fork of the global one, seeded for that call and put back
+(attention and recurrent layers with dropout) run with the global one of their device seeded for that call and put back
 after it; only there could a thread that draws at the same moment be felt.
 """
 
 import hashlib
+import random
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,6 +30,19 @@ def key(seed: int, purpose: str, number: int = 0) -> int:
 
 def generator(seed: int, purpose: str = "", number: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(key(seed, purpose, number) if purpose else seed)
+
+
+@contextmanager
+def seeded_outside_torch(seed: int) -> Generator[None]:
+    """Seed the global generators of numpy and of `random` for this block, and put them back after it."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 (what a user's transforms draw from)
+    np.random.seed(key(seed, "numpy") % 2**32)  # noqa: NPY002
+    random.seed(key(seed, "random"))
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 # Accept `generator=`. The three of `init` are Python functions that hide the draw inside them from a function mode.
@@ -46,6 +63,12 @@ _FORKED = (
     *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
     *(torch._standard_gamma, torch._sample_dirichlet),  # pyright: ignore[reportPrivateImportUsage]
 )
+_CHANCE: dict[Any, tuple[tuple[int, str], tuple[int, str] | None]] = {
+    F.multi_head_attention_forward: ((10, "dropout_p"), (13, "training")),
+    F.scaled_dot_product_attention: ((4, "dropout_p"), None),
+}
+"""Where the chance of a dropout stands among the arguments, and where it is said whether it is felt at all."""
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 class own_randomness(TorchFunctionMode):
@@ -54,12 +77,17 @@ class own_randomness(TorchFunctionMode):
     def __init__(self, seed: int, device: str | torch.device = "cpu"):
         super().__init__()
         self.seed = seed
-        self.source = torch.Generator(device).manual_seed(seed)
+        self.device = _indexed(device)
+        self.source = torch.Generator(self.device).manual_seed(seed)
+        # the seeds of forks: to read one from a generator on another device would wait for that device
+        self.seeds = self.source if self.device.type == "cpu" else torch.Generator().manual_seed(seed)
         self._handlers: dict[Any, Any] = dict.fromkeys(_SOURCED, self._sourced)
         self._handlers |= dict.fromkeys(_DROPOUT, self._drop) | dict.fromkeys(_FORKED, self._forked)
 
     def reseed(self, purpose: str, number: int) -> None:
-        self.source.manual_seed(key(self.seed, purpose, number))
+        seed = key(self.seed, purpose, number)
+        self.source.manual_seed(seed)
+        self.seeds.manual_seed(seed)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = self._handlers.get(func)
@@ -68,15 +96,15 @@ class own_randomness(TorchFunctionMode):
         return handler(func, args, kwargs or {})
 
     def _sourced(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        device = tensor.device if tensor is not None else torch.device(kwargs.get("device") or "cpu")
         if kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        if device.type != self.source.device.type:  # weights drawn on the CPU for a run on a GPU
+        if _device_of(args, kwargs) != self.device:  # weights drawn on the CPU for a run on a GPU
             return self._forked(func, args, kwargs)
         return func(*args, **{**kwargs, "generator": self.source})
 
     def _drop(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if _device_of(args, kwargs) != self.device:
+            return self._forked(func, args, kwargs)
         return self._drop_elements(*args, **kwargs, sample=_DROPOUT[func])
 
     def _drop_elements(
@@ -93,8 +121,62 @@ class own_randomness(TorchFunctionMode):
         return input.mul_(keep) if inplace else input * keep
 
     def _forked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        device = self.source.device
-        seed = int(torch.randint(2**62, (), generator=self.source, device=device))
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        if not _draws(func, args, kwargs):
             return func(*args, **kwargs)
+        seed = int(torch.randint(2**62, (), generator=self.seeds, device="cpu"))
+        with _seeded(_device_of(args, kwargs), seed):
+            return func(*args, **kwargs)
+
+
+def _draws(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """False for attention and recurrent layers whose dropout is 0 or not felt: then there is nothing to fork for."""
+    if func in _RECURRENT:  # (…, bias, layers, dropout, training, …); packed sequences have one more before them
+        at = 3 if isinstance(args[3], bool) else 4
+        return bool(args[at + 2] and args[at + 3])
+    if func not in _CHANCE:
+        return True
+
+    def given(place: tuple[int, str] | None, default: float) -> Any:
+        if place is None:
+            return default
+        at, name = place
+        return args[at] if len(args) > at else kwargs.get(name, default)
+
+    chance, felt = _CHANCE[func]
+    return bool(given(chance, 0.0) and given(felt, True))
+
+
+def _device_of(args: Any, kwargs: Mapping[str, Any]) -> torch.device:
+    """Where a call draws: with its first tensor, where it says, or where torch makes tensors."""
+    for arg in (*args, *kwargs.values()):
+        if isinstance(arg, Tensor):
+            return _indexed(arg.device)
+    return _indexed(kwargs.get("device") or torch.get_default_device())
+
+
+def _indexed(device: str | torch.device) -> torch.device:
+    """With its number: "cuda" is the current one, which "cuda:1" may or may not be."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(device.type) if device.type in ("cpu", "mps") else device
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Generator[None]:
+    """Seed the global generator of this device for the block, and put it back; no other one is touched."""
+    default = _default_generator(device)
+    state = default.get_state()
+    default.manual_seed(seed)
+    try:
+        yield
+    finally:
+        default.set_state(state)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index]
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    return torch.default_generator

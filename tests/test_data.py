@@ -2,7 +2,11 @@
 
 import gzip
 import hashlib
+import os
 import pickle
+import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
+from pruninglab import build, fit, models
 from pruninglab import data as lab
 from pruninglab.data import Crop, Cutout, Data, Flip, Shift, Split, StreamSplit, available, load, stored, wrap
 from pruninglab.data.generated import strokes, textures
+from pruninglab.data.resizing import resized
 from pruninglab.data.splits import Augmentation
 from pruninglab.errors import ConfigError, DataError
 
@@ -359,11 +365,11 @@ def publish(monkeypatch: pytest.MonkeyPatch, name: str, root: Path, files: dict[
 
 @pytest.fixture
 def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    random = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     contents = []
     for n in (40, 20):
         contents += [
-            idx(random.integers(256, size=(n, 28, 28), dtype=np.uint8)),
+            idx(drawn.integers(256, size=(n, 28, 28), dtype=np.uint8)),
             idx(np.arange(n, dtype=np.uint8) % 10),
         ]
     return publish(monkeypatch, "MNIST", tmp_path, dict(zip(stored.IDX, contents, strict=True)))
@@ -419,8 +425,8 @@ CIFAR = {
 @pytest.mark.parametrize("name", CIFAR)
 def test_cifar_is_read_in_the_order_of_its_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trains, test, meta, labels, names, classes = CIFAR[name]
-    random = np.random.default_rng(0)
-    arrays = {file: random.integers(256, size=(100, 3072), dtype=np.uint8) for file in (*trains, test)}
+    drawn = np.random.default_rng(0)
+    arrays = {file: drawn.integers(256, size=(100, 3072), dtype=np.uint8) for file in (*trains, test)}
     entries: dict[str, Any] = {
         file: {"data": x, labels: [i % classes for i in range(100)]} for file, x in arrays.items()
     }
@@ -455,18 +461,62 @@ def test_a_download_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         load("CIFAR10", root=tmp_path, download=True)
 
 
+# --- the same bytes on every processor -------------------------------------------------------------------------------
+
+FINGERPRINTS = {
+    ("digits", 8): "dd476acd5d413378",
+    ("digits", 16): "4f6979a52f24ab9a",
+    ("digits", 28): "ca768f9ede81b25a",
+    ("strokes", None): "10b4808a473e3a9b",
+    ("strokes", 20): "a6c745f6e52dd0b6",
+    ("textures", None): "9e57722cab8c7dbf",
+    ("textures", 16): "f2a7afd0a8c5088d",
+    ("sorting", None): "da101bda1feacdae",
+}
+
+
+@pytest.mark.parametrize(("name", "size"), FINGERPRINTS)
+def test_built_in_sets_have_one_fingerprint_everywhere(name: str, size: int | None):
+    train, test = (None, None) if name == "digits" else (210, 60)
+    assert load(name, size=size, train=train, test=test).fingerprint == FINGERPRINTS[name, size]
+
+
+def test_the_plainest_kernels_give_the_same_bytes(tmp_path: Path):
+    code = (
+        "import torch, pruninglab as lab; print(torch.backends.cpu.get_cpu_capability(),"
+        "[lab.load('digits', size=s).fingerprint for s in (16, 28)],"
+        "[lab.load(n, train=210, test=60).fingerprint for n in ('strokes', 'textures', 'sorting')])"
+    )
+    environ = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PRUNINGLAB_CACHE": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    wanted = [("digits", 16), ("digits", 28)], [("strokes", None), ("textures", None), ("sorting", None)]
+    digits, drawn = ([FINGERPRINTS[which] for which in some] for some in wanted)
+    assert run.stdout.strip() == f"DEFAULT {digits} {drawn}"
+
+
+@pytest.mark.parametrize(("side", "size"), [(8, 28), (28, 12), (32, 32), (5, 1), (1, 7), (7, 64)])
+def test_resized_images_are_those_of_the_exact_filter(side: int, size: int):
+    x = torch.randint(256, (3, 2, side, side), generator=torch.Generator().manual_seed(side), dtype=torch.uint8)
+    exact = torch.nn.functional.interpolate(x.double(), (size, size), mode="bicubic", antialias=True)
+    out = resized(x, size)
+    assert out.dtype == torch.uint8
+    assert (out - exact.clamp(0, 255)).abs().max() < 0.501
+    flat = torch.full((1, 1, side, side), 255, dtype=torch.uint8)
+    assert (resized(flat, size) == 255).all()
+
+
 # --- image files -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tree")
-    random = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     for part, n in (("train", 10), ("val", 3)):
         for name in ("cat", "dog"):
             (root / part / name).mkdir(parents=True)
             for i in range(n):
-                image = Image.fromarray(random.integers(256, size=(40 + i, 50, 3), dtype=np.uint8))
+                image = Image.fromarray(drawn.integers(256, size=(40 + i, 50, 3), dtype=np.uint8))
                 image.save(root / part / name / f"{i}.jpg")
     return root
 
@@ -506,7 +556,8 @@ def test_streamed_images_vary_with_the_seed_in_training_alone(tree: Path):
     index = [torch.tensor([0, 0])]
     (plain,), (first,), (second,) = (list(data.train.batches(index, seeds)) for seeds in (None, [1], [2]))
     assert torch.equal(plain[0][0], plain[0][1])
-    assert not torch.equal(first[0][0], first[0][1])  # each place in the batch draws its own
+    assert torch.equal(first[0][0], first[0][1])  # the same image under the same seed
+    assert not torch.equal(first[0][0], plain[0][0])
     assert not torch.equal(first[0], second[0])
     assert torch.equal(next(data.val.batches(index, [1]))[0], next(data.val.batches(index))[0])
 
@@ -632,6 +683,91 @@ def test_random_transforms_of_a_streamed_dataset_follow_the_seed_and_not_the_wor
         assert torch.equal(a[0], b[0])
     assert torch.equal(joined(iter(alone.test))[0], joined(iter(alone.test))[0])
     assert not torch.equal(next(alone.train.batches(index, [1, 2]))[0], next(alone.train.batches(index, [3, 4]))[0])
+
+
+class Transformed(Listed):
+    """Item i moved by what each of the three global generators draws."""
+
+    def __getitem__(self, i: int) -> Any:
+        drawn = [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
+        return torch.tensor([float(i), *drawn]), i % 2
+
+
+def epochs(workers: int, batch_size: int = 5) -> tuple[dict[int, list[float]], ...]:
+    """What a run of two epochs has seen: by image what each generator drew."""
+    seen: tuple[dict[int, list[float]], ...] = ({}, {})
+
+    class Flat(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if self.training:
+                seen[counted["epoch"]].update({int(row[0]): row[1:].tolist() for row in input})
+            return super().forward(input)
+
+    counted = {"epoch": 0}
+
+    def watch(run: Any) -> None:
+        counted["epoch"] = min(run.step // run.steps_per_epoch, 1)
+
+    items = Transformed(*range(24))
+    data = wrap(items, items, resident=False, workers=workers, val=0.25)
+    fit(Flat(4, 2), data, epochs=2, batch_size=batch_size, progress=watch, device="cpu")
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of fewer cores
+def test_augmentation_follows_from_seed_epoch_and_image_whatever_draws_it():
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
+    first, second = epochs(workers=0)
+    assert (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()) == before  # noqa: NPY002
+    assert first.keys() == second.keys()
+    assert len(first) == 18
+    for i in first:
+        assert all(a != b for a, b in zip(first[i], second[i], strict=True))  # another epoch, another draw
+    for draws in zip(*first.values(), strict=True):
+        assert len(set(draws)) == len(first)  # each image its own
+    random.seed(6)
+    np.random.seed(6)  # noqa: NPY002
+    assert epochs(workers=1) == epochs(workers=3) == epochs(workers=0, batch_size=7) == (first, second)
+
+
+def test_images_are_judged_alike_each_time_and_with_any_number_of_workers():
+    items = Transformed(*range(6))
+    alone, shared = (wrap(items, items, resident=False, workers=workers, val=0.5).test for workers in (0, 2))
+    expected, _ = joined(iter(alone))
+    assert torch.equal(joined(iter(alone))[0], expected)
+    assert torch.equal(joined(shared.batches(2))[0], expected)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("form", ["tensors", "lists", "one tensor"])
+def test_an_item_may_have_a_label_at_each_place(resident: bool, form: str):
+    x = torch.randint(5, (12, 4), generator=torch.Generator().manual_seed(0))
+    y = x.sort(1).values
+    labels = {"tensors": list(y), "lists": y.tolist()}
+    items = TensorDataset(x, y) if form == "one tensor" else Listed(*zip(x, labels[form], strict=True))
+    data = wrap(items, Subset(items, [3, 1]), resident=resident, workers=0, val=0.25)
+    assert (data.classes, data.train.y.shape, data.val.y.shape) == (5, (9, 4), (3, 4))
+    assert torch.equal(data.test.y, y[[3, 1]])
+    model = build(models.transformer, data, seed=0, width=8, heads=2)
+    assert fit(model, data, epochs=1, progress=False, device="cpu").status == "done"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1], [1, 0, 1]], r"item 1 of the train dataset has labels of shape \(3,\), item 0 \(2,\)"),
+        ([[0, 1], [1, -3]], "item 1 of the train dataset has the label -3"),
+        ([[[0]], [[1]]], "one whole number per item or per place"),
+        ([[0, 1, 1], [1, 1, 1]], r"a test item has labels of shape \(2,\), a train item of shape \(3,\)"),
+        ([0, 1], r"a test item has labels of shape \(2,\), a train item of shape \(\)"),
+    ],
+)
+def test_labels_at_places_that_do_not_fit_are_refused(labels: list[Any], message: str):
+    test = Listed((torch.zeros(3), [0, 1]), (torch.zeros(3), [0, 1]))
+    with pytest.raises(DataError, match=message):
+        wrap(Listed(*((torch.zeros(3), label) for label in labels)), test, val=0.5)
 
 
 def test_labels_are_known_without_reading_items_where_the_dataset_tells_them():

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
 from ..layers.names import canonical_parameters
+from ..layers.precision import exact_device
 from .registry import BY_NAME, Batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -107,7 +108,8 @@ class SynFlow:
         x, _ = next(iter(batches or ()), (None, None))
         if x is None:
             raise ConfigError("SynFlow needs data for the shape of an input; pass data=.")
-        probe = _probe(model, "eval").double()
+        home, place = x.device, exact_device(x.device)
+        probe, x = _probe(model, "eval").to(place).double(), x.to(place)
         for tensor in (*probe.parameters(), *probe.buffers()):
             if tensor.is_floating_point():
                 tensor.data.abs_()
@@ -116,10 +118,14 @@ class SynFlow:
         with torch.enable_grad(), _LinearLayerNorm():
             flow = probe(ones).sum()
             grads = torch.autograd.grad(flow, list(named.values()), allow_unused=True)
-        return {
+        scores = {
             name: torch.zeros_like(w) if g is None else (w * g).detach().abs()
             for (name, w), g in zip(named.items(), grads, strict=True)
         }
+        if home == place:
+            return scores
+        largest = max(float(score.max()) for score in scores.values()) or 1.0  # so that float32 holds their order
+        return {name: (score / largest).float().to(home) for name, score in scores.items()}
 
 
 class _LinearLayerNorm(TorchFunctionMode):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..layers.names import canonical_parameters
+from ..layers.precision import exact
 from ..masks.projections import n_of_m
 from .registry import BY_NAME, Batches, Criterion, resolve
 
@@ -28,7 +29,7 @@ def layer_magnitude(model: nn.Module, batches: Batches | None = None) -> dict[st
     """|w| in standard deviations of its layer: one global threshold is then Han's quality factor (Han 2015)."""
     scores = {}
     for name, w in canonical_parameters(model).items():
-        deviation = w.detach().double().std(correction=0).to(w.dtype) if w.numel() > 1 else w.detach().abs()
+        deviation = exact(w).std(correction=0).to(w.dtype) if w.numel() > 1 else w.detach().abs()
         scores[name] = w.detach().abs() / deviation.clamp_min(torch.finfo(w.dtype).tiny)
     return scores
 
@@ -84,7 +85,7 @@ class NofM:
     m: int = 4
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
-        scores = {name: s.detach().double() for name, s in resolve(self.criterion)(model, batches).items()}
+        scores = {name: exact(s) for name, s in resolve(self.criterion)(model, batches).items()}
         low, high = min(float(s.min()) for s in scores.values()), max(float(s.max()) for s in scores.values())
         between = {name: (s - low) / ((high - low) or 1.0) for name, s in scores.items()}
         return {name: between[name] + 2 * kept for name, kept in n_of_m(between, self.n, self.m).items()}

@@ -1,8 +1,9 @@
 """Data sets that are drawn instead of downloaded: `strokes` (28x28 grey digits), `textures` (32x32 colour), `sorting`.
 
-All are functions of (n, seed) alone. The images are balanced over ten classes, and drawn in blocks of whole-tensor
-operations. The constants that decide how hard they are were set by the validation accuracy of a small net, so that
-pruning is seen.
+All are functions of (n, seed) alone, on every processor: numbers are drawn in float32, which is exact, and all that
+follows is float64, where the last bit of a sine does not reach the rounded pixel. The images are balanced over ten
+classes, and drawn in blocks of whole-tensor operations. The constants that decide how hard they are were set by the
+validation accuracy of a small net, so that pruning is seen.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..randomness import generator
 
-BLOCK = 500  # images drawn at once: 500 x 784 pixels x 20 segments of floats is 31 MB
+BLOCK = 500  # images drawn at once: 500 x 784 pixels of doubles are 3 MB, and a few of them at a time
 DIGITS = tuple("zero one two three four five six seven eight nine".split())
 FAMILIES = ("stripes", "checks", "dots", "rings", "blobs")
 RELATIONS = ("kindred", "opposed")  # the two hues of a texture lie near to or far from each other
@@ -53,12 +54,28 @@ def _in_blocks(n: int, g: torch.Generator, draw: Draw) -> tuple[Tensor, Tensor]:
 
 
 def _uniform(g: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    return torch.rand(shape, generator=g) * (high - low) + low
+    return torch.rand(shape, generator=g).double() * (high - low) + low
+
+
+def _normal(g: torch.Generator, *shape: int) -> Tensor:
+    """Box and Muller's transform in blocks of 16, as `torch.randn` does it in float32; a rest is drawn anew."""
+    n = math.prod(shape)
+    drawn = _box_muller(torch.rand(n, generator=g)[: n // 16 * 16])
+    if n % 16:
+        rest = _box_muller(torch.rand(16, generator=g))
+        drawn = torch.cat([drawn[: max(n - 16, 0)], rest])[-n:]
+    return drawn.view(shape)
+
+
+def _box_muller(uniform: Tensor) -> Tensor:
+    radius, turn = uniform.double().view(-1, 2, 8).unbind(1)  # (blocks, 8) each
+    radius, turn = (-2 * torch.log1p(-radius)).sqrt(), 2 * math.pi * turn
+    return torch.cat([radius * turn.cos(), radius * turn.sin()], dim=1).flatten()
 
 
 def _pixels(side: int) -> tuple[Tensor, Tensor]:
     """Row and column of every pixel's centre, in [0, 1]."""
-    at = (torch.arange(side) + 0.5) / side
+    at = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     rows, columns = torch.meshgrid(at, at, indexing="ij")
     return rows, columns
 
@@ -88,7 +105,7 @@ GLYPHS = (
 
 def _segments(glyph: list[list[tuple[float, float]]]) -> Tensor:
     """SEGMENTS pieces of equal length along the glyph's lines: (SEGMENTS, 2 ends, 2 coordinates)."""
-    lines = [torch.tensor(line) for line in glyph]
+    lines = [torch.tensor(line, dtype=torch.float64) for line in glyph]
     lengths = [(line[1:] - line[:-1]).norm(dim=1) for line in lines]
     total = sum(float(length.sum()) for length in lengths)
     counts = [round(SEGMENTS * float(length.sum()) / total) for length in lengths]
@@ -97,8 +114,8 @@ def _segments(glyph: list[list[tuple[float, float]]]) -> Tensor:
 
 
 def _resampled(line: Tensor, lengths: Tensor, count: int) -> Tensor:
-    along = torch.cat([torch.zeros(1), lengths.cumsum(0)])
-    wanted = torch.linspace(0, float(along[-1]), count + 1)
+    along = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    wanted = torch.linspace(0, float(along[-1]), count + 1, dtype=along.dtype)
     piece = (torch.searchsorted(along, wanted, right=True) - 1).clamp(0, len(lengths) - 1)
     points = torch.lerp(line[piece], line[piece + 1], ((wanted - along[piece]) / lengths[piece])[:, None])
     return torch.stack([points[:-1], points[1:]], dim=1)
@@ -112,7 +129,7 @@ def _draw_strokes(y: Tensor, g: torch.Generator) -> Tensor:
     distance = _distance(columns.flatten(), rows.flatten(), ends)
     width = _uniform(g, 0.018, 0.05, n, 1)
     ink = ((width - distance) * 28 + 0.5).clamp_(0, 1) * _uniform(g, 0.5, 1.0, n, 1)
-    noisy = ink + torch.randn(ink.shape, generator=g) * _uniform(g, 0.0, 0.25, n, 1)
+    noisy = ink + _normal(g, *ink.shape) * _uniform(g, 0.0, 0.25, n, 1)
     return noisy.view(n, 1, 28, 28)
 
 
@@ -137,7 +154,7 @@ def _affine(points: Tensor, g: torch.Generator) -> Tensor:
 
 def _distance(x: Tensor, y: Tensor, ends: Tensor) -> Tensor:
     """From every pixel to the nearest of an image's segments: (n, pixels)."""
-    nearest = torch.full((len(ends), len(x)), math.inf)
+    nearest = ends.new_full((len(ends), len(x)), math.inf)
     for (x0, y0), (x1, y1) in zip(ends[:, :, 0].permute(1, 2, 0), ends[:, :, 1].permute(1, 2, 0), strict=True):
         dx, dy = (x1 - x0)[:, None], (y1 - y0)[:, None]
         px, py = x - x0[:, None], y - y0[:, None]
@@ -154,7 +171,7 @@ def _draw_textures(y: Tensor, g: torch.Generator) -> Tensor:
     image = torch.lerp(second, first, pattern) + clutter
     image = _occluded(image, g)
     image = (image - 0.5) * _uniform(g, 0.55, 1.0, n, 1, 1, 1) + 0.5
-    return image + torch.randn(image.shape, generator=g) * _uniform(g, 0.02, 0.13, n, 1, 1, 1)
+    return image + _normal(g, *image.shape) * _uniform(g, 0.02, 0.13, n, 1, 1, 1)
 
 
 def _patterns(n: int, g: torch.Generator) -> Tensor:
@@ -180,7 +197,7 @@ def _patterns(n: int, g: torch.Generator) -> Tensor:
 def _waves(n: int, g: torch.Generator, low: float, high: float) -> Tensor:
     """Sums of six plane waves in all directions, of about unit spread: clouds without an orientation."""
     rows, columns = _pixels(32)
-    total = torch.zeros(n, 32, 32)
+    total = torch.zeros(n, 32, 32, dtype=torch.float64)
     for _ in range(6):
         angle, cycles = _uniform(g, 0, 2 * math.pi, n, 1, 1), _uniform(g, low, high, n, 1, 1)
         across = columns * torch.cos(angle) + rows * torch.sin(angle)
@@ -192,14 +209,14 @@ def _colours(opposed: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two colours of any hue, each of its own brightness: (n, 3, 1, 1) each."""
     n = len(opposed)
     hue = _uniform(g, 0, 1, n)
-    gap = torch.where(opposed.bool(), 0.40, 0.16) + torch.randn(n, generator=g) * 0.06  # as a share of the circle
+    gap = torch.where(opposed.bool(), 0.40, 0.16).double() + _normal(g, n) * 0.06  # as a share of the circle
     side = torch.where(torch.rand(n, generator=g) < 0.5, -1.0, 1.0)
     return _rgb(hue, g), _rgb(hue + side * gap, g)
 
 
 def _rgb(hue: Tensor, g: torch.Generator) -> Tensor:
     n = len(hue)
-    thirds = torch.tensor([0.0, 1 / 3, 2 / 3])
+    thirds = torch.tensor([0.0, 1 / 3, 2 / 3], dtype=torch.float64)
     wheel = torch.cos(2 * math.pi * (hue[:, None] - thirds))
     return (_uniform(g, 0.35, 0.65, n, 1) + wheel * _uniform(g, 0.15, 0.35, n, 1))[:, :, None, None]
 

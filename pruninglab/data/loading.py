@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from ..errors import ConfigError, DataError
 from ..randomness import key
 from .assembling import _assembled, _check_share, _others, _subset, statistics, stratified
 from .dataset import AnySplit, Data
 from .generated import DIGITS, NUMBERS, TEXTURES, sorting, strokes, textures
+from .resizing import resized
 from .splits import Augmentation, Split, augmentations
 from .stored import PUBLISHED, Pairs, cached, data_folder, read_digits, read_published, read_tree
 from .streams import ImageFiles, StreamSplit
@@ -119,10 +116,10 @@ def _resident(
         held = stratified(y, 360, key(0, "digits"))
         rest = _others(held, len(y))
         pool, tested, class_names = (x[rest], y[rest]), (x[held], y[held]), tuple("0123456789")
-        mean, std = statistics(_resized(pool[0], size))
+        mean, std = statistics(resized(pool[0], size))
     else:
         raise ConfigError(_unknown(name))
-    splits = (Split(_resized(x, size), y, mean, std) for x, y in (pool, tested))
+    splits = (Split(resized(x, size), y, mean, std) for x, y in (pool, tested))
     return next(splits), next(splits), class_names
 
 
@@ -156,10 +153,3 @@ def _folder(
         splits[part] = StreamSplit(items, y, (3, size, size), IMAGENET_MEAN, IMAGENET_STD, workers=workers)
     tested = splits.pop("test") if "test" in splits else splits.pop("val")
     return splits["train"], splits.get("val"), tested, class_names
-
-
-def _resized(x: Tensor, size: int | None) -> Tensor:
-    if size is None or size == x.shape[-1]:
-        return x
-    blocks = [F.interpolate(b.float(), (size, size), mode="bicubic", antialias=True) for b in x.split(1000)]
-    return torch.cat([block.round_().clamp_(0, 255).byte() for block in blocks])

@@ -93,6 +93,13 @@ def planned(batches: Batches, n: int, seeds: Sequence[int] | None) -> list[Tenso
     return plan
 
 
+def placed(plan: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The positions of all batches on the device, by one copy: a copy to a device waits for all that it has to do."""
+    if device.type == "cpu" or not plan:
+        return plan
+    return torch.cat(list(plan)).to(device).split([len(index) for index in plan])
+
+
 class Fed(Protocol):
     """What is told of a split to feed its batches and to show it."""
 
@@ -172,9 +179,14 @@ class Split:
     def take(self, index: Tensor) -> Self:
         return replace(self, x=self.x[index], y=self.y[index])
 
-    def batches(self, batches: Batches = 1000, seeds: Sequence[int] | None = None) -> Iterator[Batch]:
-        """Batches of a size in order, or of the given positions; with `seeds`, one to each, they are augmented."""
-        plan = (index.to(self.device) for index in planned(batches, len(self), seeds))
+    def batches(
+        self, batches: Batches = 1000, seeds: Sequence[int] | None = None, item_seed: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of a size in order, or of the given positions; with `seeds`, one to each, they are augmented.
+
+        `item_seed` is for splits whose items vary by themselves (`StreamSplit`).
+        """
+        plan = placed(planned(batches, len(self), seeds), self.device)
         return fed(self, ((self.x[index], self.y[index]) for index in plan), seeds)
 
     def digest(self, digest: Any) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
-from ..randomness import key, own_randomness
-from .splits import Augmentation, Batch, Batches, described, fed, hashed, planned
+from ..randomness import key, own_randomness, seeded_outside_torch
+from .splits import Augmentation, Batch, Batches, described, fed, hashed, placed, planned
 
 Ticket = tuple[int, int | None]  # which item, and the seed it varies by; None is the item as it is judged
 
@@ -31,7 +31,9 @@ class Items(Protocol):
 class StreamSplit:
     """As `Split`, except that images are read when asked for.
 
-    An item varies by the batch's seed and its place in the batch alone, so the number of workers changes nothing.
+    A training item varies by a seed and its position alone, so workers and batches change nothing: `fit` gives one seed
+    to an epoch. Its own random transforms may draw from torch, numpy or `random`; a generator that a dataset keeps for
+    itself is not seeded.
     """
 
     items: Items
@@ -62,24 +64,28 @@ class StreamSplit:
     def take(self, index: Tensor) -> Self:
         return replace(self, items=self.items.take(index), y=self.y[index])
 
-    def batches(self, batches: Batches = 1000, seeds: Sequence[int] | None = None) -> Iterator[Batch]:
-        """As of `Split`; every batch is read anew."""
+    def batches(
+        self, batches: Batches = 1000, seeds: Sequence[int] | None = None, item_seed: int | None = None
+    ) -> Iterator[Batch]:
+        """As of `Split`; every batch is read anew. Items vary by `item_seed`, or else by the seed of their batch."""
         plan = planned(batches, len(self), seeds)
-        return fed(self, self._read(plan, seeds if self.varied else None), seeds)
+        varied = seeds if self.varied else None
+        return fed(self, self._read(_Tickets(plan, varied, item_seed)), seeds)
 
-    def _read(self, plan: list[Tensor], seeds: Sequence[int] | None) -> Iterator[Batch]:
+    def _read(self, tickets: "_Tickets") -> Iterator[Batch]:
+        plan = tickets.plan
         loader = DataLoader(
             _Stacks(self.items),
-            sampler=_Tickets(plan, seeds),
+            sampler=tickets,
             batch_size=None,  # a ticket list is a batch
             num_workers=min(self.workers, len(plan)),
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws a seed for its workers from the global one
         )
-        for index, x in zip(plan, loader, strict=True):
+        for index, x in zip(placed(plan, self.device), loader, strict=True):
             if isinstance(x, DataError):
                 raise x
-            yield x.to(self.device, non_blocking=True), self.y[index.to(self.device)]
+            yield x.to(self.device, non_blocking=True), self.y[index]
 
     def digest(self, digest: Any) -> None:
         """Feed labels, the identity of every item and the pixels of 100 to a hash; reading all could take hours."""
@@ -107,14 +113,18 @@ class _Stacks(Dataset[Tensor | DataError]):
 class _Tickets(Sampler[list[Ticket]]):
     plan: list[Tensor]
     seeds: Sequence[int] | None
+    item_seed: int | None
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         for number, index in enumerate(self.plan):
-            seed = None if self.seeds is None else self.seeds[number]
-            yield [(i, None if seed is None else key(seed, "item", k)) for k, i in enumerate(index.tolist())]
+            if self.seeds is None:
+                yield [(i, None) for i in index.tolist()]
+            else:
+                seed = self.seeds[number] if self.item_seed is None else self.item_seed
+                yield [(i, key(seed, "item", i)) for i in index.tolist()]
 
 
 def stacked(items: Sequence[Tensor]) -> Tensor:
@@ -202,7 +212,8 @@ class DatasetItems:
     def pair(self, ticket: Ticket) -> tuple[Tensor, Any]:
         position, seed = ticket
         index = int(self.index[position])
-        with own_randomness(index if seed is None else seed):
+        own = index if seed is None else seed
+        with own_randomness(own), seeded_outside_torch(own):
             x, y = self.dataset[index]
         return as_tensor(x), y
 

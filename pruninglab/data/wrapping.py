@@ -1,6 +1,7 @@
 """Your own `Dataset` as `Data`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,9 @@ def wrap(
     resident: bool = True,
     workers: int = 2,
 ) -> Data:
-    """Your own data: anything with a length that gives `(x, y)`, y a whole number from 0.
+    """Your own data: anything with a length that gives `(x, y)`.
+
+    y is a whole number from 0, or one for each place of a sequence (`(length,)`), as `sorting` has.
 
     `resident` reads every item once and keeps it: PIL images and uint8 tensors as uint8, normalised by the training
     images; other tensors as they are. Otherwise items are read by `workers` processes whenever they are needed.
@@ -88,7 +91,7 @@ def _known_labels(dataset: Dataset[Any]) -> Any:
     """Labels that a dataset tells without reading its items, or None."""
     if isinstance(dataset, Subset):
         inner = _known_labels(dataset.dataset)
-        return None if inner is None else [int(inner[i]) for i in dataset.indices]
+        return None if inner is None else [inner[i] for i in dataset.indices]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         return dataset.tensors[1]
     if getattr(dataset, "target_transform", None) is not None:
@@ -97,16 +100,35 @@ def _known_labels(dataset: Dataset[Any]) -> Any:
 
 
 def _labels(labels: Any, part: str) -> Tensor:
-    y = torch.as_tensor(labels)
-    if y.dim() != 1 or y.is_floating_point() or y.is_complex():
+    y = _label_tensor(labels, part)
+    if y.dim() not in (1, 2) or y.is_floating_point() or y.is_complex():
         raise DataError(
-            f"labels of the {part} dataset must be one whole number per item, got {y.dtype} of shape {tuple(y.shape)}: "
-            "give class numbers counted from 0"
+            f"labels of the {part} dataset must be one whole number per item or per place of an item, got {y.dtype} of "
+            f"shape {tuple(y.shape)}: give class numbers counted from 0"
         )
-    if int(y.min()) < 0:
-        at = int((y < 0).nonzero()[0])
-        raise DataError(f"item {at} of the {part} dataset has the label {int(y[at])}: count classes from 0")
+    if strange := _first(y, y < 0):
+        raise DataError(f"item {strange[0]} of the {part} dataset has the label {strange[1]}: count classes from 0")
     return y.long()
+
+
+def _label_tensor(labels: Any, part: str) -> Tensor:
+    """(n,), or (n, places): a tensor, a list of numbers, of lists or of tensors."""
+    with suppress(ValueError, TypeError):  # which torch raises for a list of lists or of tensors that differ in size
+        return torch.as_tensor(labels)
+    each = [torch.as_tensor(label) for label in labels]
+    sizes = [tuple(label.shape) for label in each]
+    if different := next((i for i, size in enumerate(sizes) if size != sizes[0]), None):
+        raise DataError(
+            f"item {different} of the {part} dataset has labels of shape {sizes[different]}, item 0 {sizes[0]}: give "
+            "each item one label, or as many places with labels as the others"
+        )
+    return torch.stack(each)
+
+
+def _first(y: Tensor, strange: Tensor) -> tuple[int, int] | None:
+    """The first item with a strange label, and that label."""
+    at = strange.nonzero()
+    return (int(at[0, 0]), int(y[tuple(at[0])])) if len(at) else None
 
 
 def _check_alike(splits: dict[str, AnySplit]) -> None:
@@ -117,15 +139,19 @@ def _check_alike(splits: dict[str, AnySplit]) -> None:
             raise DataError(
                 f"{part} items are {found[0]} {found[1]}, train items {expected[0]} {expected[1]}: make them alike"
             )
+        if split.y.shape[1:] != splits["train"].y.shape[1:]:
+            raise DataError(
+                f"a {part} item has labels of shape {tuple(split.y.shape[1:])}, a train item of shape "
+                f"{tuple(splits['train'].y.shape[1:])}: make them alike"
+            )
 
 
 def _class_names(splits: dict[str, AnySplit], class_names: Sequence[str] | None) -> tuple[str, ...]:
     names = range(int(splits["train"].y.max()) + 1) if class_names is None else class_names
     for part, split in splits.items():
-        strange = (split.y >= len(names)).nonzero()[:, 0].tolist()
-        if strange:
+        if strange := _first(split.y, split.y >= len(names)):
             raise DataError(
-                f"item {strange[0]} of the {part} dataset has the label {int(split.y[strange[0]])}, but there are "
+                f"item {strange[0]} of the {part} dataset has the label {strange[1]}, but there are "
                 f"{len(names)} classes (0 to {len(names) - 1}): correct the label or give all class_names"
             )
     return tuple(str(name) for name in names)

@@ -5,6 +5,7 @@ from .hooks import evaluating, hooked, norms_after
 from .kinds import CONVS, LAYERS, Norm
 from .modules import Attention, PadShortcut
 from .names import canonical, canonical_parameters, owner_of, prunable
+from .precision import exact, exact_device, exact_dtype
 from .reach import Reading, readings
 from .widths import Widths, narrow_
 
@@ -19,6 +20,9 @@ __all__ = [
     "canonical",
     "canonical_parameters",
     "evaluating",
+    "exact",
+    "exact_device",
+    "exact_dtype",
     "hooked",
     "module_flops",
     "narrow_",

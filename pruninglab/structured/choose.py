@@ -132,7 +132,8 @@ def _check_scope(scope: str) -> None:
 def _scores(
     model: nn.Module, criterion: str | Criterion, data: Data | None, free: Sequence[Group], seed: int
 ) -> list[Tensor]:
-    batches = Shuffled(data.train, 100, seed) if data else None
+    place = next(model.parameters()).device
+    batches = Shuffled(data.train.to(place), 100, seed) if data else None
     with evaluating(model), own_randomness(seed):
         scores = registry.resolve(criterion)(model, batches)
     return [_group_scores(group, scores) for group in free]
@@ -145,7 +146,7 @@ def _group_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
         name = part.weight
         if part.side == "in" or name not in scores or scores[name].ndim < 2:
             continue
-        rows = unit_scores(name, scores[name], "channel").double().cpu()
+        rows = unit_scores(name, scores[name], "channel").cpu().double()
         mine = rows.view(part.blocks, -1).mean(0)[part.index]
         if bool(torch.isfinite(mine).all()):
             sums[part.channel] += mine

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..layers.hooks import norms_after
 from ..layers.kinds import conv_groups, inputs, links, outputs, padded, take
 from ..layers.modules import Attention
+from ..layers.precision import exact
 from ..layers.reach import readings
 from .grouping import Group, Groups, Part
 
@@ -133,9 +134,9 @@ class Removal:
         weight, groups = layer.weight, conv_groups(layer)
         chosen = torch.zeros(inputs(layer), dtype=torch.bool, device=weight.device)
         chosen[index] = True
-        constant = torch.where(chosen, self.seen[part.layer].low, 0.0).nan_to_num(0.0).double()
+        constant = exact(torch.where(chosen, self.seen[part.layer].low, 0.0).nan_to_num(0.0))
         if constant.any() and (taker := self._taker(part.layer)):
-            summed = weight.double().flatten(2).sum(2) if weight.ndim > 2 else weight.double()
+            summed = exact(weight).flatten(2).sum(2) if weight.ndim > 2 else exact(weight)
             added = (summed.unflatten(0, (groups, -1)) @ constant.view(groups, -1, 1)).flatten()
             name, sign = taker
             tensor = self.model.get_parameter(name) if sign > 0 else self.model.get_buffer(name)

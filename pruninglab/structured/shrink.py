@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import _html
 from ..errors import ConfigError, RunError
 from ..layers import widths
+from ..layers.precision import exact_device
 from ..layers.widths import Widths
 from ..randomness import generator
 from ..train.run import Run
@@ -109,8 +110,10 @@ def shrink(
     report, kept = work.report(), work.take_out()
     error = max(_difference(_try(small, probe), logits) for probe, logits in zip(probes, before, strict=True))
     if not error <= TOLERANCE:  # a deep network may be no more exact than that by itself
-        exact, reference = copy.deepcopy(small).double(), _masked(model, example, masks)[0].double()
-        error = max(_difference(_logits(exact, probe), _logits(reference, probe)) for probe in map(_double, probes))
+        place = exact_device(x.device)
+        exact, reference = (m.to(place).double() for m in (copy.deepcopy(small), _masked(model, example, masks)[0]))
+        doubles = [_double(probe.to(place)) for probe in probes]
+        error = max(_difference(_logits(exact, probe), _logits(reference, probe)) for probe in doubles)
         if not error <= EXACT:
             raise RunError(
                 f"without these channels the logits differ by {error:.1e} of the largest: something in this network "

@@ -1,0 +1,19 @@
+"""The most exact floating point that a device has."""
+
+import torch
+from torch import Tensor
+
+
+def exact_dtype(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on MPS, which has nothing wider."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """Detached, in the most exact type of its device."""
+    return tensor.detach().to(exact_dtype(tensor.device))
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 can be computed for this device: for MPS on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
