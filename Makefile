@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. PYTHON=... chooses the Python, ARGS=... goes to JupyterLab, NB=... to notebooks.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lab check bench notebooks clean
+.PHONY: help demo test test-all lab check gpu bench notebooks clean
 
 PYTHON ?= python3
 NB ?= notebooks
@@ -34,6 +34,9 @@ check: $(READY) ## ruff and pyright only
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pyright
+
+gpu: $(READY) ## contract, numerics and speeds on a CUDA device, into runs/gpu/report.json
+	$(PY) tests/gpu/report.py
 
 bench: $(READY) ## the speed measurements, on an otherwise idle machine
 	$(PY) -m pytest tests/benchmarks -s

@@ -74,7 +74,7 @@ def channel_graph(model: nn.Module) -> tuple[Graph, int]:
     first = dict(zip(widths, np.cumsum([0, *widths.values()]).tolist(), strict=False))
     blocks = []
     for node, module in layers.items():
-        weight = module.weight.detach().double().abs().cpu()
+        weight = module.weight.detach().cpu().double().abs()
         strength = weight.view(*weight.shape[:2], -1).sum(2)
         channels = max(widths[s] for s in sources[node])
         if strength.shape[1] % channels:

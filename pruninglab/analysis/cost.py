@@ -35,7 +35,7 @@ def truth(
     x = _images(example, max(batches))
     rows: dict[str, dict[str, Any]] = {}
     for name, model in _plain(models).items():
-        size = sparse.sizes(model)
+        size = sparse.sizes(model, compressed=True)
         with evaluating(model), torch.no_grad():
             flops = module_flops(model, x[:1].to(_device(model)))
         rows[name] = {

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...layers.precision import exact
 from ...storage import levels
 from ...storage.levels import Bits
 from ...train.method import Method
@@ -51,7 +52,7 @@ class SharedWeights(Method):
     def on_grad(self, run: Run) -> None:
         for name, codes in self.codes.items():
             if (grad := run.weights[name].grad) is not None:
-                of_members = grad.flatten()[self.members[name]].double()
+                of_members = exact(grad.flatten()[self.members[name]])
                 sums = torch.segment_reduce(of_members, "sum", lengths=self.counts[name], initial=0)
                 grad.copy_(sums.to(grad)[codes])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ...errors import ConfigError
+from ...layers.precision import exact
 from ...masks.choose import Scope, keep_top
 from ...masks.masks import Sparsity
 from ...masks.projections import largest
@@ -77,8 +78,8 @@ class GlobalSparseMomentum(Method):
     def _cut(self, run: Run) -> None:
         run.apply_masks()  # on_step comes before them
         masks = largest(run.weights, self.sparsity, scope=self.scope, masks=run.masks)
-        norm = torch.stack([weight.double().square().sum() for weight in run.weights.values()]).sum()
-        cut = torch.stack([w[~masks[name]].double().square().sum() for name, w in run.weights.items()]).sum()
-        self.lost = float(cut / norm.clamp_min(1e-300))
+        norm = torch.stack([exact(weight).square().sum() for weight in run.weights.values()]).sum()
+        cut = torch.stack([exact(w[~masks[name]]).square().sum() for name, w in run.weights.items()]).sum()
+        self.lost = float(cut / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         run.masks = masks
         self.settled = True
