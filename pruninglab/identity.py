@@ -1,11 +1,20 @@
-"""What makes a setting, a function or a set of tensors the same as another: descriptions and hashes of content."""
+"""What makes a setting, a function or a set of tensors the same as another: descriptions and hashes of content.
 
+Two settings are equal only if they behave alike. So what can be called is known by its code and its state, alike in
+every process: bytecode with constants, closed-over values and the globals that it reads; an object by the code of its
+class and by what pickling would keep of it. Functions and classes of torch and of this package are known by name.
+"""
+
+import dis
 import functools
 import hashlib
+import inspect
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +22,13 @@ import torch
 from torch import Tensor, nn
 
 __version__ = "0.1.0"
+
+Inside = tuple[int, ...]
+"""The ids of all that is being described, from the outermost on: what holds itself comes to an end."""
+
+_KNOWN_BY_NAME = {"torch", "pruninglab", "numpy", *sys.stdlib_module_names} - {"__main__"}
+_DEEPEST = 50
+_GENERATED = {f"__{name}__" for name in ("init", "repr", "eq", "hash", "lt", "le", "gt", "ge", "setattr", "delattr")}
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -25,50 +41,199 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(value: Any) -> Any:
-    """Any setting as JSON: dataclasses by their fields, functions by name, tensors by content."""
-    if is_dataclass(value) and not isinstance(value, type):
-        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}
-        return {"type": type(value).__name__, **settings}
-    if isinstance(value, Tensor):
-        return f"tensor {tensor_hash({'': value})}"
-    if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [describe(v) for v in value]
+def describe(value: Any, inside: Inside = ()) -> Any:
+    """Any setting as JSON: dataclasses by their fields, functions by name and code, tensors by content."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if id(value) in inside or len(inside) > _DEEPEST:
+        return "…"
+    inside = (*inside, id(value))
+    if isinstance(value, Tensor):
+        return f"tensor {tensor_hash({'': value})}"
+    if isinstance(value, nn.Module):
+        return _module(value, inside)
+    if is_dataclass(value) and not isinstance(value, type):
+        settings = {f.name: describe(getattr(value, f.name), inside) for f in fields(value) if f.init}
+        code = _class_code(type(value), inside)
+        return {"type": type(value).__name__, **settings, **({"code": _hash(code)} if code else {})}
+    if isinstance(value, Mapping):
+        return {_key(k, inside): describe(v, inside) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((describe(v, inside) for v in value), key=_json)  # their own order changes with every process
+    if isinstance(value, list | tuple):
+        return [describe(v, inside) for v in value]
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, nn.Module):
-        return (
-            f"{type(value).__name__} {tensor_hash(value.state_dict())} {short_hash(repr(value) + str(_public(value)))}"
-        )
-    return label(value)
+    if isinstance(value, np.ndarray):
+        content = value.tolist() if value.dtype.hasobject else hashlib.sha256(value.tobytes()).hexdigest()
+        return f"array {_hash([value.dtype.str, value.shape, describe(content, inside)])}"
+    return label(value, inside)
 
 
-def label(value: Any) -> str:
-    """A name that is the same in every process; the user's own functions with a hash of what they do."""
+def label(value: Any, inside: Inside = ()) -> str:
+    """A name that is the same in every process; what is the user's own, or holds a state, with a hash of that."""
     if isinstance(value, functools.partial):
-        return f"{label(value.func)}{describe(value.args)}{describe(value.keywords)}"
+        keywords = dict(sorted(value.keywords.items()))
+        return f"{label(value.func, inside)}{describe(value.args, inside)}{describe(keywords, inside)}"
+    if isinstance(value, MethodType):
+        owner = value.__self__
+        return f"{label(value.__func__, inside)} of {type(owner).__name__} {_hash(describe(owner, inside))}"
     name = getattr(value, "__name__", None) or type(value).__name__
-    is_own = isinstance(value, FunctionType) and value.__module__.partition(".")[0] not in ("torch", "pruninglab")
-    return f"{name} {short_hash(_code(value))}" if is_own else name
+    content = _content(value, inside)
+    return f"{name} {_hash(content)}" if content else str(name)
 
 
-def _code(function: FunctionType) -> str:
-    """What a function does, as text: its code, the constants, defaults and closed-over values."""
+def _content(value: Any, inside: Inside) -> Any:
+    """What there is to know of a function, a class or an object beside its name."""
+    if isinstance(value, FunctionType):
+        return _function_code(value, inside)
+    if isinstance(value, type):
+        return _class_code(value, inside)
+    if isinstance(value, ModuleType):
+        return None
+    if isinstance(value, BuiltinFunctionType):
+        owner = value.__self__  # a module, or for `{...}.get` the dict
+        return None if owner is None or isinstance(owner, ModuleType | type) else describe(owner, inside)
+    if isinstance(value, bytes | bytearray | complex):
+        return repr(value)
+    if (wrapped := getattr(value, "__wrapped__", None)) is not None:  # functools.lru_cache, say
+        return label(wrapped, inside)
+    return list(filter(None, [_class_code(type(value), inside), _state(value, inside)]))
 
-    def parts(code: CodeType) -> list[Any]:
-        constants = [parts(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-        return [code.co_code.hex(), code.co_names, constants]
 
-    closed = [describe(cell.cell_contents) for cell in function.__closure__ or ()]
-    return str([parts(function.__code__), describe(function.__defaults__ or ()), closed])
+def _state(value: Any, inside: Inside) -> Any:
+    """What pickling would keep of an object; nothing of one that cannot be pickled, a lock or a file."""
+    try:
+        reduced = value.__reduce_ex__(2)
+    except Exception:  # it runs code of anyone's
+        return vars(value) and describe(vars(value), inside) if hasattr(value, "__dict__") else None
+    if isinstance(reduced, str):
+        return None
+    make, arguments, *rest = reduced
+    arguments = arguments[1:] if getattr(make, "__name__", "") == "__newobj__" else arguments
+    state, items, pairs = (*rest, None, None, None)[:3]
+    found = [arguments, state, list(items or ()), list(pairs or ())]
+    return describe(found, inside) if any(map(_is_something, found)) else None
+
+
+def _is_something(part: Any) -> bool:
+    return part is not None and not (isinstance(part, tuple | list | dict) and not part)
+
+
+def _function_code(function: FunctionType, inside: Inside) -> Any:
+    """What a function does: its code, defaults, attributes, closed-over values, and what it reads of its module."""
+    closed = [describe(_cell(cell), inside) for cell in function.__closure__ or ()]
+    if not _is_own(function):
+        return closed or None
+    defaults = (function.__defaults__ or (), function.__kwdefaults__ or {}, vars(function))
+    read = {name: function.__globals__[name] for name in _globals(function.__code__) if name in function.__globals__}
+    outer = {name: _global(value, inside) for name, value in read.items()}
+    return [_instructions(function.__code__), [describe(d, inside) for d in defaults], closed, outer]
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _instructions(code: CodeType) -> list[Any]:
+    return [code.co_code.hex(), list(code.co_names), [_constant(c) for c in code.co_consts]]
+
+
+def _constant(value: Any) -> Any:
+    """A constant of the bytecode; `kind in {"a", "b"}` makes a frozenset, whose order changes with every process."""
+    if isinstance(value, CodeType):
+        return _instructions(value)
+    if isinstance(value, frozenset):
+        return ["set", *sorted(map(repr, map(_constant, value)))]
+    return list(map(_constant, value)) if isinstance(value, tuple) else repr(value)
+
+
+def _globals(code: CodeType) -> list[str]:
+    """The names that this code and the code within it look up in their module."""
+    own = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return list(dict.fromkeys([*own, *(n for c in code.co_consts if isinstance(c, CodeType) for n in _globals(c))]))
+
+
+def _global(value: Any, inside: Inside) -> Any:
+    """Of objects that a function only looks at, such as an open file, the type is enough."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    plain = (
+        bool | int | float | str | Tensor | np.ndarray | np.generic | Mapping | list | tuple | set | frozenset | None
+    )
+    known = isinstance(value, plain) or is_dataclass(value) or callable(value)
+    return describe(value, inside) if known else type(value).__name__
+
+
+def _class_code(kind: type, inside: Inside) -> Any:
+    """The functions and values in the body of a class of the user's and of those that it derives from.
+
+    Of a dataclass the functions alone: its settings are its fields, and what is a `ClassVar` is said to be none.
+    """
+    bodies = [vars(c) for c in kind.__mro__ if _is_own(c)]
+    members = [{name: m for name, m in body.items() if not _is_generated(name, m)} for body in bodies]
+    if not any(_functions(member) for body in members for member in body.values()):
+        return None  # only fields
+    whole = not is_dataclass(kind)
+    return [{name: _member(m, inside) for name, m in body.items() if whole or _functions(m)} for body in members]
+
+
+def _is_generated(name: str, member: Any) -> bool:
+    """What Python or `dataclass` puts into a class by itself."""
+    if isinstance(member, FunctionType):
+        return name in _GENERATED and inspect.unwrap(member).__code__.co_filename == "<string>"
+    return name.startswith("__")
+
+
+def _functions(member: Any) -> list[Any]:
+    """The user's own functions in a class member: itself, of a property or static method, or wrapped in another."""
+    if isinstance(member, FunctionType):
+        inner = [_cell(cell) for cell in member.__closure__ or ()]
+        return [member] if _is_own(member) else [f for f in inner if isinstance(f, FunctionType) and _is_own(f)]
+    held = (getattr(member, part, None) for part in ("fget", "fset", "__func__", "__wrapped__", "func"))
+    return [function for function in held if isinstance(function, FunctionType) and _is_own(function)]
+
+
+def _member(member: Any, inside: Inside) -> Any:
+    return [label(f, inside) for f in _functions(member)] or (
+        None if isinstance(member, FunctionType) or hasattr(member, "__get__") else _global(member, inside)
+    )
+
+
+def _module(module: nn.Module, inside: Inside) -> str:
+    """A network or a loss with state: class, tensors, and what its own representation and attributes say."""
+    tensors = module.state_dict() | dict(module.named_buffers())
+    shown = repr(module) + str(_public(module))
+    own = [m for m in module.modules() if _is_own(type(m))]
+    code = [[_class_code(type(m), inside), describe(_attributes(m), inside)] for m in own]
+    return f"{type(module).__name__} {tensor_hash(tensors)} {short_hash(shown + (_json(code) if code else ''))}"
 
 
 def _public(module: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if not k.startswith("_") and isinstance(v, bool | int | float | str)}
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {k: v for k, v in vars(module).items() if k not in vars(nn.Module()) and not isinstance(v, nn.Module)}
+
+
+def _is_own(value: Any) -> bool:
+    return (getattr(value, "__module__", None) or "").partition(".")[0] not in _KNOWN_BY_NAME
+
+
+def _key(key: Any, inside: Inside) -> str:
+    return key if isinstance(key, str) else f"{type(key).__name__} {text(describe(key, inside))}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _hash(described: Any) -> str:
+    return short_hash(_json(described))
 
 
 def short_hash(text: str) -> str:

@@ -86,6 +86,15 @@ def hints(kind: type) -> dict[str, Any]:
     return {field.name: found[field.name] for field in fields(kind) if field.init}
 
 
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call as the annotations of the function have them, or a ConfigError that names both."""
+    known = get_type_hints(function, include_extras=True)
+    return {
+        name: check(f"{function.__name__}: {name}", value, known[name]) if name in known else value
+        for name, value in given.items()
+    }
+
+
 def choices(hint: Any) -> tuple[Any, ...]:
     """The words of a `Literal`, also of one beside None or other types; none where anything else will do."""
     return tuple(word for part in parts(hint) if get_origin(part) is Literal for word in get_args(part))
@@ -147,7 +156,7 @@ _SEQUENCES = (list, tuple, Sequence, Collection, set, frozenset)
 
 
 def _plural(hint: Any) -> str:
-    words = {str: "names", float: "numbers", int: "whole numbers"}
+    words = {str: "names", float: "numbers", int: "whole numbers", Any: "values"}
     if get_origin(hint) is Annotated:
         kind, *extras = get_args(hint)
         return " ".join([_plural(kind), *(str(extra) for extra in extras if isinstance(extra, Range))])

@@ -55,6 +55,7 @@ def test_killed_at_five_random_moments_gives_the_same_bits(tmp_path):
     assert kills == 5
     assert output == undisturbed
     whole, killed = (lab.Result.read(tmp_path / f"{n}.json") for n in ("whole", "killed"))
+    assert killed.environment.pop("command") != whole.environment.pop("command")
     assert {k: v for k, v in vars(killed).items() if k != "times"} == {
         k: v for k, v in vars(whole).items() if k != "times"
     }

@@ -261,7 +261,8 @@ def test_sizes_draws_three_bars_a_run(runs):
     figure = lab.plots.sizes(*runs[:2], labels=["a", "b"])
     widths = [[bar.get_width() * 1000 for bar in bars] for bars in figure.axes[0].containers]
     kinds = ("bytes", "bzip2_bytes", "sparse_bytes")
-    assert widths == [pytest.approx([run.result.size[kind] for run in runs[:2]]) for kind in kinds]
+    sizes = [lab.storage.sizes(run.model, compressed=True) for run in runs[:2]]
+    assert widths == [pytest.approx([size[kind] for size in sizes]) for kind in kinds]
     assert f"b: dense file {runs[1].result.size['bytes']:,}, dense file after bzip2" in figure.alt
 
 

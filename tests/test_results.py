@@ -3,9 +3,12 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch import nn
 import pruninglab as lab
 from pruninglab import identity, layers, results
 from pruninglab.methods import OneShot
-from pruninglab.results import record
+from pruninglab.results import environment, record
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,9 @@ def run() -> lab.Run:
 
 def test_a_record_makes_the_round_trip(run, tmp_path):
     path = run.save(tmp_path / "sub" / "a.json")
-    assert lab.Result.read(path) == lab.Result(**json.loads(path.read_text()))
+    content = json.loads(path.read_text())
+    assert len(content.pop("sha256")) == 16
+    assert lab.Result.read(path) == lab.Result(**content)
     assert json.loads(path.read_text())["schema"] == 2
     assert path.stat().st_mode & 0o444 == 0o444  # others may read it
 
@@ -203,9 +208,132 @@ def test_tags_are_columns_and_may_name_the_method(blobs):
     run = lab.fit(nn.Linear(10, 4), blobs, epochs=0, progress=False, tags={"method": "ticket", "density": 0.1})
     row = run.result.row()
     assert (row["method"], row["density"], row["methods"]) == ("ticket", 0.1, "Dense")
-    assert run.result.row().keys() - run.tags.keys() == record.COLUMNS - {"method", "path"}
-    with pytest.raises(lab.ConfigError, match="seed are columns"):
-        lab.fit(nn.Linear(10, 4), blobs, epochs=0, progress=False, tags={"seed": 3})
+    assert run.result.method == "Dense"
+    assert run.result.row().keys() - run.tags.keys() == record.COLUMNS.keys() - {"method"}
+    options: Any = {"epochs": 0, "progress": False}
+    for name in ("seed", "path", "param_density", "", 3, *record.COLUMNS.keys() - {"method"}):
+        with pytest.raises(lab.ConfigError, match="tags"):
+            lab.fit(nn.Linear(10, 4), blobs, **options, tags=cast(Any, {name: 3}))
+    for value in ([1], math.nan, math.inf, {"a": 1}, torch.ones(1)):
+        with pytest.raises(lab.ConfigError, match="tags"):
+            lab.fit(nn.Linear(10, 4), blobs, **options, tags=cast(Any, {"density": value}))
+
+
+def test_tags_come_back_as_columns(blobs, tmp_path):
+    for density in (0.1, None):
+        tags = {"density": density, "series": "a", "late": True} if density else {}
+        options: Any = {"epochs": 0, "progress": False, "tags": tags, "record": tmp_path / f"{density}.json"}
+        lab.fit(nn.Linear(10, 4), blobs, **options)
+    frame = results.load(tmp_path)
+    assert frame["density"].tolist()[0] == 0.1
+    assert math.isnan(frame["density"].tolist()[1])
+    assert frame["late"].tolist()[0] is True
+
+
+def test_a_run_is_no_list_and_has_no_accuracy_before_its_end(blobs):
+    run = lab.fit(nn.Linear(10, 4), blobs, OneShot(0.5), epochs=0, progress=False)
+    for wrong in (0, "OneShot", OneShot(0.5), lab.methods.ADMM):
+        with pytest.raises(lab.ConfigError, match="its methods are OneShot"):
+            run[wrong]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="not iterable"):
+        list(run)  # pyright: ignore[reportArgumentType]
+    assert isinstance(run.val, float)
+
+    @dataclass
+    class Asks(lab.Method):
+        def on_start(self, run: lab.Run) -> None:
+            run.val  # noqa: B018
+
+    with pytest.raises(lab.RunError, match="measured when it is over"):
+        lab.fit(nn.Linear(10, 4), blobs, Asks(), epochs=0, progress=False)
+
+
+class Wordy(nn.Module):
+    """Almost all of its parameters are in layers that a run leaves alone by default."""
+
+    def __init__(self, width: int = 200):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(100, width))
+        self.norm = nn.LayerNorm(10)
+        self.fc = nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(x)) + self.table.mean()
+
+
+def test_a_run_that_may_prune_almost_nothing_says_so(blobs, tmp_path):
+    run = lab.fit(Wordy(), blobs, OneShot(0.5), epochs=0, progress=False, record=tmp_path / "r.json")
+    assert run.result.scope["weights"] == 40
+    assert run.result.scope["parameters"] == 20_064
+    assert run.result.scope["left_out"] == {
+        "Wordy": 20_000,
+        "LayerNorm": 10,
+        "LayerNorm (bias)": 10,
+        "Linear (bias)": 4,
+    }
+    assert run.result.in_scope == run.result.row()["in_scope"] == 40 / 20_064
+    for shown in (repr(run), run._repr_html_()):
+        assert "0.2% of all parameters in scope" in shown.splitlines()[0]
+        assert "Left out: Wordy 20,000" in shown
+        assert "norms=True" in shown
+    assert lab.Result.read(tmp_path / "r.json").warnings == run.warnings + run.result.warnings != []
+    assert results.table({"a": run}).loc["a", "in scope, of all parameters"] == "0.2%"
+    assert lab.fit(Wordy(), blobs, epochs=0, progress=False).result.warnings == []  # nothing is to be pruned
+    assert lab.fit(Wordy(1), blobs, OneShot(0.5), epochs=0, progress=False).result.warnings == []
+
+
+def test_compressed_sizes_are_in_a_table_that_asks_for_them(run):
+    assert "bzip2_bytes" not in run.result.size
+    assert run.result.row()["bzip2_bytes"] is None
+    assert "after bzip2, KB" not in results.table({"a": run})
+    asked = results.table({"a": run}, compressed=True)
+    assert float(asked.loc["a", "after bzip2, KB"].replace(",", "")) > 10
+
+
+def test_the_machine_is_described(run):
+    made = run.result.environment
+    assert made["command"] == sys.argv
+    assert made["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert made["threads"] == torch.get_num_threads()
+    assert made["threads_between_operations"] == torch.get_num_interop_threads()
+    assert made["libraries"]["oneDNN"] in torch.__config__.show()
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("where", "project", "known"),
+    [
+        ("pruninglab", "pruninglab", True),
+        ("venv/site-packages/pruninglab", "pruninglab", False),
+        ("venv/site-packages/pruninglab", "other", False),
+        ("pruninglab", "other", False),
+        ("pruninglab", None, False),
+        ("pruninglab", "pruninglab-tools", False),
+    ],
+)
+def test_the_commit_is_that_of_the_projects_own_repository(tmp_path, monkeypatch, where, project, known):
+    top, foreign = tmp_path / "top", tmp_path / "foreign"
+    package = top / where
+    (package / "results").mkdir(parents=True)
+    (package / "results" / "environment.py").write_text("")
+    if project:
+        (top / "pyproject.toml").write_text(f'[project]\nname = "{project}"\ndependencies = ["pruninglab"]\n')
+    for folder in (top, foreign):
+        folder.mkdir(exist_ok=True)
+        git(folder, "init", "-q")
+        git(folder, "add", "-A")
+        git(folder, "commit", "-q", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(environment, "__file__", str(package / "results" / "environment.py"))
+    monkeypatch.setenv("GIT_DIR", str(foreign / ".git"))  # as inside a hook of another repository
+    found = environment._commit.__wrapped__()
+    monkeypatch.delenv("GIT_DIR")
+    assert found == (git(top, "rev-parse", "--short", "HEAD") if known else None)
 
 
 def test_what_is_asked_most_is_short(blobs):
@@ -222,3 +350,23 @@ def test_records_of_the_first_schema_are_read_in_today_s_words():
     settings = " ".join(frame["settings"])
     assert not re.search(r"GatedPruning|CosineRate|share=|eval_interval=|[( ]every=|[( ]rate=", settings)
     assert "prune_fraction=" in settings
+
+
+def test_committed_results_are_found_from_any_folder_of_the_checkout(monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root / "notebooks")
+    there = results.load("results/grid")
+    assert len(there)
+    for folder in (root, root / "tests", root / "notebooks" / "results"):
+        monkeypatch.chdir(folder)
+        assert results.load("results/grid").drop(columns="path").equals(there.drop(columns="path"))
+
+
+def test_what_is_not_there_is_a_table_without_rows(tmp_path, monkeypatch):
+    """Whoever asks it for a column gets an empty one, and a comparison says that nothing is there."""
+    monkeypatch.chdir(tmp_path)
+    nothing = results.load("results/nothing")
+    assert nothing.empty
+    assert not len(nothing["model"] + nothing["data"])
+    with pytest.raises(lab.ConfigError, match="no records to compare"):
+        lab.compare(nothing)

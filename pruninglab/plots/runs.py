@@ -18,7 +18,7 @@ from ..masks.schedules import Schedule
 from ..results.record import Result
 from ..storage import sparse
 from ..train.run import Run
-from .figure import COLOURS, NOTHING, Figure, _accuracies, _figure, _kept, _labels, _results, _short, _with_alt
+from .figure import COLOURS, NOTHING, Figure, _accuracies, _figure, _kept, _labels, _short, _with_alt
 
 
 def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
@@ -243,12 +243,12 @@ def two_weights(quadratic: Quadratic) -> Figure:
 
 def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     """Bytes of the dense file, of that file after bzip2 (what papers quote), and of the sparse file."""
-    results = _results(runs)
+    counted = [sparse.sizes(run.model, compressed=True) if isinstance(run, Run) else run.size for run in runs]
     names = _labels(runs, labels)
     kinds = {"bytes": "dense file", "bzip2_bytes": "dense file after bzip2", "sparse_bytes": "sparse file"}
     figure, (axes,) = _figure(1, width=7.5, height=0.6 * len(names) + 1.2)
     for i, (kind, label) in enumerate(kinds.items()):
-        values = [result.size.get(kind, float("nan")) / 1000 for result in results]
+        values = [size.get(kind, float("nan")) / 1000 for size in counted]
         at = np.arange(len(names)) + (i - 1) * 0.27
         bars = axes.barh(at, values, height=0.25, color=COLOURS[i], label=label)
         axes.bar_label(bars, fmt="{:,.1f}", padding=3, fontsize=7)
@@ -258,7 +258,7 @@ def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     axes.margins(x=0.12)
     axes.invert_yaxis()
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    said = [", ".join(f"{label} {r.size[kind]:,}" for kind, label in kinds.items() if kind in r.size) for r in results]
+    said = [", ".join(f"{label} {size[kind]:,}" for kind, label in kinds.items() if kind in size) for size in counted]
     words = "; ".join(f"{name}: {parts}" for name, parts in zip(names, said, strict=True))
     return _with_alt(figure, f"Bytes. {words}.")
 

@@ -3,13 +3,27 @@
 import functools
 import os
 import platform
+import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..identity import __version__
+
+NOT_DETERMINISTIC = {
+    "cuda": (
+        "backward pass of adaptive and overlapping pooling",
+        "backward pass of attention in fused kernels",
+        "sums by scatter, index_add, index_put and bincount",
+        "backward pass of interpolation",
+    ),
+    "mps": ("any operation",),
+}
+"""By device, what may have other last bits each time, although the seed is the same and convolutions are exact."""
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -22,19 +36,57 @@ def environment(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "libraries": _libraries(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads_between_operations": torch.get_num_interop_threads(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "not_deterministic": list(NOT_DETERMINISTIC.get(device.partition(":")[0], ())),
+        "command": list(sys.argv),
     }
 
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of the code that runs, with a + where it was changed since; None where there is no repository."""
-    command = ["git", "-C", str(Path(__file__).parent.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The commit of the code that runs, with a + where it was changed since.
+
+    None where the code lies in no repository of its own: a package that was installed into another project is not at
+    that project's commit.
+    """
+    package = Path(__file__).resolve().parent.parent
+    if _project(package.parent) != package.name:
+        return None
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != package.parent:
+        return None
+    return _git(package, "describe", "--always", "--dirty=+", "--exclude=*")
+
+
+def _project(folder: Path) -> str | None:
+    """The name of the project that a folder is the root of."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return tomllib.loads((folder / "pyproject.toml").read_text())["project"]["name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says of the repository that this folder lies in, whatever repository the caller is in."""
+    elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=elsewhere)
     except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout.strip()
+
+
+@functools.cache
+def _libraries() -> dict[str, str]:
+    """The versions of what computes: other versions may round otherwise."""
+    built = torch.__config__.show()
+    patterns = {"oneDNN": r"MKL-DNN v(\S+)", "MKL": r"Math Kernel Library Version (\S+)", "BLAS": r"BLAS_INFO=(\w+)"}
+    return {name: found[1] for name, pattern in patterns.items() if (found := re.search(pattern, built))}
 
 
 @functools.cache

@@ -1,8 +1,9 @@
 """`Result`: what one run leaves on disk, as one JSON record, and all records read back as one table."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,17 @@ from ..storage import files
 from .schema_1 import from_schema_1
 
 SCHEMA = 2
+LITTLE = 0.1
+"""A run with less than this share of all parameters in scope says so."""
+_BLANK = "0" * 16
 
 
 @dataclass
 class Result:
-    """Configuration, environment, steps, history and measures of a run. Equal seeds, equal records but for `times`."""
+    """All that is known of a run: settings, machine, costs, history and measures.
+
+    Runs of equal settings and seeds on one machine have equal records but for `times` and the command line.
+    """
 
     status: str
     reason: str
@@ -31,6 +38,7 @@ class Result:
     target: dict[str, Any] | None
     accuracy: dict[str, Any]
     sparsity: dict[str, float]
+    scope: dict[str, Any]
     layers: list[dict[str, Any]]
     collapsed: list[str]
     flops: dict[str, float]
@@ -38,32 +46,35 @@ class Result:
     history: list[dict[str, Any]]
     cuts: list[dict[str, Any]]
     methods: list[dict[str, Any]] = field(default_factory=list)
-    times: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, Any] = field(default_factory=dict)
     """What `fit(…, tags=…)` was given: a column each."""
+    warnings: list[str] = field(default_factory=list)
+    times: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> Path:
         path = files.check_writable(path, "record")
-        files.write_atomic(path, (json.dumps(finite(asdict(self)), indent=1) + "\n").encode())
+        content = json.dumps({"sha256": _BLANK, **finite(asdict(self))}, indent=1).encode() + b"\n"
+        files.write_atomic(path, _with_checksum(content, _digest(content, _BLANK)))
         return path
 
     @classmethod
     def read(cls, path: str | Path) -> "Result":
         try:
-            content = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+            content = Path(path).read_bytes().replace(b"\r\n", b"\n")
+            record = json.loads(content)
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path} is no record: {error}.") from None
-        found = content.get("schema") if isinstance(content, dict) else None
-        if found == 1:
-            content = from_schema_1(content)
-        elif found != SCHEMA:
-            raise DataError(
-                f"{path} is no record of schema {SCHEMA} (schema: {found}); run it again with this version."
-            )
-        if missing := {f.name for f in fields(cls)} - content.keys():
-            raise DataError(f"{path} is a damaged record: it lacks {', '.join(sorted(missing))}.")
-        return cls(**{f.name: content[f.name] for f in fields(cls)})
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema not in (1, SCHEMA):
+            raise DataError(f"{path} is no record of schema 1 or {SCHEMA} (schema: {schema}); run it again.")
+        if schema == SCHEMA and _digest(content, written := str(record.get("sha256"))) != written:
+            raise DataError(f"{path} was altered since it was written: it does not match its checksum. Run it again.")
+        try:
+            record = from_schema_1(record) if schema == 1 else record
+            return cls(**{f.name: record[f.name] for f in fields(cls)})
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is a damaged record: {type(error).__name__} {error}.") from None
 
     @property
     def name(self) -> str:
@@ -90,56 +101,24 @@ class Result:
             return ""
         return _MAGNITUDES.get((method["criterion"], method["scope"]), "")
 
+    @property
+    def val(self) -> float:
+        """Accuracy on the validation split."""
+        return _number(self.accuracy["val"].get("accuracy"))
+
+    @property
+    def test(self) -> float:
+        """Accuracy on the test split."""
+        return _number(self.accuracy["test"].get("accuracy"))
+
+    @property
+    def in_scope(self) -> float:
+        """The share of all parameters that the run may cut."""
+        return self.scope["weights"] / max(self.scope["parameters"], 1)
+
     def row(self) -> dict[str, Any]:
-        """One line of a table: what is compared, without the history."""
-        config, steps = self.config, self.steps
-        own = steps["own"]
-        if self.status == "diverged":  # it was given as many as the others
-            own = steps["planned"] - self.origin.get("from_step", 0)
-        columns = {
-            "data": config["data"]["name"],
-            "model": config["model"]["name"],
-            "methods": self.name,
-            "settings": " + ".join(text(m) for m in config["methods"]),
-            "method": self.method,
-            "control": self.control,
-            "seed": config["seed"],
-            "chosen_on": "test" if self._chosen_on_test else "val",
-            "status": self.status,
-            "target": self.target["sparsity"] if self.target else None,
-            "collapsed_layers": len(self.collapsed),
-            "test_accuracy": self.accuracy["test"].get("accuracy"),
-            "val_accuracy": self.accuracy["val"].get("accuracy"),
-            "test_top5": self.accuracy["test"].get("top5"),
-            "sparsity_weights": self.sparsity["weights"],
-            "sparsity_weights_and_biases": self.sparsity["weights_and_biases"],
-            "sparsity_all": self.sparsity["all"],
-            "parameters": self.size["parameters"],
-            "nonzero": self.size["nonzero"],
-            "flops_dense": self.flops["dense"],
-            "flops_sparse": self.flops["sparse"],
-            "flops_training": self.flops["training"],
-            "bytes": self.size["bytes"],
-            "bzip2_bytes": self.size["bzip2_bytes"],
-            "payload_bytes": self.size.get("payload_bytes"),
-            "sparse_bytes": self.size.get("sparse_bytes"),
-            "steps": steps["own"],
-            "steps_before": steps["before"],
-            "total_steps": steps["before"] + own,
-            "batch_size": config["batch_size"],
-            "start": self.origin["kind"],
-            "start_hash": self.origin["weights"],
-            "dense_hash": self.origin["dense"],
-            "split": config["data"]["fingerprint"],
-            "init_seed": config["model"].get("seed"),
-            "form": config["model"]["form"],
-            "metric": text(self.accuracy["metric"]),
-            "test_images": config["data"]["test"],
-            "device": self.environment["device"],
-            "commit": self.environment["commit"],
-            "seconds": self.times.get("seconds"),
-        }
-        return columns | self.tags
+        """One line of a table: what is compared, without the history; then the tags."""
+        return {name: of(self) for name, of in COLUMNS.items()} | self.tags
 
     def table(self) -> pd.DataFrame:
         """Kept and total of each layer."""
@@ -162,30 +141,32 @@ class Result:
                 "parameters",
                 f"{size['nonzero']:,} of {size['parameters']:,} are not zero ({self.sparsity['all']:.2%} zero)",
             ),
-            ("size", f"{size['bytes']:,} bytes dense, {size['bzip2_bytes']:,} after bzip2"),
+            ("size", _bytes(size)),
             ("FLOPs", f"{self.flops['dense']:,.0f} dense, {self.flops['sparse']:,.0f} of them on kept weights"),
-            ("steps", f"{self.steps['own']:,} steps after {self.steps['before']:,} before"),
+            ("steps", f"{self.steps['own']:,} after {self.steps['before']:,} before"),
             ("counted", ", ".join(filter(None, map(_counted, self.methods)))),
         ]
         if self._chosen_on_test:
             lines.insert(2, ("chosen", "on the test images, so that their accuracy is not that of unseen ones"))
+        lines[1:1] = [("warning", warning) for warning in self.warnings]
         if self.collapsed:
             lines.insert(1, ("collapsed", f"nothing is left of {', '.join(self.collapsed)}"))
         return [line for line in lines if line[1]]
 
+    def _title(self, on: str, of: str, then: str) -> str:
+        config = self.config
+        trained = f"{self.name}{on}{config['data']['name']}{of}{config['model']['name']}{then}seed {config['seed']}"
+        return f"{trained}{then}{self.in_scope:.1%} of all parameters in scope"
+
     def __repr__(self) -> str:
-        lines = [
-            f"{self.name} on {self.config['data']['name']}/{self.config['model']['name']}, seed {self.config['seed']}"
-        ]
+        lines = [self._title(" on ", "/", ", ")]
         lines += [f"  {key:<10}  {value}" for key, value in self._summary()]
         width = max((len(layer["layer"]) for layer in self.layers), default=0)
         lines += [f"    {x['layer']:{width}}  {x['kept']:>9,} of {x['total']:>9,}" for x in self.layers]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        title = (
-            f"{self.name} · {self.config['data']['name']} / {self.config['model']['name']} · seed {self.config['seed']}"
-        )
+        title = self._title(" · ", " / ", " · ")
         rows = [
             (x["layer"], f"{x['total']:,}", f"{x['kept']:,}", _html.bar(x["kept"] / x["total"])) for x in self.layers
         ]
@@ -203,22 +184,76 @@ class Result:
         )
 
 
-COLUMNS = frozenset(
-    """
-    data model methods settings method control seed chosen_on status target collapsed_layers test_accuracy
-    val_accuracy test_top5 sparsity_weights sparsity_weights_and_biases sparsity_all parameters nonzero
-    flops_dense flops_sparse flops_training bytes bzip2_bytes payload_bytes sparse_bytes steps steps_before
-    total_steps batch_size start start_hash dense_hash split init_seed form metric test_images device commit
-    seconds path
-    """.split()
-)
-"""Of `Result.row`."""
+def _total_steps(result: Result) -> int:
+    own = result.steps["own"]
+    if result.status == "diverged":  # it was given as many as the others
+        own = result.steps["planned"] - result.origin.get("from_step", 0)
+    return result.steps["before"] + own
+
+
+COLUMNS: dict[str, Callable[[Result], Any]] = {
+    "data": lambda r: r.config["data"]["name"],
+    "model": lambda r: r.config["model"]["name"],
+    "methods": lambda r: r.name,
+    "settings": lambda r: " + ".join(text(m) for m in r.config["methods"]),
+    "method": lambda r: r.method,
+    "control": lambda r: r.control,
+    "seed": lambda r: r.config["seed"],
+    "chosen_on": lambda r: "test" if r._chosen_on_test else "val",
+    "status": lambda r: r.status,
+    "target": lambda r: r.target["sparsity"] if r.target else None,
+    "collapsed_layers": lambda r: len(r.collapsed),
+    "test_accuracy": lambda r: r.accuracy["test"].get("accuracy"),
+    "val_accuracy": lambda r: r.accuracy["val"].get("accuracy"),
+    "test_top5": lambda r: r.accuracy["test"].get("top5"),
+    "sparsity_weights": lambda r: r.sparsity["weights"],
+    "sparsity_weights_and_biases": lambda r: r.sparsity["weights_and_biases"],
+    "sparsity_all": lambda r: r.sparsity["all"],
+    "in_scope": lambda r: r.in_scope,
+    "parameters": lambda r: r.size["parameters"],
+    "nonzero": lambda r: r.size["nonzero"],
+    "flops_dense": lambda r: r.flops["dense"],
+    "flops_sparse": lambda r: r.flops["sparse"],
+    "flops_training": lambda r: r.flops["training"],
+    "flops_before": lambda r: r.flops.get("before"),
+    "bytes": lambda r: r.size["bytes"],
+    "bzip2_bytes": lambda r: r.size.get("bzip2_bytes"),
+    "payload_bytes": lambda r: r.size.get("payload_bytes"),
+    "sparse_bytes": lambda r: r.size.get("sparse_bytes"),
+    "steps": lambda r: r.steps["own"],
+    "steps_before": lambda r: r.steps["before"],
+    "search_steps": lambda r: r.origin.get("search", 0),
+    "total_steps": _total_steps,
+    "batch_size": lambda r: r.config["batch_size"],
+    "start": lambda r: r.origin["kind"],
+    "start_hash": lambda r: r.origin["weights"],
+    "dense_hash": lambda r: r.origin["dense"],
+    "split": lambda r: r.config["data"]["fingerprint"],
+    "init_seed": lambda r: r.config["model"].get("seed"),
+    "form": lambda r: r.config["model"]["form"],
+    "metric": lambda r: text(r.accuracy["metric"]),
+    "test_images": lambda r: r.config["data"]["test"],
+    "device": lambda r: r.environment["device"],
+    "commit": lambda r: r.environment["commit"],
+    "seconds": lambda r: r.times.get("seconds"),
+    "seconds_before": lambda r: r.times.get("seconds_before"),
+}
+"""What a table of records shows of each."""
+_OWN_COLUMNS = COLUMNS.keys() - {"method"} | {"path"}
 
 
 def check_tags(tags: Mapping[str, Any]) -> None:
-    """A tag may name the method; what was measured and set keeps its own column."""
-    if taken := tags.keys() & COLUMNS - {"method"}:
-        raise ConfigError(f"tags: {', '.join(sorted(taken))} are columns of every record already; take other names.")
+    """Tags become columns: none may hide one that is there. `method` is the user's own name for the method."""
+    if not isinstance(tags, Mapping):
+        raise ConfigError(f"tags={tags!r:.80}; expected a dict, such as {{'method': 'ticket', 'density': 0.1}}.")
+    for name, value in tags.items():
+        if not isinstance(name, str) or not name or name in _OWN_COLUMNS or name.startswith("param_"):
+            raise ConfigError(
+                f"tags: {name!r} cannot name a column of its own; every record has {', '.join(sorted(_OWN_COLUMNS))} "
+                "already, and those of sweeps param_…. Take another name."
+            )
+        if not isinstance(value, str | bool | int | float | None) or value in (math.inf, -math.inf) or value != value:
+            raise ConfigError(f"tags: {name}={value!r:.80}; expected a text, a number, True, False or None.")
 
 
 _MAGNITUDES = {
@@ -248,6 +283,29 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> float:
+    """A number of a record; null stands for one that was not finite."""
+    return math.nan if value is None else float(value)
+
+
+def _bytes(size: Mapping[str, int]) -> str:
+    kinds = {"bytes": "dense", "bzip2_bytes": "after bzip2", "sparse_bytes": "in a sparse file"}
+    return ", ".join(f"{size[kind]:,} bytes {words}" for kind, words in kinds.items() if size.get(kind))
+
+
+def _with_checksum(content: bytes, digest: str) -> bytes:
+    return content.replace(_marked(_BLANK), _marked(digest), 1)
+
+
+def _marked(digest: str) -> bytes:
+    return f'"sha256": "{digest}"'.encode()
+
+
+def _digest(content: bytes, written: str) -> str:
+    """Of the file with zeros in the place of its checksum."""
+    return hashlib.sha256(content.replace(_marked(written), _marked(_BLANK), 1)).hexdigest()[:16]
 
 
 def percent(scores: Mapping[str, Any]) -> str:

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from ..errors import DataError
-
-TYPES = {
+TYPES: dict[str, str] = {
     "ConstantRate": "ConstantLR",
     "CosineRate": "CosineLR",
     "StepRate": "StepLR",
     "GatedPruning": "PruneWhileAccurate",
 }
-FIELDS = {
+FIELDS: dict[str, dict[str, str]] = {
     "Gradual": {"start": "begin"},
     "WeightMom": {"start": "begin"},
     "TargetedDropout": {"rate": "drop"},
@@ -23,12 +21,20 @@ FIELDS = {
     "Distill": {"share": "weight"},
 }
 """Settings by type: their old and their new names."""
+ADDED: dict[str, dict[str, dict[str, Any]]] = {
+    "WeightMom": {"reading": {"applied": "shares", "depth_exponent": 1.0}},
+    "RelevanceL2": {"decay": {"decay_rate": 1.0}},
+    "LOBSTER": {"only_prunable": {"patience": None, "tolerance": 0.05}},
+    "Sensitivity": {"only_prunable": {"threshold": None, "per_sample": False}},
+    "SoftSharing": {"lrs": {"merge_below": None}},
+}
+"""Settings by type that came later, behind the one they follow, with the value that says what was done before."""
 STEPS = {"steps": "own", "steps_before": "before", "steps_planned": "planned"}
 
 
 def from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
-    if missing := {"config", "methods", "start", "budget"} - content.keys():
-        raise DataError(f"this is a damaged record: it lacks {', '.join(sorted(missing))}.")
+    """A record of schema 1 as one of schema 2. What was not recorded then is empty."""
+    scope = {"weights": sum(layer["total"] for layer in content["layers"]), "parameters": content["size"]["parameters"]}
     config = {{"rate": "lr_schedule", "start": "origin"}.get(k, k): _renamed(v) for k, v in content["config"].items()}
     moved = {k: v for k, v in content.items() if k not in ("start", "budget", "config", "methods", "schema")}
     return {
@@ -37,17 +43,27 @@ def from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
         "methods": _renamed(content["methods"]),
         "origin": content["start"],
         "steps": {STEPS.get(k, k): v for k, v in content["budget"].items()},
+        "target": _renamed(content["target"]),
+        "accuracy": _renamed(content["accuracy"]),
+        "scope": {**scope, "left_out": {}},
         "tags": {},
+        "warnings": [],
         "schema": 2,
     }
 
 
 def _renamed(value: Any) -> Any:
+    """A described setting, and all that is within it, in today's words."""
     if isinstance(value, list):
         return [_renamed(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kind = TYPES.get(value.get("type", ""), value.get("type"))
-    names = FIELDS.get(kind or "", {})
-    renamed = {names.get(name, name): _renamed(item) for name, item in value.items()}
+    given = str(value.get("type", ""))
+    kind = TYPES.get(given, given)
+    names: dict[str, str] = FIELDS.get(kind, {})
+    renamed: dict[str, Any] = {}
+    for name, item in value.items():
+        today = names.get(str(name), str(name))
+        renamed[today] = _renamed(item)
+        renamed |= ADDED.get(kind, {}).get(today, {})
     return {**renamed, "type": kind} if "type" in value else renamed

@@ -10,23 +10,23 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DataError
-from .record import Result, percent
+from ..storage.sparse import sizes
+from .record import COLUMNS, Result, percent
 
 
 def load(pattern: str | Path) -> pd.DataFrame:
     """All records that a pattern finds (`"runs/**"`, a folder, a file), one row each, with `path`.
 
-    Runs of a sweep's cell have its parameters in columns `param_…`; cells that failed are in `frame.attrs["failed"]`.
-    Files that are no records are left out and listed in `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the
-    table out, and with pyarrow installed `frame.to_parquet("all.parquet")`.
+    A relative pattern that finds nothing from the working folder is looked for in `notebooks/` of this folder and of
+    those above, where the committed results of a checkout lie. Runs of a sweep's cell have its parameters in columns
+    `param_…`; cells that failed are in `frame.attrs["failed"]`. Files that are no records are left out and listed in
+    `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the table out, and with pyarrow installed
+    `frame.to_parquet("all.parquet")`.
     """
-    pattern = str(pattern)
-    if os.path.isdir(pattern):
-        pattern = os.path.join(glob.escape(pattern), "**")
-    if pattern.endswith("**"):
-        pattern = os.path.join(pattern, "*.json")
     rows, skipped, cells = [], {}, {}
-    for path in sorted(glob.glob(pattern, recursive=True)):
+    here = Path.cwd()
+    places = ["", *(above / "notebooks" for above in (here, *here.parents))]
+    for path in next(filter(None, (_found(Path(place, pattern)) for place in places)), []):
         if os.path.basename(path) == "cell.json" and (cell := _cell(path)):
             cells[os.path.dirname(path)] = cell
             continue
@@ -36,10 +36,19 @@ def load(pattern: str | Path) -> pd.DataFrame:
             skipped[path] = str(error)
     if cells:
         rows = [row | _parameters(cell) for row in rows if (cell := _cell_of(row["path"], cells))["status"] == "done"]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=None if rows else pd.Index(sorted(COLUMNS)))
     frame.attrs["skipped"] = skipped
     frame.attrs["failed"] = {cell["name"]: cell["error"] for cell in cells.values() if cell["status"] != "done"}
     return frame
+
+
+def _found(pattern: Path) -> list[str]:
+    text = str(pattern)
+    if os.path.isdir(text):
+        text = os.path.join(glob.escape(text), "**")
+    if text.endswith("**"):
+        text = os.path.join(text, "*.json")
+    return sorted(glob.glob(text, recursive=True))
 
 
 def _cell(path: str) -> dict[str, Any] | None:
@@ -63,9 +72,15 @@ def _parameters(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {f"param_{name}": value for name, value in cell["parameters"].items()}
 
 
-def table(runs: Mapping[str, Any]) -> pd.DataFrame:
-    """Runs or results side by side, by the names given: accuracy, what is zero and of what, and size."""
+def table(runs: Mapping[str, Any], *, compressed: bool = False) -> pd.DataFrame:
+    """Runs or results side by side, by the names given: accuracy, what is zero and of what, and size.
+
+    With `compressed` also the size of the dense file after bzip2, which takes minutes for large networks.
+    """
     rows = {name: getattr(run, "result", run).row() for name, run in runs.items()}
+    for name, run in runs.items() if compressed else ():
+        if rows[name]["bzip2_bytes"] is None and hasattr(run, "model"):
+            rows[name]["bzip2_bytes"] = sizes(run.model, compressed=True)["bzip2_bytes"]
     return _shown(pd.DataFrame.from_dict(rows, orient="index"))
 
 
@@ -86,11 +101,14 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
             "test accuracy": [percent({"accuracy": a}) for a in frame["test_accuracy"]],
             "zero, of weights": frame["sparsity_weights"].map("{:.2%}".format),
             "zero, of all parameters": frame["sparsity_all"].map("{:.2%}".format),
+            "in scope, of all parameters": frame["in_scope"].map("{:.1%}".format),
             "non-zero parameters": frame["nonzero"].map("{:,}".format),
         }
     )
     for column, heading in kilobytes.items():
-        shown[heading] = (frame[column] / 1000).map("{:,.1f}".format)
+        known = frame[column].astype(float)
+        if not all(known.isna()):
+            shown[heading] = (known / 1000).map("{:,.1f}".format)
     shown["steps"] = frame["steps_before"] + frame["steps"]
     shown["GFLOPs of this run"] = (frame["flops_training"] / 1e9).map("{:,.0f}".format)
     shown["seconds of it"] = frame["seconds"].astype(float).map("{:,.0f}".format)

@@ -18,7 +18,7 @@ from ..errors import ConfigError, DataError
 from ..layers.names import canonical
 from . import codec, fileformat
 from .fileformat import Packed
-from .files import AnyModel, Source, _state_dict, check_writable, write_atomic
+from .files import AnyModel, Source, check_writable, network_of, state_dict_of, write_atomic
 
 
 def save(
@@ -34,7 +34,7 @@ def save(
     `entropy` (`"zlib"`, `"lzma"`, `"bz2"`) compresses each stream that gets smaller by it.
     """
     path = check_writable(path, "path")
-    packed = fileformat.pack(_state_dict(model), values, others, entropy)
+    packed = fileformat.pack(state_dict_of(model), values, others, entropy)
     content = packed.content()
     write_atomic(path, content)
     return _file_sizes(packed, content) | {"rounded": sum(entry.rounded for entry in packed.entries)}
@@ -84,25 +84,27 @@ def _file_sizes(packed: Packed, content: bytes) -> dict[str, int]:
 def state_bytes(model: nn.Module) -> bytes:
     """The state dict as a safetensors file, tied tensors once."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return to_safetensors({name: t.detach().cpu().contiguous() for name, t in named})
+    return to_safetensors({name: t.detach().cpu().contiguous().clone() for name, t in named})  # views share memory
 
 
-def sizes(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[str, int]:
+def sizes(model: Source, masks: Mapping[str, Tensor] | None = None, *, compressed: bool = False) -> dict[str, int]:
     """Every number that is quoted of a model as it is, or as it would be under `masks`.
 
     `parameters`, and how many of them are `nonzero`; `bytes` of the dense safetensors file, whose zeros cost nothing
-    only once it is compressed, and `gzip_bytes` and `bzip2_bytes` of it; `state_dict_bytes`, what torch.save makes.
+    only once it is compressed, and with `compressed` `gzip_bytes` and `bzip2_bytes` of it, which take minutes for large
+    networks; `state_dict_bytes`, what torch.save makes.
     Of the weights (floating point, two dimensions or more): how many `weights`, `weights_nonzero`, the `data_bits` of
     values and code books, the `index_bits` of positions, and `payload_bytes`, both in whole bytes: what papers quote.
     `sparse_bytes`: the whole file that `save` writes, with biases, buffers and header. What concerns that file is left
     out for a model that it cannot hold.
     """
+    model = network_of(model)
     if masks is not None:
         model = _masked(model, masks)
     content = state_bytes(model)
     parameters = [p.detach() for p in model.parameters()]
     try:
-        packed = fileformat.pack(_state_dict(model))
+        packed = fileformat.pack(state_dict_of(model))
         in_file = _file_sizes(packed, packed.content())
     except ConfigError:  # it holds what the sparse file does not take, complex buffers say; the rest can be counted
         in_file = {}
@@ -113,18 +115,21 @@ def sizes(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[s
         "parameters": sum(p.numel() for p in parameters),
         "nonzero": sum(int(torch.count_nonzero(p)) for p in parameters),
         "bytes": len(content),
-        "gzip_bytes": len(gzip.compress(content, mtime=0)),
-        "bzip2_bytes": len(bz2.compress(content)),
+        **(_compressed_sizes(content) if compressed else {}),
         "state_dict_bytes": state_dict_bytes,
         **in_file,
     }
+
+
+def _compressed_sizes(content: bytes) -> dict[str, int]:
+    return {"gzip_bytes": len(gzip.compress(content, mtime=0)), "bzip2_bytes": len(bz2.compress(content))}
 
 
 def layer_sizes(
     model: Source, *, values: str = "exact", others: str = "exact", entropy: str | None = None
 ) -> pd.DataFrame:
     """Where the bytes of the sparse file go: each weight, all other tensors, the header, and all together."""
-    packed = fileformat.pack(_state_dict(model), values, others, entropy)
+    packed = fileformat.pack(state_dict_of(model), values, others, entropy)
     columns = ("layer", "kept", "total", "positions", "values", "data_bytes", "index_bytes", "bytes")
     rows, rest = [], [0, 0, 0, 0, 0]
     for entry in packed.entries:
@@ -148,7 +153,7 @@ def index_sizes(model: Source) -> pd.DataFrame:
     A coding that is not tried, past half density or where nothing is dead, is missing (NaN).
     """
     rows: dict[str, dict[str, int]] = {}
-    for name, tensor in _state_dict(model).items():
+    for name, tensor in state_dict_of(model).items():
         if fileformat.is_weight(tensor):
             row = rows[name] = {}
             for coding, bits in codec.costs(fileformat.patterns(tensor) != 0).items():
@@ -161,6 +166,8 @@ def index_sizes(model: Source) -> pd.DataFrame:
 def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     model = copy.deepcopy(model)
     named = {canonical(name): p.data for name, p in model.named_parameters()}
+    if wrong := [name for name, mask in masks.items() if not isinstance(mask, Tensor) or mask.dtype != torch.bool]:
+        raise ConfigError(f"masks: {wrong[0]} is {masks[wrong[0]]!r:.60}; expected a tensor of bool, True for kept.")
     if differing := [name for name in masks if name not in named or named[name].shape != masks[name].shape]:
         raise ConfigError(f"these masks are of another model; they differ in {', '.join(differing[:5])}.")
     for name, mask in masks.items():

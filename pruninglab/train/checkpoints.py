@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import DataError, RunError
 from ..masks.masks import Masks
 from ..storage import files
-from .method import state_of
+from .method import Method, state_of
 from .run import Cut, Run, load_optimizer, optimizer_state
 from .snapshot import Snapshot
 
@@ -23,7 +23,8 @@ def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> No
         "model": {**dict(run.model.named_parameters()), **dict(run.model.named_buffers())},
         "optimizer": optimizer_state(run),
         "masks": run.masks,
-        "methods": [state_of(method) for method in run.methods],
+        "methods": [state_of(method) for method in run.acting],
+        "observers": {place: state_of(method) for place, method in _observers(run).items()},
         "best": {f: getattr(run.best, f) for f in Snapshot.__dataclass_fields__} if run.best else None,
         "history": run.history,
         "cuts": [asdict(cut) for cut in run.cuts],
@@ -50,7 +51,8 @@ def resume(run: Run, path: Path) -> tuple[float, int]:
     run.find_weights()
     run.optimizer.state.clear()
     load_optimizer(run, state["optimizer"])
-    for method, kept in zip(run.methods, state["methods"], strict=True):
+    watching = [(method, state["observers"].get(place, {})) for place, method in _observers(run).items()]
+    for method, kept in [*zip(run.acting, state["methods"], strict=True), *watching]:
         for name, value in kept.items():
             setattr(method, name, _like(getattr(method, name, None), value, run.device))
     run.best = Snapshot(**state["best"]) if state["best"] else None
@@ -60,6 +62,16 @@ def resume(run: Run, path: Path) -> tuple[float, int]:
     run.step, run.epoch, run.seconds = progress["step"], progress["epoch"], progress["seconds"]
     run.status, run.reason = state["status"], state["reason"]
     return state["epoch_so_far"]["loss_sum"], state["epoch_so_far"]["seen"]
+
+
+def _observers(run: Run) -> dict[tuple[str, int], Method]:
+    """The methods that only look, by class and place among those of it: any may come or go between two sessions."""
+    found: dict[tuple[str, int], Method] = {}
+    for method in run.methods:
+        if method.observes:
+            kind = type(method).__name__
+            found[kind, sum(name == kind for name, _ in found)] = method
+    return found
 
 
 def _like(made: Any, stored: Any, device: torch.device) -> Any:
@@ -78,10 +90,10 @@ def _like(made: Any, stored: Any, device: torch.device) -> Any:
     if isinstance(stored, dict):
         known = made if isinstance(made, Mapping) else {}
         return {k: _like(known.get(k), v, device) for k, v in stored.items()}
-    if isinstance(stored, list):
+    if isinstance(stored, list | tuple):
         known = made if isinstance(made, list | tuple) and len(made) == len(stored) else [None] * len(stored)
         filled = [_like(k, v, device) for k, v in zip(known, stored, strict=True)]
-        return tuple(filled) if isinstance(made, tuple) else filled
+        return tuple(filled) if isinstance(stored, tuple) else filled
     return stored
 
 
@@ -89,6 +101,8 @@ def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
     """Each leaf in which two configurations differ, in words."""
     if isinstance(stored, dict) and isinstance(asked, dict):
         keys = sorted(stored.keys() | asked.keys())
+        if stored == asked and list(stored) != list(asked):  # of patterns, the last that matches counts
+            return [f"{path} was in the order {', '.join(stored)} there and is {', '.join(asked)} now"]
         return [d for k in keys for d in _differences(stored.get(k), asked.get(k), f"{path}.{k}".strip("."))]
     if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
         return [

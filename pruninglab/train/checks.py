@@ -14,9 +14,10 @@ from ..layers.hooks import evaluating
 from .evaluate import loss_arguments
 from .options import Options
 from .run import Run
+from .snapshot import Snapshot
 
 
-def check_inputs(model: Any, data: Any, options: Options) -> None:
+def check_inputs(model: Any, data: Any, options: Options, inplace: bool) -> None:
     """All that can be refused before anything is copied or counted."""
     if not isinstance(data, Data):
         raise ConfigError(
@@ -25,9 +26,25 @@ def check_inputs(model: Any, data: Any, options: Options) -> None:
     source = model.model if isinstance(model, Run) else model
     if not isinstance(source, nn.Module):
         raise ConfigError(f"model is a {type(source).__name__}; expected a torch.nn.Module or a finished Run.")
+    if inplace and any(p.is_inference() for p in source.parameters()):
+        raise ConfigError("this model was made in torch.inference_mode and cannot be changed; leave inplace=True out.")
     if not any(p.requires_grad for p in source.parameters()) and options.epochs:
         raise ConfigError(
             "this model has no parameter to train: all are frozen, or there are none. Use epochs=0 to measure."
+        )
+
+
+_MEMORIES = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
+
+
+def check_memory(start: Snapshot, optimizer: str) -> None:
+    """A snapshot rewinds the optimizer too, so it has to be one that remembers the same."""
+    held = {name for state in (start.optimizer or {}).values() for name in state}
+    if held - _MEMORIES[optimizer.replace("adamw", "adam")]:
+        raise ConfigError(
+            f"start: the snapshot holds {', '.join(sorted(held))}, which optimizer={optimizer!r} does not keep. Give "
+            "the optimizer that it was made with; or begin with an empty memory: "
+            "start=dataclasses.replace(snapshot, optimizer=None)."
         )
 
 

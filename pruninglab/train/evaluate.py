@@ -1,6 +1,7 @@
 """Accuracy and loss on a split, and scores of a criterion."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..criteria.registry import Criterion
 from ..errors import ConfigError, DataError
 from ..identity import describe, text
 from ..layers.hooks import evaluating
+from ..layers.precision import exact_dtype
 from ..randomness import generator
 from .metrics import accuracy
 
@@ -55,7 +57,7 @@ def evaluate(
     device: str | torch.device = "cpu",
 ) -> dict[str, float]:
     """Means over samples, whatever the sizes of the batches; the device is read once, at the end."""
-    exact = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    exact = exact_dtype(device)
     sums, seen = torch.zeros(3, dtype=exact, device=device), 0
     names = ["loss", "accuracy"]
     for x, y in batches:
@@ -73,6 +75,26 @@ def evaluate(
     if not seen:
         raise DataError("there is nothing to evaluate: the split gave no batches.")
     return dict(zip(names, (sums / seen).tolist(), strict=False))
+
+
+class OutOfMemory(Exception):
+    """A device has too little memory for what was asked."""
+
+
+@contextmanager
+def memory_watched() -> Generator[None]:
+    """Whatever a device calls it, a lack of memory is an `OutOfMemory`; the tensors of the attempt are let go."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).lower()
+        if (
+            isinstance(error, torch.OutOfMemoryError | MemoryError)
+            or "out of memory" in said
+            or "allocate memory" in said
+        ):
+            raise OutOfMemory(str(error)) from None
+        raise
 
 
 def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:

@@ -14,15 +14,16 @@ from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.names import prunable
+from ..layers.precision import exact_dtype
 from ..masks.choose import keep_top
 from ..masks.masks import Masks, Sparsity, units
 from ..randomness import generator, key, own_randomness
 from ..results.record import percent
 from ..terminal import Bar
 from . import checkpoints
-from .checks import _not_finite, _try_one_batch, check_inputs
+from .checks import _not_finite, _try_one_batch, check_inputs, check_memory
 from .evaluate import Shuffled, loss_arguments, scored
-from .machine import _channels_last, _interruptible, _make_optimizer, _settings
+from .machine import channels_last, interruptible, make_optimizer, settings
 from .method import Method, fresh
 from .options import FitOptions, Options, Session, resolved, signature
 from .record import _config, _hash_of, _proof, _result, _start
@@ -38,27 +39,35 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     `loss(logits, y)` is a mean over the batch; `metric(logits, y)` is one value a sample, the higher the better. The
     history's loss is that mean, without the extra terms of methods.
     `skip`, `biases` and `norms` say which weights are in scope. `patience` ends after so many epochs without a better
-    validation score; `keep="best"` ends with the best state instead of the last. `checkpoint` is a file written every
-    `every_steps` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON record.
-    `progress` shows a bar; a function in its place is called with the run after every step, and may `run.interrupt()`.
+    validation score; `keep="best"` ends with the best state instead of the last. `found_by` are runs that found the
+    masks: their cost counts as this run's too, as does that of the runs it goes on from. `checkpoint` is a file written
+    every `every_steps` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON
+    record. `progress` shows a bar; a function in its place is called with the run after every step, at the end of an
+    epoch after its evaluation, and may `run.interrupt()`. `eval_batch_size` is halved once if memory is
+    short. `tags` are columns of your own in the record.
     """
     chosen, session = resolved(options)
-    check_inputs(model, data, chosen)
-    run = _begun(model, data, [fresh(method) for method in methods], chosen, session)
-    with torch.enable_grad(), _settings(run.device), _channels_last(run.model, run.device):
+    check_inputs(model, data, chosen, session.inplace)
+    own = sorted(map(fresh, methods), key=lambda method: method.observes)  # who only looks, looks last
+    with torch.inference_mode(False), torch.enable_grad():
+        return _fitted(_begun(model, data, own, chosen, session), model, session)
+
+
+fit.__signature__ = signature(fit)
+
+
+def _fitted(run: Run, model: nn.Module | Run, session: Session) -> Run:
+    with settings(run.device), channels_last(run.model, run.device):
         given = _given_masks(model, session)
         _set_out(run, session, given)
         path = Path(session.checkpoint) if session.checkpoint else None
         loss_sum, seen = checkpoints.resume(run, path) if path and path.exists() else (0.0, 0)
-        with _interruptible(run):
+        with interruptible(run):
             _train(run, loss_sum, seen, path, session.every_steps or run.steps_per_epoch, session.progress)
         _finish(run)
     if session.record:
         run.save(session.record)
     return run
-
-
-fit.__signature__ = signature(fit)
 
 
 def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: Options, session: Session) -> Run:
@@ -67,7 +76,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
     run = Run(trained, data.to(place), methods, options, place)
     run.tags = dict(session.tags)
-    run.origin = _start(parent, source, session.start, data)
+    run.origin, run.before = _start(parent, source, session, data)
     return run
 
 
@@ -94,7 +103,7 @@ def _set_out(run: Run, session: Session, given: Mapping[str, Tensor] | None) -> 
         for method in run.methods:
             method.on_start(run)
     run.find_weights()
-    _make_optimizer(run)
+    make_optimizer(run)
     if session.start and session.start.optimizer:
         load_optimizer(run, session.start.optimizer)
     if session.start:
@@ -124,17 +133,20 @@ def prune(
     if isinstance(model, Run):
         masks = model.masks if masks is None else masks
         model = model.model
-    model = copy.deepcopy(model)
-    weights = prunable(model, biases=biases, norms=norms, skip=skip)
-    if not weights:
-        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
-    if masks is not None:
-        Masks(masks).apply_({name: weight.data for name, weight in weights.items() if name in masks})
-    with own_randomness(seed):
-        scores = scored(model, criterion, Shuffled(data.train, 100, seed) if data else None, weights)
-    masks = keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks)
-    masks.apply_({name: weight.data for name, weight in weights.items()})
-    return model, masks
+    with torch.inference_mode(False):
+        model = copy.deepcopy(model)
+        weights = prunable(model, biases=biases, norms=norms, skip=skip)
+        if not weights:
+            raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+        if masks is not None:
+            Masks(masks).apply_({name: weight.data for name, weight in weights.items() if name in masks})
+        with own_randomness(seed):
+            place = next(iter(weights.values())).device
+            batches = Shuffled(data.train.to(place), 100, seed) if data else None
+            scores = scored(model, criterion, batches, weights)
+        chosen = keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks)
+        chosen.apply_({name: weight.data for name, weight in weights.items()})
+    return model, chosen
 
 
 def _train(
@@ -148,7 +160,7 @@ def _train(
     """The loop, in full."""
     began, saved = time.perf_counter(), run.step
     methods, randomness, loss_fn = run.methods, run.randomness, run.options.loss
-    losses = torch.tensor(loss_sum, dtype=torch.float32 if run.device.type == "mps" else torch.float64).to(run.device)
+    losses = torch.tensor(loss_sum, dtype=exact_dtype(run.device)).to(run.device)
     # the optimizer stands still once the loss is no number, so that the layer can be found at the end of the epoch
     broken = torch.tensor(float(not math.isfinite(loss_sum))).to(run.device)
 
@@ -159,6 +171,7 @@ def _train(
 
     with Bar(run.steps, run.name, progress is True) as bar:
         bar.update(run.step)
+        ending = False
         while run.epoch < run.epochs and run.status == "running" and not run.interrupted:
             for run.x, run.y in _batches(run):  # noqa: B020 (these are attributes of it)
                 _set_rate(run)
@@ -184,7 +197,8 @@ def _train(
                 losses += loss.detach() * len(run.y)
                 seen += len(run.y)
                 bar.update()
-                if callable(progress):
+                ending = not run.step % run.steps_per_epoch or run.status != "running" or run.interrupted
+                if callable(progress) and not ending:
                     progress(run)
                 if run.status != "running" or run.interrupted:
                     break
@@ -194,6 +208,8 @@ def _train(
                 save()
                 run.status, run.reason = "interrupted", "by the user"
             _end_of_epoch(run, float(losses) / seen, bar)
+            if callable(progress) and ending:
+                progress(run)
             losses.zero_()
             seen = 0
             due = run.step - saved >= every or run.epoch == run.epochs or run.status == "stopped" or run.interrupted
@@ -210,7 +226,8 @@ def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
     seed, done = run.options.seed, run.step % run.steps_per_epoch
     order = torch.randperm(len(run.data.train), generator=generator(seed, "order", run.epoch))
     batches = run.batched(order)[done:]
-    return run.data.train.batches(batches, [key(seed, "augment", run.step + i) for i in range(len(batches))])
+    seeds = [key(seed, "augment", run.step + i) for i in range(len(batches))]
+    return run.data.train.batches(batches, seeds, key(seed, "items", run.epoch))
 
 
 def _set_rate(run: Run) -> None:
@@ -282,6 +299,7 @@ def _go_on_from(run: Run, start: Snapshot) -> None:
             f"the snapshot is of step {start.step}, but epochs={run.epochs} is over after {run.steps} steps; epochs "
             "counts from step 0. To fine-tune instead, load it: snapshot.load_into(model), and masks=snapshot.masks."
         )
+    check_memory(start, run.options.optimizer)
     start.load_into(run.model)
     run.step = run.first_step = start.step
     run.epoch = start.step // run.steps_per_epoch

@@ -12,7 +12,7 @@ from ..terminal import is_ours, on_first_ctrl_c
 from .run import Run
 
 
-def _make_optimizer(run: Run) -> None:
+def make_optimizer(run: Run) -> None:
     """Over the groups that methods may have changed, and every parameter of the model that is in none of them."""
     known = {p for group in run.param_groups for p in group["params"]}
     run.param_groups[0]["params"] += [p for p in run.model.parameters() if p.requires_grad and p not in known]
@@ -23,7 +23,7 @@ def _make_optimizer(run: Run) -> None:
 
 
 @contextmanager
-def _channels_last(model: nn.Module, device: torch.device) -> Generator[None]:
+def channels_last(model: nn.Module, device: torch.device) -> Generator[None]:
     """1.5 times faster convolutions on a CPU, and what tensor cores want; the usual layout again afterwards."""
 
     def lay_out(layout: torch.memory_format) -> None:
@@ -50,23 +50,34 @@ _OPTIMIZERS: dict[str, Callable[[Run], torch.optim.Optimizer]] = {
 
 
 @contextmanager
-def _settings(device: torch.device) -> Generator[None]:
-    """Reproducible and fast kernels for this block: no autotuning, TF32, and no denormals (pruned nets make them)."""
+def settings(device: torch.device) -> Generator[None]:
+    """Reproducible and fast kernels for this block: no autotuning, TF32, and no denormals (pruned nets make them).
+
+    The precisions are read and set in torch's newer way alone: it refuses to read in the older way what was set in the
+    newer one. On a CPU they stay as they are.
+    """
     flushes = float(torch.tensor(1e-42) * 1) == 0.0
-    matmul = torch.get_float32_matmul_precision()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    kernels: list[tuple[Any, str, Any]] = [(cudnn, "enabled", True), (cudnn, "benchmark", False)]
+    kernels += [(cudnn, "deterministic", True)]
+    kernels += [(place, "fp32_precision", "tf32") for place in (matmul, cudnn.conv, cudnn.rnn)]
+    before = [(place, name, getattr(place, name)) for place, name, _ in kernels]
     torch.set_flush_denormal(True)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-            yield
+        _set(kernels if device.type == "cuda" else [])
+        yield
     finally:
-        torch.set_float32_matmul_precision(matmul)
+        _set(before if device.type == "cuda" else [])
         torch.set_flush_denormal(flushes)
 
 
+def _set(kernels: list[tuple[Any, str, Any]]) -> None:
+    for place, name, value in kernels:
+        setattr(place, name, value)
+
+
 @contextmanager
-def _interruptible(run: Run) -> Generator[None]:
+def interruptible(run: Run) -> Generator[None]:
     """Ctrl-C ends the run after the current step, with what was reached; a second one breaks off at once."""
     before: Any = None
     try:

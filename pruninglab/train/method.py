@@ -1,7 +1,9 @@
 """A method: what happens during one training. Six moments, and nothing else."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,6 +22,9 @@ class Method:
 
     settled = True
     """False while this method still means to cut: neither early stopping nor `run.best` counts before."""
+
+    observes: ClassVar[bool] = False
+    """True for a method that only looks, a log say: the record is the same with it and without it."""
 
     def on_start(self, run: Run) -> None:
         """Model on the device, optimizer not built: may change the model, `run.param_groups`, and cut."""
@@ -78,7 +83,19 @@ def fresh(method: object) -> Method:
         raise ConfigError(
             f"{type(method).__name__} needs @dataclass above its class line; its fields are its settings."
         )
-    return dataclasses.replace(method)  # pyright: ignore[reportArgumentType]
+    made = dataclasses.replace(method)  # pyright: ignore[reportArgumentType]
+    for name in MOMENTS if made.observes else ():
+        setattr(made, name, partial(_watched, getattr(made, name), type(made).__name__))
+    return made
+
+
+def _watched(moment: Callable[[Run], Any], name: str, run: Run) -> None:
+    """A moment of an observer: what it draws is drawn again by the next, and what it changes is refused."""
+    masks, drawn = run.masks, run.randomness.source.get_state()
+    answer = moment(run)
+    run.randomness.source.set_state(drawn)
+    if answer is not None or run.masks is not masks:
+        raise ConfigError(f"{name} observes, but gave a term of the loss or changed masks; take its `observes` out.")
 
 
 def state_of(method: Method) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Options:
 
     epochs: CountOrNone
     batch_size: Count = 100
+    eval_batch_size: Count = 1000
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Strength = 1e-3
     momentum: Momentum = 0.9
@@ -65,6 +66,7 @@ class Session:
 
     start: Snapshot | None = None
     masks: Mapping[str, Tensor] | None = None
+    found_by: Sequence[Any] = ()
     checkpoint: str | Path | None = None
     every_steps: Count | None = None
     record: str | Path | None = None
@@ -94,11 +96,11 @@ class Session:
         return torch.device(wanted)
 
 
-class FitOptions(TypedDict, total=False):
-    """All options of `fit` after model, data and methods, as recipes pass them on."""
+class TrainingOptions(TypedDict, total=False):
+    """The options of `fit` that a recipe passes on to each of its trainings."""
 
-    epochs: Required[int]
     batch_size: int
+    eval_batch_size: int
     optimizer: Literal["adam", "adamw", "sgd"]
     lr: float
     momentum: float
@@ -113,15 +115,22 @@ class FitOptions(TypedDict, total=False):
     norms: bool
     patience: int | None
     keep: Literal["last", "best"]
-    start: Snapshot | None
-    masks: Mapping[str, Tensor] | None
-    checkpoint: str | Path | None
     every_steps: int | None
-    record: str | Path | None
     tags: Mapping[str, str | float | bool | None]
     device: str | torch.device
-    inplace: bool
     progress: bool | Callable[[Any], None]
+
+
+class FitOptions(TrainingOptions, total=False):
+    """All options of `fit` after model, data and methods. A recipe sets these ones itself."""
+
+    epochs: Required[int]
+    start: Snapshot | None
+    masks: Mapping[str, Tensor] | None
+    found_by: Sequence[Any]
+    checkpoint: str | Path | None
+    record: str | Path | None
+    inplace: bool
 
 
 _OURS, _HOW = ({f.name for f in fields(kind)} for kind in (Options, Session))
@@ -149,14 +158,13 @@ def resolved(given: Mapping[str, Any]) -> tuple[Options, Session]:
 def signature(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a function that takes `FitOptions`, with every option and its default written out."""
     own = inspect.signature(function)
-    known = FitOptions.__annotations__
     defaults = {f.name: f.default for kind in (Options, Session) for f in fields(kind)} | {"tags": {}}
     empty = inspect.Parameter.empty
     shown = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=empty if name == "epochs" else _Named.of(defaults[name])
         )
-        for name in known
+        for name in defaults
         if name not in own.parameters
     ]
     kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]

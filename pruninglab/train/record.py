@@ -1,22 +1,28 @@
 """What a finished run writes into its record."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..identity import describe, tensor_hash
 from ..layers.flops import sparse_flops
-from ..layers.names import canonical, prunable
+from ..layers.names import canonical, owner_of, prunable
 from ..results.environment import environment
-from ..results.record import Result
+from ..results.record import LITTLE, Result
 from ..storage import sparse
 from .method import Method, state_of
+from .options import Session
 from .run import Run, optimizer_state
-from .snapshot import Snapshot
+from .snapshot import Costs, Snapshot
+
+WIDER = "A shorter skip=, biases=True or norms=True"
+"""The arguments of `fit` that widen the scope."""
 
 
 def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, float]) -> Result:
@@ -29,7 +35,8 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
     pruned = run.masks.total - run.masks.kept
     with_biases = prunable(run.model, biases=True).keys() | run.weights.keys()
     parameters = {canonical(name): p.numel() for name, p in run.model.named_parameters()}
-    steps = run.step - run.first_step
+    scope = in_scope(run.model, run.weights)
+    before, cost = _total(run.before), run.cost
     dense = sum(sum(ops.values()) for ops in run.flops.values())
     return Result(
         status=run.status,
@@ -37,13 +44,15 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
         config=run.config,
         environment=environment(str(run.device)),
         origin=run.origin,
+        scope=scope,
         tags=run.tags,
+        warnings=run.warnings + too_little(run, scope),
         steps={
-            "own": steps,
+            "own": cost["steps"],
             "before": run.origin["steps"],
             "planned": run.steps,
             "epochs": run.epoch,
-            "samples": round(steps * len(run.data.train) / run.steps_per_epoch),
+            "samples": round(cost["steps"] * len(run.data.train) / run.steps_per_epoch),
         },
         target=describe(run.target),
         accuracy={"metric": describe(run.options.metric), "val": val, "test": test, "state": kept_state},
@@ -57,14 +66,51 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
         flops={
             "dense": dense,
             "sparse": round(sparse_flops(run.model, run.flops, run.masks), 1),
-            "training": 3 * dense * len(run.data.train) * steps / run.steps_per_epoch,
+            "training": cost["flops"],
+            "before": before["flops"],
         },
         size=size,
         history=run.history,
         cuts=[asdict(cut) for cut in run.cuts],
-        methods=[_visible_state(method) for method in run.methods],
-        times={"seconds": round(run.seconds, 3)},
+        methods=[_visible_state(method) for method in run.acting],
+        times={"seconds": round(run.seconds, 3), "seconds_before": round(before["seconds"], 3)},
     )
+
+
+def in_scope(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How many of all parameters may be cut, and how many others each type of layer holds, the most first."""
+    named = {canonical(name): p for name, p in model.named_parameters()}
+    counted = {id(p) for p in weights.values()}
+    others: Counter[str] = Counter()
+    for name, parameter in named.items():
+        if id(parameter) not in counted:
+            others[_kind(owner_of(model, name), name)] += parameter.numel()
+    return {
+        "weights": sum(p.numel() for p in weights.values()),
+        "parameters": sum(p.numel() for p in named.values()),
+        "left_out": dict(others.most_common()),
+    }
+
+
+def _kind(owner: nn.Module | None, name: str) -> str:
+    kind = type(owner).__name__ if owner else "unknown layer"
+    return f"{kind} (bias)" if "bias" in name.rpartition(".")[2] else kind
+
+
+def too_little(run: Run, scope: Mapping[str, Any]) -> list[str]:
+    """What a run has to say that prunes, but may prune almost nothing of its network."""
+    weights, parameters = scope["weights"], scope["parameters"]
+    if not (run.target or run.cuts or run.sparsity) or weights >= LITTLE * parameters:
+        return []
+    left_out = ", ".join(f"{kind} {number:,}" for kind, number in list(scope["left_out"].items())[:5])
+    return [
+        f"only {weights / parameters:.1%} of all parameters are in scope, {weights:,} of {parameters:,}. "
+        f"Left out: {left_out}. {WIDER} brings more into scope."
+    ]
+
+
+def _total(costs: Costs) -> dict[str, Any]:
+    return {what: sum(cost[what] for cost in costs.values()) for what in ("steps", "flops", "seconds")}
 
 
 def _visible_state(method: Method) -> dict[str, Any]:
@@ -93,7 +139,7 @@ def _config(run: Run) -> dict[str, Any]:
             **({"val_is_test": True} if data.val_is_test else {}),
         },
         "model": {"name": type(run.model).__name__, **built, "form": form},
-        "methods": [describe(method) for method in run.methods],
+        "methods": [describe(method) for method in run.acting],
         **{k: v for k, v in describe(run.options).items() if k != "type"},
         "origin": run.origin,
         "masks": run.masks.fingerprint if run.sparsity else None,
@@ -101,20 +147,41 @@ def _config(run: Run) -> dict[str, Any]:
     }
 
 
-def _start(parent: Run | None, source: nn.Module, start: Snapshot | None, data: Data) -> dict[str, Any]:
-    """Where a run begins: which weights, and how many steps went into them before."""
-    of_source = _hash_of(source)
-    if not parent:
-        kind, spent = ("snapshot", start.spent) if start else ("model", 0)
-        return {"kind": kind, "weights": of_source, "steps": spent, "dense": None}
+def _start(parent: Run | None, source: nn.Module, session: Session, data: Data) -> tuple[dict[str, Any], Costs]:
+    """Where a run begins, and what had to be trained before it.
+
+    `steps` counts each training before it once. `search` is what of them found the masks and is not in the weights.
+    """
+    carried = (parent.trainings if parent else {}) | _past(session.start)
+    before = dict(carried)
+    for run in session.found_by:
+        if not isinstance(run, Run):
+            raise ConfigError(f"found_by holds a {type(run).__name__}; expected finished runs.")
+        before |= run.trainings
+    steps = _total(before)["steps"]
+    searched = {"search": steps - _total(carried)["steps"]} if session.found_by else {}
+    kind = "run" if parent else "snapshot" if session.start else "model"
+    weights = _hash_of(source)
+    dense = _dense_start(parent, weights, data) if parent else None
+    return {"kind": kind, "weights": weights, "steps": steps, "dense": dense, **searched}, before
+
+
+def _past(start: Snapshot | None) -> Costs:
+    """The trainings of a snapshot; one of an older file knows only their steps."""
+    if not start or not start.spent:
+        return {}
+    return start.past or {"snapshot": {"steps": start.spent, "flops": 0.0, "seconds": 0.0}}
+
+
+def _dense_start(parent: Run, weights: str, data: Data) -> str | None:
+    """The hash of the dense network that all pruning so far began with."""
     if parent.data.name == data.name and parent.data.fingerprint != data.fingerprint:
         raise ConfigError(
             f"the run was trained on another split or subset of {data.name}: its training images may be in this "
             f"validation split. Load the data with seed={parent.data.seed} and the same sizes; or pass run.model and "
             "masks=run.masks to go on all the same."
         )
-    dense = parent.origin["dense"] or (of_source if parent.sparsity == 0 else None)
-    return {"kind": "run", "weights": of_source, "steps": parent.spent, "dense": dense}
+    return parent.origin["dense"] or (weights if parent.sparsity == 0 else None)
 
 
 def _proof(run: Run) -> dict[str, Any]:

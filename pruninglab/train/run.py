@@ -1,7 +1,8 @@
 """`Run`, the one argument that methods get; `Snapshot`, all that a rewind restores; `evaluate`, the one measure."""
 
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 from .. import _html
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
+from ..identity import short_hash
 from ..layers.hooks import evaluating
 from ..layers.names import prunable
 from ..masks.choose import keep_top
 from ..masks.masks import Masks, Sparsity, units
 from ..randomness import own_randomness
 from ..results.record import Result
-from .evaluate import Batches, Shuffled, evaluate, scored
+from .evaluate import Batches, OutOfMemory, Shuffled, evaluate, memory_watched, scored
 from .options import Options
-from .snapshot import Snapshot
+from .snapshot import Costs, Snapshot
 
 AnyMethod = TypeVar("AnyMethod")
 
@@ -68,7 +70,12 @@ class Run:
         self.target: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
         self.origin: dict[str, Any] = {}
+        self.before: Costs = {}
+        """What had to be trained before, each training once: those it goes on from, and those that found its masks."""
         self.tags: dict[str, Any] = {}
+        self.eval_batch_size = options.eval_batch_size
+        self.warnings: list[str] = []
+        """What a reader of the record has to know."""
         self.flops: dict[str, dict[str, float]] = {}
         self.seconds = 0.0
         self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
@@ -78,24 +85,39 @@ class Run:
 
     @property
     def name(self) -> str:
-        return " + ".join(type(m).__name__ for m in self.methods) or "Dense"
+        return " + ".join(type(m).__name__ for m in self.acting) or "Dense"
+
+    @property
+    def acting(self) -> list[Any]:
+        """The methods without those that only observe: what makes this run another one."""
+        return [method for method in self.methods if not method.observes]
+
+    __iter__ = None
+    """A run is no list of its methods."""
 
     def __getitem__(self, kind: type[AnyMethod]) -> AnyMethod:
         """The method of this class, with the state that it has: `run[ADMM].residuals`."""
         for method in self.methods:
-            if isinstance(method, kind):
+            if isinstance(kind, type) and isinstance(method, kind):
                 return method
-        raise ConfigError(f"this run has no {getattr(kind, '__name__', kind)}; its methods are {self.name}.")
+        known = ", ".join(type(m).__name__ for m in self.methods) or "none"
+        raise ConfigError(f"this run has no {getattr(kind, '__name__', kind)}; its methods are {known}.")
 
     @property
     def val(self) -> float:
         """Accuracy on the validation split, by the run's metric."""
-        return self.result.accuracy["val"]["accuracy"]
+        return self._measured.val
 
     @property
     def test(self) -> float:
         """Accuracy on the test split. Choices look at `val`."""
-        return self.result.accuracy["test"]["accuracy"]
+        return self._measured.test
+
+    @property
+    def _measured(self) -> Result:
+        if not hasattr(self, "result"):
+            raise RunError("a run is measured when it is over; run.evaluate('val') measures it now.")
+        return self.result
 
     @property
     def progress(self) -> float:
@@ -105,6 +127,24 @@ class Run:
     def spent(self) -> int:
         """All steps that went into the weights so far, those before this run included."""
         return self.origin.get("steps", 0) + self.step - self.first_step
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Steps, FLOPs and seconds of this training alone. FLOPs are those of the dense computation."""
+        steps = self.step - self.first_step
+        dense = sum(sum(ops.values()) for ops in self.flops.values())
+        flops = 3 * dense * len(self.data.train) * steps / self.steps_per_epoch  # backward costs twice the forward pass
+        return {"steps": steps, "flops": flops, "seconds": self.seconds}
+
+    @property
+    def key(self) -> str:
+        """A hash of all settings: the same for whoever trains the same."""
+        return short_hash(json.dumps(self.config, sort_keys=True))
+
+    @property
+    def trainings(self) -> Costs:
+        """All that had to be trained for this run, itself included, by key."""
+        return self.before | {self.key: self.cost}
 
     @property
     def masks(self) -> Masks:
@@ -194,15 +234,38 @@ class Run:
         """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
         if isinstance(split, str) and split not in ("train", "val", "test"):
             raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
-        batches = getattr(self.data, split) if isinstance(split, str) else split
-        with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast():
+        if not isinstance(split, str):
+            return self._evaluated(split)
+        part, size = getattr(self.data, split), self.eval_batch_size
+        with suppress(OutOfMemory):
+            return self._evaluated(part.batches(size))
+        self.eval_batch_size = max(1, size // 2)
+        self.warn(
+            f"evaluation ran out of memory with batches of {size} and took batches of {self.eval_batch_size}; "
+            f"eval_batch_size={self.eval_batch_size} asks for them."
+        )
+        try:
+            return self._evaluated(part.batches(self.eval_batch_size))
+        except OutOfMemory as error:
+            raise RunError(
+                f"evaluation ran out of memory with batches of {self.eval_batch_size} too: {error}. "
+                "Give fit a smaller eval_batch_size=."
+            ) from None
+
+    def _evaluated(self, batches: Batches) -> dict[str, float]:
+        with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast(), memory_watched():
             return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
+
+    def warn(self, text: str) -> None:
+        """Put into the record what its reader has to know."""
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def snapshot(self, score: float | None = None) -> Snapshot:
         """A copy of all that a rewind needs, as it is now."""
         now = Snapshot.of(self.model, self._masks)
         optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
-        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent)
+        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent, self.trainings)
 
     def stop(self, reason: str) -> None:
         """End after this step; the reason goes into the record."""
@@ -216,7 +279,7 @@ class Run:
         """An epoch's order in batches; a last one of a single image joins the one before, for BatchNorm's sake."""
         size = self.options.batch_size
         ends = [*range(size, len(order), size), len(order)]
-        if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+        if size > 1 and len(ends) > 1 and ends[-1] - ends[-2] == 1:
             del ends[-2]
         return [order[start:end] for start, end in pairwise([0, *ends])]
 
@@ -296,10 +359,15 @@ def optimizer_state(run: Run) -> dict[str, dict[str, Tensor]]:
 
 
 def load_optimizer(run: Run, stored: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Set what the optimizer remembers; tensors of a weight's shape take its memory format."""
+    """Set what the optimizer remembers; tensors of a weight's shape take its memory format.
+
+    What is remembered of parameters that are not here, those of another method, is left out.
+    """
     named = _optimized(run)
     for name, state in stored.items():
-        weight = named[name]
+        weight = named.get(name)
+        if weight is None or any(v.ndim and v.shape != weight.shape for v in state.values()):
+            continue
         run.optimizer.state[weight] = {
             k: torch.empty_like(weight, dtype=v.dtype).copy_(v)
             if v.shape == weight.shape

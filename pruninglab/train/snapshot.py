@@ -1,6 +1,6 @@
 """`Snapshot`: all that rewinding restores."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, DataError
 from ..masks.masks import Masks
 from ..storage import files
+
+Costs = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Snapshot:
     score: float | None = None
     spent: int = 0
     """All steps that went into it, those before its run included."""
+    past: Costs = field(default_factory=dict)
+    """The trainings that it took: steps, FLOPs and seconds of each."""
 
     def __repr__(self) -> str:
         kept = f", {self.masks.kept:,} of {self.masks.total:,} weights" if self.masks else ""
@@ -53,6 +57,6 @@ class Snapshot:
     @classmethod
     def load(cls, path: str | Path) -> "Snapshot":
         state = files.load_state(path)
-        if state.keys() != {f.name for f in fields(cls)}:
+        if state.keys() | {"past"} != {f.name for f in fields(cls)}:  # older files lack it
             raise DataError(f"{path} is a state file, but no snapshot; `run.snapshot().save(path)` makes one.")
         return cls(**state)

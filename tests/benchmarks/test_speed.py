@@ -98,7 +98,7 @@ def epoch(run: lab.Run) -> None:
     """One more epoch of a run, through the trainer's own loop, without the evaluation at its end."""
     run.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     run.find_weights()
-    machine._make_optimizer(run)
+    machine.make_optimizer(run)
     run.epoch = run.step = 0
     run.epochs, run.status = 1, "running"
     with pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,170 @@
+"""State files: whatever is written comes back as it was, or is refused before writing; every flipped bit is noticed."""
+
+import math
+import os
+import random
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import pruninglab as lab
+from pruninglab import storage
+
+KEYS = st.one_of(st.text(max_size=4), st.integers(-3, 3), st.booleans(), st.none(), st.sampled_from(["a/b", "/", "1"]))
+KEYS = st.one_of(KEYS, st.tuples(KEYS, KEYS), st.floats(-2, 2))
+TENSORS = st.builds(
+    lambda kind, shape: torch.arange(math.prod(shape)).reshape(shape).to(kind),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.bool]),
+    st.lists(st.integers(0, 3), max_size=3),
+)
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5), TENSORS)
+STATES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.lists(inner, max_size=3).map(tuple), st.dictionaries(KEYS, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in value and in type, all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        pairs = list(zip(a.items(), b.items(), strict=False))
+        return len(a) == len(b) and all(same(k, m) and same(v, w) for (k, v), (m, w) in pairs)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(v, w) for v, w in zip(a, b, strict=True))
+    return a == b
+
+
+@given(st.dictionaries(KEYS, STATES, max_size=4))
+def test_state_comes_back_as_it_was(tmp_path_factory, state):
+    path = tmp_path_factory.getbasetemp() / "state"
+    storage.save_state(path, state)
+    assert same(storage.load_state(path), state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}},
+        {1: torch.ones(1), "1": torch.zeros(1)},
+        {True: torch.ones(1), "True": torch.zeros(1), "1": torch.ones(2)},
+        {("a", "b"): torch.ones(1), "('a', 'b')": torch.zeros(1), "a": {"b": torch.ones(3)}},
+        {"items": {"items": [["tensor", "list"]]}, "list": {"tensor": "x"}, "tensor": {"masks": True}},
+        {"x": (1, (2, [3, ()])), "y": [], "z": {}, "masks": lab.Masks(a=torch.ones(2, dtype=torch.bool))},
+        {"c": torch.ones(2, dtype=torch.complex64), "t": torch.ones(4, 3).T, "e": torch.ones(3, 1).expand(3, 4)},
+        {"inf": -math.inf, "surrogate": "\ud800", "large": 10**30},
+    ],
+    ids=str,
+)
+def test_states_that_look_alike_are_told_apart(tmp_path, state):
+    storage.save_state(tmp_path / "s", state)
+    assert same(storage.load_state(tmp_path / "s"), state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"x": {1}}, {frozenset({1}): 1}, {"x": 1 + 2j}, {b"x": 1}, {"x": torch.ones(3).to_sparse()},
+     {"x": torch.empty(2, device="meta")}, {(1, b"y"): 2}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_state_file_cannot_hold_is_refused_before_anything_is_written(tmp_path, state):
+    storage.save_state(tmp_path / "s", {"old": 1})
+    with pytest.raises(lab.ConfigError, match="state file cannot"):
+        storage.save_state(tmp_path / "s", state)
+    assert storage.load_state(tmp_path / "s") == {"old": 1}
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def flipped(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "checkpoint", "record"])
+def test_every_flipped_bit_is_noticed_and_the_file_is_named(blobs, tmp_path, kind):
+    model, path = nn.Sequential(nn.Linear(10, 4)), tmp_path / "file.x"
+    options: Any = {"epochs": 1, "progress": False}
+    run = lab.fit(model, blobs, lab.methods.OneShot(0.5), checkpoint=tmp_path / "c", record=tmp_path / "r", **options)
+    run.snapshot().save(tmp_path / "s")
+    source = tmp_path / {"snapshot": "s", "checkpoint": "c", "record": "r"}[kind]
+    read: dict[str, Any] = {
+        "snapshot": lambda: lab.Snapshot.load(path),
+        "checkpoint": lambda: lab.fit(model, blobs, lab.methods.OneShot(0.5), checkpoint=path, **options),
+        "record": lambda: lab.Result.read(path),
+    }
+    whole = source.read_bytes()
+    path.write_bytes(whole)
+    read[kind]()
+    chance = random.Random(0)
+    header = range(8 * 400)
+    bits = chance.sample(range(8 * len(whole)), 40) + chance.sample(header, 40) + list(range(64))
+    for bit in bits:
+        path.write_bytes(whole)
+        flipped(path, bit)
+        with pytest.raises(lab.DataError, match=r"file\.x"):
+            read[kind]()
+    for size in (0, 5, 300, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(lab.DataError, match=r"file\.x"):
+            read[kind]()
+
+
+def test_a_forged_structure_is_a_data_error(tmp_path):
+    path = tmp_path / "s"
+    for structure in ("[]", "3", '{"items": 3}', '{"items": [[1]]}', '{"tensor": "none"}', '{"items": [[["a"], 1]]}'):
+        storage.files.write_state(path, {}, structure)
+        with pytest.raises(lab.DataError, match="s cannot be read as a state file"):
+            storage.load_state(path)
+    with pytest.raises(lab.DataError, match="cannot be read"):
+        storage.load_state(tmp_path / "nothing")
+    with pytest.raises(lab.DataError, match="cannot be read"):
+        storage.load_state(tmp_path)
+
+
+def test_parameters_that_share_storage_can_be_counted_and_written(blobs, tmp_path):
+    first, second = nn.Linear(10, 10), nn.Linear(10, 10)
+    model = nn.Sequential(first, second, nn.Linear(10, 4))
+    second.weight = nn.Parameter(first.weight.data.T)  # a view of the same memory
+    second.bias = nn.Parameter(first.bias.data)
+    model.register_buffer("part", first.weight.data[3:5])
+    sizes = storage.sizes(model)
+    assert sizes["parameters"] == 2 * 110 + 44
+    assert storage.save(model, tmp_path / "m")["sparse_bytes"] == sizes["sparse_bytes"]
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in storage.load(tmp_path / "m").items())
+    run = lab.fit(model, blobs, epochs=1, inplace=True, progress=False, record=tmp_path / "r.json")
+    assert lab.Result.read(tmp_path / "r.json").size["parameters"] == run.result.size["parameters"] == 264
+
+
+def test_compressed_sizes_are_computed_when_asked_for(monkeypatch):
+    model = nn.Linear(100, 10)
+    assert {"gzip_bytes", "bzip2_bytes"} <= storage.sizes(model, compressed=True).keys()
+    for library in ("gzip", "bz2"):
+        monkeypatch.setattr(f"{library}.compress", lambda *_, **__: pytest.fail("it was compressed"))
+    assert not {"gzip_bytes", "bzip2_bytes"} & storage.sizes(model).keys()
+
+
+@pytest.mark.parametrize("wrong", [3, "model", [torch.ones(2)], None])
+def test_what_is_no_model_is_refused_in_words(tmp_path, wrong):
+    for call in (storage.sizes, storage.layer_sizes, storage.index_sizes, lambda m: storage.save(m, tmp_path / "x")):
+        with pytest.raises(lab.ConfigError, match="expected a network"):
+            call(wrong)
+    with pytest.raises(lab.ConfigError, match="masks"):
+        storage.sizes(nn.Linear(3, 2), masks={"weight": 0.5})  # pyright: ignore[reportArgumentType]
+
+
+def test_order_of_keys_and_kinds_of_dicts_survive(tmp_path):
+    storage.save_state(tmp_path / "s", OrderedDict(b=1, a=2))
+    assert list(storage.load_state(tmp_path / "s")) == ["b", "a"]
