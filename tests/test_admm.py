@@ -19,7 +19,7 @@ from pruninglab import identity, randomness
 from pruninglab.analysis import allocate
 from pruninglab.masks import keeping, largest, largest_per_channel, n_of_m, project
 from pruninglab.methods import ADMM, PGD, OneShot
-from pruninglab.recipes import admm, progressive
+from pruninglab.recipes import Trial, Trials, admm, progressive
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
@@ -285,7 +285,7 @@ def test_projected_descent_against_a_slow_reference(blobs, every):
 
 def test_the_recipe_trains_pulls_cuts_and_retrains(blobs, tmp_path):
     def go() -> list[lab.Run]:
-        return admm(mlp(), blobs, 0.9, epochs=3, finetune=2, rho=0.01, folder=tmp_path, **QUIET)
+        return admm(mlp(), blobs, 0.9, epochs=3, finetune=2, rho=0.01, folder=tmp_path, **QUIET).runs
 
     first = go()
     assert [run.masks.kept for run in first] == [448, 45, 45]
@@ -324,14 +324,13 @@ def test_a_chain_goes_through_its_rates_and_is_gone_on_from(blobs, dense, tmp_pa
     assert len(trained) == 4
     made = go(4, 8, last)
     assert {p: p.stat().st_mtime_ns for p in trained} == trained  # the first two rounds were not trained again
-    assert [run.masks.kept for run in made.runs] == [448, 112, 56, 20]
-    assert made.runs[-1].masks.kept_by_layer == {"0.weight": 12, "2.weight": 8}
-    for earlier, later in pairwise(made.runs):
+    assert [run.masks.kept for run in made.chosen] == [448, 112, 56, 20]
+    assert made.last.masks.kept_by_layer == {"0.weight": 12, "2.weight": 8}
+    for earlier, later in pairwise(made.chosen):
         assert later.masks.kept == (later.masks & earlier.masks).kept
-    assert [row["steps"] for row in made.tried] == [4, 4, 4]
-    assert [row["from"] for row in made.tried] == [1, 4, 8]
-    assert made.costs()["steps"].tolist() == [4, 4, 4]
-    assert made.runs[-1].result.steps["before"] + 2 == 6 + 12
+    assert made.table()["from"].tolist() == [1, 1, 1, 4, 4, 8, 8]
+    assert made.costs("round")["steps"].tolist() == [6, 4, 4, 4]
+    assert made.last.result.steps["before"] + 2 == 6 + 12
     assert "chosen" in made._repr_html_()
 
 
@@ -357,9 +356,10 @@ def test_who_starts_a_round_and_who_is_replaced(dense, blobs, monkeypatch, selec
         number, parent = rounds[child.masks.kept], rounds.get(start.masks.kept, 0)
         calls.append((number, parent))
         accuracy = {"accuracy": scores.get((number, parent), 0.5)}
-        child.result = SimpleNamespace(accuracy={"val": accuracy, "test": {"accuracy": 1.0 - accuracy["accuracy"]}})
+        child.result = copy.copy(start.result)
+        child.result.accuracy = {"val": accuracy, "test": {"accuracy": 1.0 - accuracy["accuracy"]}}
         child.status = "done"
-        return [start, child]
+        return Trials([Trial("dense", start), Trial("fine-tuned", child)])
 
     monkeypatch.setattr(module, "admm", fake)
     start = copy.copy(dense)
@@ -367,19 +367,23 @@ def test_who_starts_a_round_and_who_is_replaced(dense, blobs, monkeypatch, selec
     start.find_weights()
     made = progressive(start, blobs, rates, epochs=1, select=select, **QUIET)
     assert [[parent for number, parent in calls if number == n] for n in range(1, 7)] == tried
-    starts = [rounds.get(round(448 / row["from"]), 0) for row in made.tried if row["chosen"]]
-    assert starts == chosen
-    assert [run.masks.kept for run in made.runs] == [448, *rounds]
+    table = made.table()
+    starts = [rounds.get(round(448 / before), 0) for before in table["from"][table["chosen"]]]
+    assert starts[1:] == chosen
+    assert [run.masks.kept for run in made.chosen] == [448, *rounds]
 
 
 def test_fewer_direct_rates_fill_the_pool_by_themselves(dense, blobs):
     made = progressive(dense, blobs, [2, 4, 8], epochs=1, finetune=1, direct=1, **QUIET)
-    assert made.table()["round"].tolist() == [1, 2, 3, 3]
-    assert made.table()["from"].tolist() == [1, 2, 2, 4]
-    assert made.costs()["steps"].tolist() == [4, 4, 8]
-    assert [row["chosen"] for row in made.tried[:2]] == [True, True]
-    assert sum(row["chosen"] for row in made.tried) == 3
-    assert max(made.tried[2:], key=lambda row: row["val"])["chosen"]
+    table = made.table()
+    assert made.costs("round")["steps"].tolist() == [6, 4, 4, 8]
+    tuned: Any = table[table["method"] == "fine-tuned"]
+    assert tuned["round"].tolist() == [1, 2, 3, 3]
+    assert tuned["from"].tolist() == [1, 2, 2, 4]
+    assert tuned["chosen"].tolist()[:2] == [True, True]
+    assert tuned["chosen"].tolist().count(True) == 3
+    assert tuned.iloc[2:].sort_values("val_accuracy", kind="stable", ascending=False)["chosen"].iloc[0]
+    assert made["fine-tuned"] is made.chosen[-1]
 
 
 def test_an_interruption_ends_the_pool_and_is_gone_on_from(dense, blobs, tmp_path, monkeypatch):
@@ -396,9 +400,9 @@ def test_an_interruption_ends_the_pool_and_is_gone_on_from(dense, blobs, tmp_pat
 
     monkeypatch.setattr(ADMM, "on_step", interrupts)
     broken = go()
-    assert [run.status for run in broken.runs] == ["done", "done", "interrupted"]
+    assert [run.status for run in broken.runs] == ["done", "done", "done", "interrupted"]
     monkeypatch.setattr(ADMM, "on_step", update)
-    assert [run.masks.kept for run in go().runs] == [448, 224, 112]
+    assert [run.masks.kept for run in go().chosen] == [448, 224, 112]
 
 
 def test_rates_that_cannot_be_are_refused_before_training(dense, blobs):
@@ -407,10 +411,10 @@ def test_rates_that_cannot_be_are_refused_before_training(dense, blobs):
             progressive(dense, blobs, rates, epochs=1, **settings, **QUIET)
 
     refuses("nothing would be progressive", [2, 4, 8])
-    refuses("select='best'", [2, 4, 8, 16], select="best")
-    refuses("direct=4", [2, 4, 8, 16], direct=4)
+    refuses("select='best'; expected one of 'child', 'parent', 'chain'", [2, 4, 8, 16], select="best")
+    refuses("direct=4; expected a whole number from 1 to 3", [2, 4, 8, 16], direct=4)
     refuses("compressions have to rise: 2 keeps 224", [4, 2], select="chain")
-    refuses("compression 0.9: expected", [0.9], select="chain")
+    refuses("compressions=.0.9.; expected a list of a number above 1", [0.9], select="chain")
     refuses("sets record by itself", [4, 8], select="chain", record="x.json")
     refuses("2.weight: sparsity 0.5", [{"*": 0.6}, {"0.*": 0.9, "2.*": 0.5}], select="chain")
 

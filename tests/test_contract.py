@@ -7,7 +7,7 @@ and linear layers, BatchNorm with residual ways, and attention, whose samples ha
 import copy
 import json
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +57,8 @@ METHODS: dict[str, list[lab.Method]] = {
         methods.LOBSTER(),
         methods.PruneWhileAccurate(below_dense=0.4, prune_fraction=0.1, every_steps=3, patience=1),
     ],
+    "LOBSTER-plateau": [methods.LOBSTER(patience=1, tolerance=0.5)],
+    "Sensitivity-threshold": [methods.Sensitivity(threshold=0.01)],
     "Sensitivity": [methods.Sensitivity(), methods.OneShot(0.5)],
     "Sensitivity-unspecified": [methods.Sensitivity(kind="unspecified", only_prunable=True), methods.OneShot(0.5)],
     "GroupLasso": [methods.GroupLasso(1e-3), methods.OneShot(0.5, "filter_l2", scope="layer", unit="channel")],
@@ -135,17 +137,21 @@ RECIPES: dict[str, tuple[Call, float | None]] = {
     "bonetta": (lambda m, d, **o: recipes.bonetta(model=m, data=d, pruning=GATE, **PHASES, **o), None),
     "deep_compression": (lambda m, d, **o: recipes.deep_compression(m, d, 0.8, epochs=1, rounds=2, bits=2, **o), 0.8),
     "dense_start": (lambda m, d, **o: recipes.dense_start(m, d, epochs=2, **o), None),
-    "enhanced": (lambda m, d, folder, **o: recipes.enhanced(m, d, 0.7, epochs=1, **files(folder), **o), 0.7),
-    "gated": (
-        lambda m, d, **o: recipes.gated(m, d, methods.L1(), replace(GATE, target=0.5), **PHASES, **o),
-        0.5,
-    ),
+    "enhanced": (lambda m, d, **o: recipes.enhanced(m, d, 0.7, epochs=1, **o), 0.7),
     "iterative": (lambda m, d, **o: recipes.iterative(m, d, 0.8, rounds=2, epochs=1, **o), 0.8),
     "progressive": (lambda m, d, **o: recipes.progressive(m, d, (2, 4), direct=1, epochs=1, updates=2, **o), 0.75),
+    "prune_while_accurate": (
+        lambda m, d, **o: recipes.prune_while_accurate(
+            m, d, replace(GATE, target=0.5), regularizer=methods.L1(), **PHASES, **o
+        ),
+        0.5,
+    ),
     "quantize": (lambda m, d, **o: recipes.quantize(m, d, 2, epochs=1, updates=2, **o), None),
     "scratch": (lambda m, d, **o: recipes.scratch(m, d, 0.5, epochs=1, finetune=1, **o), 0.5),
     "search": (
-        lambda m, d, **o: recipes.search(m, d, methods.L2(), GATE, at_least=0.0, strengths=(0.0, 0.1), **PHASES, **o),
+        lambda m, d, **o: recipes.search(
+            m, d, GATE, regularizer=methods.L2(), at_least=0.0, strengths=(0.0, 0.1), **PHASES, **o
+        ),
         None,
     ),
     "slimming": (lambda m, d, **o: recipes.slimming(m, d, 0.3, epochs=1, finetune=1, **o), None),
@@ -296,23 +302,13 @@ def record(run: lab.Run) -> dict[str, Any]:
 
 
 def records(folder: Path) -> dict[str, Any]:
-    return {
-        str(path.relative_to(folder)): json.loads(path.read_text()) | {"times": {}} for path in folder.rglob("*.json")
-    }
-
-
-def files(folder: Path) -> dict[str, Path]:
-    return {"checkpoint": folder / "run.safetensors", "record": folder / "run.json"}
+    untimed = {"times": {}, "sha256": ""}
+    return {str(path.relative_to(folder)): json.loads(path.read_text()) | untimed for path in folder.rglob("*.json")}
 
 
 def runs_of(made: Any) -> list[lab.Run]:
     """All runs of what a recipe returns."""
-    if isinstance(made, lab.Run):
-        return [made]
-    if isinstance(made, recipes.Trials):
-        return [trial.run for trial in made]
-    nested: Iterable[Any] = made if isinstance(made, list) else made.runs
-    return [run for some in nested for run in runs_of(some)]
+    return [made] if isinstance(made, lab.Run) else made.runs
 
 
 @dataclass

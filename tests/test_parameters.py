@@ -6,7 +6,8 @@ import nbformat
 import pytest
 
 from pruninglab.errors import ConfigError
-from pruninglab.sweep import declared, grid, name_of, read_grid, source_hash
+from pruninglab.sweep import Parameter, declared, grid, name_of, parameters, read_grid, source_hash
+from pruninglab.typed import choices
 
 CELL = """\
 data_name: str = "digits"  # data set
@@ -118,3 +119,67 @@ def test_a_cells_name_says_its_parameters_and_holds_what_it_depends_on(notebook)
     assert name_of({"seed": 1}, code) != name_of({"seed": 1}, "other")
     assert name_of({"seed": 1, "density": 0.1}, code)[-8:] == name_of({"density": 0.1, "seed": 1}, code)[-8:]
     assert len(name_of({"layers": ["x" * 300]}, code)) < 140
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "density: [0.1, 0.05"),
+        ("b.yaml", "density: [0.1]\n\tseed: 1"),
+        ("c.yml", "{a: b: c}"),
+        ("d.yaml", "density: !!python/object:os.system {}"),
+        ("e.yaml", "? [1, 2]\n: 3"),
+        ("f.yaml", "seed: \x00"),
+        ("g.yaml", "- 1"),
+        ("h.yaml", ""),
+        ("i.yaml", "1: [2]"),
+        ("j.yaml", "[" * 5000),
+        ("k.toml", "density = "),
+        ("l.toml", "a = " + "[" * 5000),
+        ("m.yaml", "seed: *nowhere"),
+    ],
+)
+def test_a_malformed_grid_is_refused_in_one_line(tmp_path: Path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"{name} (cannot be read|holds)") as said:
+        read_grid(tmp_path / name)
+    assert "\n" not in str(said.value)
+
+
+TYPED = """\
+rewind: str = "weights"  # tickets.rewind
+optimizer: str = "adam"  # fit.optimizer
+batch_size: int = 10  # fit.batch_size
+"""
+
+
+def test_a_parameter_that_names_a_field_takes_its_choices_and_bounds_from_the_type(notebook):
+    known = declared(nbformat.read(notebook(TYPED), 4))
+    assert known["rewind"].choices == ("weights", "learning_rate")
+    assert known["optimizer"].choices == ("adam", "adamw", "sgd")
+    assert grid(known, {"optimizer": "sgd,adamw", "batch_size": [1]})
+    for given, said in (
+        ({"rewind": "weight"}, "one of weights, learning_rate; did you mean weights"),
+        ({"optimizer": "adamm"}, "did you mean adam"),
+        ({"batch_size": [0]}, "batch_size=0 is impossible; expected a whole number of at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            grid(known, given)
+
+
+def named_fields() -> list[tuple[str, Parameter]]:
+    """Parameters of the project's notebooks whose help names a typed field."""
+    notebooks = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+    found = [(path.stem, p) for path in notebooks for p in declared(nbformat.read(path, 4)).values()]
+    return [(stem, p) for stem, p in found if parameters._field(p.help) is not None]
+
+
+def test_what_a_notebook_says_of_a_field_is_what_its_type_says():
+    """Readers and `papermill --help-notebook` see the comment alone."""
+    known = named_fields()
+    assert known
+    for stem, parameter in known:
+        words = choices(parameters._field(parameter.help))
+        assert parameter.choices == words, f"{stem}: {parameter.name}"
+        assert all(word in parameter.help for word in words), f"{stem}: {parameter.name} does not list {words}"
+        assert parameter.check(parameter.default) == parameter.default

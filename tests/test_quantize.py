@@ -409,7 +409,7 @@ def test_shared_weights_survive_a_cut(blobs, pruned):
 
 def test_quantize_then_train_the_levels(blobs, pruned, tmp_path):
     def go(**options: Any) -> list[lab.Run]:
-        return quantize(pruned, blobs, BITS, epochs=3, lr=0.01, folder=tmp_path, **options, **QUIET)
+        return quantize(pruned, blobs, BITS, epochs=3, lr=0.01, folder=tmp_path, **options, **QUIET).runs
 
     snapped, tuned = go()
     for name, mask in pruned.masks.items():
@@ -425,12 +425,40 @@ def test_quantize_then_train_the_levels(blobs, pruned, tmp_path):
 
 
 def test_deep_compression_prunes_shares_and_is_counted(blobs, pruned):
-    *before, run = deep_compression(mlp(), blobs, 0.5, rounds=2, epochs=2, bits={"dense": 3}, **QUIET)
+    *before, run = deep_compression(mlp(), blobs, 0.5, rounds=2, epochs=2, bits={"dense": 3}, **QUIET).runs
     assert [r.masks.kept for r in before] == [448, 317, 224]
     assert is_quantized(dict(run.model.named_parameters()), run.masks, {"0.weight": 3, "3.weight": 3})
     table = levels.cost(run.weights, run.masks).set_index("layer")
     assert table.loc["all", "values"] == 3 * 224
     assert table.loc["all", "kept"] == 224
-    only, shared = deep_compression(pruned, blobs, epochs=1, bits=2, **QUIET)
+    only, shared = deep_compression(pruned, blobs, epochs=1, bits=2, **QUIET).runs
     assert only is pruned
     assert shared.masks.fingerprint == pruned.masks.fingerprint
+
+
+@pytest.mark.parametrize("bits", [None, 8, {"0.*": 8, "3.*": 3}])
+def test_deep_compression_gives_small_layers_the_bits_that_they_can_fill(blobs, bits):
+    """10 % of 448 weights: neither layer could fill the 256 levels of 8 bits."""
+    made = deep_compression(mlp(), blobs, 0.9, rounds=1, epochs=1, bits=bits, **QUIET)
+    run, books = made["shared"], made["shared"].methods[0]
+    assert run.status == "done"
+    for name, kept in run.masks.kept_by_layer.items():
+        asked = 5 if bits is None else 8 if bits == 8 or name.startswith("0.") else 3
+        assert len(books.books[name]) == 2 ** min(asked, kept.bit_length() - 1) <= kept
+
+
+def test_deep_compression_refuses_bits_of_no_layer_before_training(blobs):
+    with pytest.raises(lab.ConfigError, match="'conv' matches no prunable layer"):
+        deep_compression(mlp(), blobs, 0.5, epochs=1, bits={"conv": 4}, progress=stops)
+
+
+def stops(run: lab.Run) -> None:
+    raise AssertionError("this was trained before it was refused")
+
+
+def test_quantize_gives_small_layers_the_bits_that_they_can_fill(blobs):
+    pruned = lab.fit(mlp(), blobs, OneShot({"0.*": 0.997, "3.*": 0.9}), epochs=1, **QUIET)
+    assert pruned.masks.kept_by_layer == {"0.weight": 1, "3.weight": 13}
+    run = quantize(pruned, blobs, 4, epochs=1, **QUIET).last
+    assert run.masks.kept_by_layer == pruned.masks.kept_by_layer
+    assert len(run.weights["3.weight"][run.masks["3.weight"]].unique()) <= 8

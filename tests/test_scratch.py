@@ -97,15 +97,15 @@ def test_a_folder_is_gone_on_from(model, data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"compute": "seconds"}, "a factor of the epochs"),
-        ({"compute": 0.5}, "from 1 on"),
-        ({"compute": True}, "a factor of the epochs"),
-        ({"architecture": "given"}, "'found' or 'predefined'"),
+        ({"compute": "seconds"}, "'epochs' or a number of at least 1, a factor"),
+        ({"compute": 0.5}, "a factor of the epochs"),
+        ({"compute": True}, "'epochs' or a number of at least 1, a factor"),
+        ({"architecture": "given"}, "one of 'found', 'predefined'"),
         ({"architecture": "predefined", "scope": "global"}, "a global cut finds"),
         ({"inplace": True}, "sets inplace by itself"),
         ({"skip": "*"}, "nothing to prune"),
-        ({"unit": "chanel"}, "'weight' or 'channel'"),
-        ({"sparsity": 1.5}, "fraction of weights"),
+        ({"unit": "chanel"}, "one of 'weight', 'channel'"),
+        ({"sparsity": 1.5}, "1.5"),
         ({"sparsity": 0.99999999}, "would cut all"),
         ({"sparsity": 0.999, "unit": "channel"}, "at most"),
         ({"sparsity": {"conv*": 0.5}, "unit": "channel"}, "one share"),
@@ -137,13 +137,13 @@ def test_enhanced_shares_by_hand():
 
 
 def test_enhanced_trains_longer_to_the_exact_share(model, data):
-    run = enhanced(model, data, 0.9, epochs=2, batch_size=50, progress=False)
+    run = enhanced(model, data, 0.9, epochs=2, batch_size=50, progress=False).last
     assert run.epoch == 3
     assert run.masks.kept == run.masks.total - int(run.masks.total * 0.9 + 0.5)
     kept = run.masks.kept_by_layer
     assert kept["conv1.weight"] == run.masks["conv1.weight"].numel()
     assert kept["fc2.weight"] == run.masks["fc2.weight"].numel() // 5
-    with pytest.raises(lab.ConfigError, match="expected 1 or more"):
+    with pytest.raises(lab.ConfigError, match="a number of at least 1"):
         enhanced(model, data, 0.9, epochs=2, longer=0.5)
 
 

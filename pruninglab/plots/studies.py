@@ -84,7 +84,7 @@ def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Fi
     _check_comparable(table)
     table = table if "sparsity" in table else table.rename(columns={"sparsity_weights": "sparsity"})
     if "seconds_in_all" in table:  # a dense run that stands in several tables is one run
-        table = table.drop_duplicates([c for c in table if c != "seconds_in_all"])
+        table = table.drop_duplicates([c for c in table if not c.startswith("seconds")])
     table = table.assign(left=(1 - table["sparsity"]).round(6))
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
     shown = sorted({*table["left"]} - {1.0}, reverse=True)
@@ -136,7 +136,7 @@ def frontier(found: Comparison) -> Figure:
 
 
 def sensitivity(curves: pd.DataFrame, score: str = "accuracy") -> Figure:
-    """What is left of the accuracy when one layer alone is cut: the table of `budgets.sensitivity`."""
+    """What is left of the accuracy when one layer alone is cut: the table of `analysis.sensitivity`."""
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
     said = []
     for colour, (layer, curve) in zip(cycle(COLOURS), curves.groupby("layer", sort=False), strict=False):
@@ -209,7 +209,7 @@ def calibration(found: Impact) -> Figure:
 
 
 def truth(table: pd.DataFrame) -> Figure:
-    """How many times smaller or faster than the first each network is, by what is counted: that of `measure.truth`."""
+    """How many times smaller or faster than the first each network is, by what is counted: that of `analysis.truth`."""
     sizes = {"nonzero": "numbers not 0", "parameters": "parameters", "flops": "FLOPs", "bytes": "dense file"}
     sizes |= {"gzip_bytes": "after gzip", "bzip2_bytes": "after bzip2", "sparse_bytes": "sparse file"}
     times = {label: table[column].iloc[0] / table[column] for column, label in sizes.items() if column in table}
@@ -217,7 +217,7 @@ def truth(table: pd.DataFrame) -> Figure:
     times |= {f"time, batch of {batch}": table[f"faster_{batch}"] for batch in batches}
     names = [str(name) for name in table.index[1:]]
     if not names:
-        raise ConfigError("there is nothing to compare with; give measure.truth two networks or more.")
+        raise ConfigError("there is nothing to compare with; give analysis.truth two networks or more.")
     figure, (axes,) = _figure(1, width=7.5, height=0.3 * len(times) * len(names) + 1.0)
     for i, name in enumerate(names):
         at = np.arange(len(times)) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
@@ -238,10 +238,10 @@ def truth(table: pd.DataFrame) -> Figure:
 
 
 def milliseconds(table: pd.DataFrame) -> Figure:
-    """Time of a forward pass with its interval, for each size of batch: the table of `measure.truth`."""
+    """Time of a forward pass with its interval, for each size of batch: the table of `analysis.truth`."""
     batches = [int(column[3:]) for column in table.columns if column.startswith("ms_") and column[3:].isdecimal()]
     if not batches:
-        raise ConfigError("this table has no times; make it with measure.truth(models, data).")
+        raise ConfigError("this table has no times; make it with analysis.truth(models, data).")
     figure, panels = _figure(len(batches), width=3.6 * len(batches) + 0.5, height=0.4 * len(table) + 1.2)
     said = []
     for axes, batch in zip(panels, batches, strict=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from torch import nn
 
@@ -12,41 +12,45 @@ from ..masks.masks import Sparsity, Unit
 from ..methods.projection.admm import ADMM, Penalty
 from ..train.fit import fit
 from ..train.lr_schedules import LRSchedule
+from ..train.options import TrainingOptions
 from ..train.run import Run
-from .stages import ended, stage, start_from
+from ..typed import Count, CountOrNone, Strength
+from .stages import dense_start, ended, finetuning, having, recipe, stage
+from .trials import Trials
 
 
+@recipe
 def admm(
     model: nn.Module | Run,
     data: Data,
     sparsity: Sparsity,
     *,
-    epochs: int,
-    finetune: int | None = None,
+    epochs: CountOrNone,
+    finetune: CountOrNone | None = None,
     rho: Penalty | Mapping[str, Penalty] = 1.5e-3,
-    updates: int = 10,
+    updates: Count = 10,
     scope: Scope = "layer",
     unit: Unit = "weight",
-    lr: float = 1e-3,
-    finetune_lr: float | None = None,
+    finetune_lr: Strength | None = None,
     admm_lr_schedule: str | LRSchedule = "constant",
     folder: str | Path | None = None,
-    **options: Any,
-) -> list[Run]:
-    """Train `epochs`, as many with ADMM, cut, and retrain under the mask (for `retrain` epochs, by default as many).
+    **options: Unpack[TrainingOptions],
+) -> Trials:
+    """Train dense, train on with ADMM, cut, and fine-tune under the mask.
 
-    A finished `Run` as `model` is the start, and is not trained again; what it has pruned stays pruned. As the authors
-    do, the learning rate stays at `lr` while ADMM runs, and retraining begins anew at the same one. `folder` holds a
-    checkpoint and a record of each stage, and the same call goes on from them. Returns all runs: the dense one, the
-    one with ADMM and the cut (its accuracy is that before retraining), the retrained one.
+    The dense training and the one with ADMM take `epochs` each, fine-tuning takes `finetune` (by default as many). A
+    finished `Run` as `model` is the dense start; what it has pruned stays pruned. As in the authors' code, the learning
+    rate stays at `lr` during ADMM, and fine-tuning begins at the same one. The accuracy of the trial "admm" is that
+    after the cut, before fine-tuning. `folder` holds a checkpoint and a record of each stage; the same call goes on
+    from them.
     """
-    finetune = epochs if finetune is None else finetune
-    finetune_lr = lr if finetune_lr is None else finetune_lr
-    runs = [start_from(model, data, folder, epochs=epochs, lr=lr, **options)]
-    if not ended(runs[-1], model):
-        pull = ADMM(sparsity, rho, scope, unit, updates)
-        pulling = {**options, "lr_schedule": admm_lr_schedule}
-        runs.append(fit(runs[-1], data, pull, epochs=epochs, lr=lr, **stage(folder, "admm"), **pulling))
-    if not ended(runs[-1]):
-        runs.append(fit(runs[-1], data, epochs=finetune, lr=finetune_lr, **stage(folder, "fine-tuned"), **options))
-    return runs
+    made = Trials()
+    pull = ADMM(sparsity, rho, scope, unit, updates)
+    run = made.add("dense", dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options))
+    if not ended(run, model):
+        pulling = having(options, lr_schedule=admm_lr_schedule)
+        run = made.add("admm", fit(run, data, pull, epochs=epochs, **stage(folder, "admm"), **pulling))
+    if not ended(run):
+        length, tuning = epochs if finetune is None else finetune, finetuning(options, finetune_lr)
+        made.add("fine-tuned", fit(run, data, epochs=length, **stage(folder, "fine-tuned"), **tuning))
+    return made

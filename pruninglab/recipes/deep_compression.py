@@ -1,55 +1,67 @@
 """Prune, share, code: Han, Mao and Dally, "Deep Compression", 2016."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from torch import nn
 
 from ..data.dataset import Data
 from ..errors import ConfigError
+from ..masks.masks import SparsityOfAll
 from ..masks.schedules import Schedule
 from ..methods.projection.code_books import SharedWeights
-from ..storage.levels import Bits
+from ..storage.levels import Bits, by_layer
 from ..train.fit import fit
+from ..train.options import TrainingOptions
 from ..train.run import Run
+from ..typed import Count, CountOrNone, Strength
 from .iterative import iterative
-from .stages import ended, stage
+from .stages import ended, filled, finetuning, in_scope, recipe, stage
+from .trials import Trials
 
 
+@recipe
 def deep_compression(
     model: nn.Module | Run,
     data: Data,
-    sparsity: float | Schedule | None = None,
+    sparsity: SparsityOfAll | Schedule | None = None,
     *,
-    epochs: int,
-    rounds: int = 5,
+    epochs: CountOrNone,
+    rounds: Count = 5,
     bits: Bits | None = None,
-    finetune: int | None = None,
+    finetune: CountOrNone | None = None,
     centres: Literal["linear", "best"] = "linear",
-    lr: float = 1e-3,
-    finetune_lr: float | None = None,
+    finetune_lr: Strength | None = None,
     folder: str | Path | None = None,
-    **options: Any,
-) -> list[Run]:
-    """Prune as `iterative` does, then share weights by k-means and train the shared values for `tune` epochs.
+    **options: Unpack[TrainingOptions],
+) -> Trials:
+    """Prune as `iterative` does, then share weights by k-means and train the shared values.
 
-    Without `sparsity`, `model` is a pruned `Run`, and only the last stage is left. `bits` are by default the paper's, 8
-    for convolutions and 5 for dense layers; `finetune` as many epochs as `epochs`, at a tenth of the learning rate.
-    What comes out in bits, with fixed and with Huffman codes, is `lab.storage.levels.cost(run.weights, run.masks)` of
-    the last run. `folder` holds a checkpoint and a record of each stage, and the same call goes on from them. Returns
-    all runs.
+    `bits` are by default the paper's: 8 for convolutions, 5 for dense layers. A layer that keeps fewer weights than its
+    bits have levels gets as many bits as it can fill. The shared values are trained for `finetune` epochs (by default
+    as many as `epochs`) at a tenth of the learning rate. Without `sparsity`, `model` is a pruned `Run`, and only this
+    last stage is left. `lab.storage.levels.cost(run.weights, run.masks)` of the last run says what comes out in bits,
+    with fixed and with Huffman codes. `folder` holds a checkpoint and a record of each stage; the same call goes on
+    from them.
 
     Deviations: position codes have one symbol for a gap that is too long, where the paper inserts a weight of 0, and
     the cheapest width instead of 8 bits for convolutions and 5 for dense layers.
     """
-    method = SharedWeights(centres=centres) if bits is None else SharedWeights(bits, centres)
+    weights = in_scope(model.model if isinstance(model, Run) else model, options)
+    if bits is None:
+        dimensions = {weight.ndim for weight in weights.values()}
+        bits = ({"conv": 8} if max(dimensions, default=0) > 2 else {}) | ({"dense": 5} if 2 in dimensions else {})
+    by_layer(weights, bits)  # refuses what matches no layer
     if sparsity is not None:
-        runs = iterative(model, data, sparsity, rounds=rounds, epochs=epochs, lr=lr, folder=folder, **options)
+        made = iterative(model, data, sparsity, rounds=rounds, epochs=epochs, folder=folder, **options)
     elif isinstance(model, Run):
-        runs = [model]
+        made = Trials()
+        made.add("pruned", model)
     else:
         raise ConfigError("deep_compression needs a sparsity to prune to, or a pruned Run as its model.")
-    if ended(runs[-1], model):
-        return runs
-    finetune, finetune_lr = epochs if finetune is None else finetune, lr / 10 if finetune_lr is None else finetune_lr
-    return [*runs, fit(runs[-1], data, method, epochs=finetune, lr=finetune_lr, **stage(folder, "shared"), **options)]
+    run = made.last
+    if not ended(run, model):
+        method = SharedWeights(filled(bits, run.weights, run.masks), centres)
+        length, tuning = epochs if finetune is None else finetune, finetuning(options, finetune_lr, slower=10)
+        made.add("shared", fit(run, data, method, epochs=length, **stage(folder, "shared"), **tuning))
+    return made

@@ -2,35 +2,47 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Unpack
 
 from torch import Tensor, nn
 
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..masks.choose import count, spread
+from ..masks.masks import SparsityOfAll
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic
 from ..methods.cuts.gradual import Gradual
 from ..train.fit import fit
+from ..train.options import TrainingOptions
 from ..train.run import Run
-from .stages import in_scope
+from ..typed import CountOrNone, Range
+from .stages import in_scope, recipe, stage
+from .trials import Trials
 
 
+@recipe
 def enhanced(
-    model: nn.Module | Run, data: Data, sparsity: float, *, epochs: int, longer: float = 1.5, **options: Any
-) -> Run:
+    model: nn.Module | Run,
+    data: Data,
+    sparsity: SparsityOfAll,
+    *,
+    epochs: CountOrNone,
+    longer: Annotated[float, Range(1)] = 1.5,
+    folder: str | Path | None = None,
+    **options: Unpack[TrainingOptions],
+) -> Trials:
     """Gradual magnitude pruning for `longer` times the epochs, with the weights where the paper found them needed.
 
     The first convolution stays dense, the last layer is cut by 80 % at most, and all others by the same share, such
-    that the whole has `sparsity`. `options` are those of `fit`.
+    that the whole has `sparsity`. `folder` holds a checkpoint and a record; the same call goes on from them.
     """
-    if longer < 1:
-        raise ConfigError(f"longer={longer:g} is a factor of the epochs; expected 1 or more.")
-    source = model.model if isinstance(model, Run) else model
-    weights = in_scope(source, options)
-    method = Gradual(Cubic(shares(weights, sparsity)))
-    return fit(model, data, method, epochs=math.ceil(epochs * longer), **options)
+    made = Trials()
+    weights = in_scope(model.model if isinstance(model, Run) else model, options)
+    method, length = Gradual(Cubic(shares(weights, sparsity))), math.ceil(epochs * longer)
+    made.add("enhanced", fit(model, data, method, epochs=length, **stage(folder, "enhanced"), **options))
+    return made
 
 
 def shares(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:

@@ -4,75 +4,65 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from torch import nn
 
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
-from ..errors import ConfigError
 from ..masks.choose import Scope
-from ..masks.masks import Unit
+from ..masks.masks import SparsityOfAll, Unit
 from ..masks.schedules import Exponential, Schedule
 from ..methods.cuts.oneshot import OneShot
 from ..train.fit import fit
 from ..train.method import Method
+from ..train.options import TrainingOptions
 from ..train.run import Run
-from .stages import ended, refuse_own, stage
+from ..typed import Count, CountOrNone, Strength
+from .stages import dense_start, ended, finetuning, recipe, stage
+from .trials import Trials
 
 
+@recipe
 def iterative(
     model: nn.Module | Run,
     data: Data,
-    sparsity: float | Schedule,
+    sparsity: SparsityOfAll | Schedule,
     *,
-    rounds: int = 5,
-    epochs: int,
-    finetune: int | None = None,
-    lr: float = 1e-3,
-    finetune_lr: float | None = None,
+    rounds: Count = 5,
+    epochs: CountOrNone,
+    finetune: CountOrNone | None = None,
+    finetune_lr: Strength | None = None,
     criterion: str | Criterion = "layer_magnitude",
     scope: Scope = "global",
     unit: Unit = "weight",
     folder: str | Path | None = None,
-    **options: Any,
-) -> list[Run]:
-    """Train `epochs`, then `rounds` times cut and retrain (for `retrain` epochs, by default as many).
+    **options: Unpack[TrainingOptions],
+) -> Trials:
+    """Train `epochs`, then `rounds` times cut and fine-tune (for `finetune` epochs, by default as many).
 
-    A finished `Run` as `model` is the dense start, and is not trained again. A number as `sparsity` is reached by
-    cutting the same share of the survivors each round. The default criterion with its one global threshold is the
-    paper's: |w| against a quality factor times the standard deviation of the layer. Retraining takes a tenth of the
-    learning rate, and dropout becomes smaller with the connections it acts on, D' = D·sqrt(C'/C) (section 3.3).
-    `folder` holds a checkpoint and a record of each round, and the same call goes on from them. Returns all runs, the
-    dense one first.
+    A finished `Run` as `model` is the dense start. A number as `sparsity` is reached by cutting the same share of the
+    survivors each round. The default criterion with its one global threshold is the paper's: |w| against a quality
+    factor times the standard deviation of the layer. Fine-tuning takes a tenth of the learning rate, and dropout
+    becomes smaller with the connections it acts on, D' = D·sqrt(C'/C) (section 3.3). `folder` holds a checkpoint and a
+    record of each round; the same call goes on from them.
     """
-    if rounds < 1:
-        raise ConfigError(f"rounds={rounds}: at least one round is needed to prune.")
-    refuse_own("iterative", options)
     schedule = sparsity if isinstance(sparsity, Schedule) else Exponential(sparsity)
-    files = [stage(folder, f"round-{number:02d}") for number in range(rounds + 1)]
-    dense = model if isinstance(model, Run) else fit(model, data, epochs=epochs, lr=lr, **files[0], **options)
-    runs = [dense]
-    less_dropout = _LessDropout.of(dense)
+    length, tuning = epochs if finetune is None else finetune, finetuning(options, finetune_lr, slower=10)
+    made = Trials()
+    run = dense_start(model, data, epochs=epochs, folder=folder, name="round-00", **options)
+    made.add("dense", run, round=0)
+    less_dropout = _LessDropout.of(run)
     for number in range(1, rounds + 1):
-        if ended(runs[-1], model):
+        if ended(run, model):
             break
         target = schedule(number / rounds)
         if not isinstance(target, Mapping):
-            target = max(target, runs[-1].sparsity)
-        runs.append(
-            fit(
-                runs[-1],
-                data,
-                OneShot(target, criterion, scope, unit),
-                *less_dropout,
-                epochs=epochs if finetune is None else finetune,
-                lr=lr / 10 if finetune_lr is None else finetune_lr,
-                **files[number],
-                **options,
-            )
-        )
-    return runs
+            target = max(target, run.sparsity)
+        cut, files = OneShot(target, criterion, scope, unit), stage(folder, f"round-{number:02d}")
+        run = fit(run, data, cut, *less_dropout, epochs=length, **files, **tuning)
+        made.add("fine-tuned", run, round=number)
+    return made
 
 
 @dataclass

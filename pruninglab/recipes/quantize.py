@@ -3,47 +3,51 @@ clustering/quantization using ADMM", 2018.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from torch import nn
 
 from ..data.dataset import Data
+from ..masks.masks import Masks
 from ..methods.projection.code_books import SharedWeights
 from ..methods.projection.quantize import Quantize
 from ..storage.levels import Bits
 from ..train.fit import fit
+from ..train.options import TrainingOptions
 from ..train.run import Run
-from .stages import ended, stage
+from ..typed import Count, CountOrNone, Strength
+from .stages import ended, filled, finetuning, in_scope, recipe, stage
+from .trials import Trials
 
 
+@recipe
 def quantize(
     model: nn.Module | Run,
     data: Data,
     bits: Bits,
     *,
-    epochs: int,
-    finetune: int | None = None,
-    levels: Literal["equal", "clustered"] = "clustered",
-    rho: float = 1.5e-3,
-    updates: int = 10,
-    lr: float = 1e-3,
-    finetune_lr: float | None = None,
+    epochs: CountOrNone,
+    finetune: CountOrNone | None = None,
+    levels: Literal["clustered", "equal"] = "clustered",
+    rho: Strength = 1.5e-3,
+    updates: Count = 10,
+    finetune_lr: Strength | None = None,
     folder: str | Path | None = None,
-    **options: Any,
-) -> list[Run]:
-    """Put the kept weights of `model` on levels in `epochs`, then train the levels for `tune` (by default as many).
+    **options: Unpack[TrainingOptions],
+) -> Trials:
+    """Put the kept weights of `model` on levels in `epochs`, then train the levels for `finetune` epochs.
 
-    A pruned `Run` stays pruned under its masks. Levels at equal distances would not stay so, and are not trained.
-    Training the levels takes a third of the learning rate. `folder` holds a checkpoint and a record of each stage, and
-    the same call goes on from them. Returns both runs, or the one.
+    A pruned `Run` stays pruned under its masks. By default the levels are trained for as many epochs, at a third of the
+    learning rate. Levels at equal distances would not stay so, and are not trained. A layer that keeps fewer weights
+    than its bits have levels gets as many bits as it can fill. `folder` holds a checkpoint and a record of each stage;
+    the same call goes on from them.
     """
-    method = Quantize(bits, levels, rho, updates)
-    runs = [fit(model, data, method, epochs=epochs, lr=lr, **stage(folder, "quantized"), **options)]
-    finetune = epochs if finetune is None else finetune
-    if levels == "equal" or finetune == 0 or ended(runs[0]):
-        return runs
-    finetune_lr = lr / 3 if finetune_lr is None else finetune_lr
-    tuned = fit(
-        runs[0], data, SharedWeights(bits), epochs=finetune, lr=finetune_lr, **stage(folder, "fine-tuned"), **options
-    )
-    return [*runs, tuned]
+    weights = model.weights if isinstance(model, Run) else in_scope(model, options)
+    bits = filled(bits, weights, model.masks if isinstance(model, Run) else Masks.full(weights))
+    made, method = Trials(), Quantize(bits, levels, rho, updates)
+    run = made.add("quantized", fit(model, data, method, epochs=epochs, **stage(folder, "quantized"), **options))
+    length = epochs if finetune is None else finetune
+    if levels == "clustered" and length and not ended(run):
+        at, tuning = stage(folder, "fine-tuned"), finetuning(options, finetune_lr, slower=3)
+        made.add("fine-tuned", fit(run, data, SharedWeights(bits), epochs=length, **at, **tuning))
+    return made

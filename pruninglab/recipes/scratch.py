@@ -1,9 +1,8 @@
 """Train the pruned architecture anew: Liu et al., "Rethinking the value of network pruning", 2019."""
 
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, Unpack
 
 import torch
 from torch import nn
@@ -19,62 +18,55 @@ from ..randomness import own_randomness
 from ..structured import choose
 from ..structured.shrink import shrink
 from ..train.fit import fit
+from ..train.options import TrainingOptions
 from ..train.run import Run
-from .stages import ended, in_scope, stage
-from .tickets import redrawn, untrained
+from ..typed import CountOrNone, Range, Strength
+from .stages import Untrained, check_prunable, dense_start, ended, finetuning, in_scope, recipe, stage
+from .tickets import redrawn
 from .trials import Trials
 
-COMPUTES = ("flops", "flops+tuning", "epochs")
+Compute = Literal["flops", "flops+tuning", "epochs"] | Annotated[float, Range(1), "a factor of the epochs"]
 
 
+@recipe
 def scratch(
-    model: nn.Module,
+    model: Untrained,
     data: Data,
     sparsity: Sparsity,
     *,
-    epochs: int,
-    finetune: int,
-    architecture: str = "found",
-    compute: str | float = "flops",
+    epochs: CountOrNone,
+    finetune: CountOrNone,
+    architecture: Literal["found", "predefined"] = "found",
+    compute: Compute = "flops",
     criterion: str | Criterion | None = None,
     scope: Scope | None = None,
-    unit: str = "weight",
-    lr: float = 1e-3,
-    finetune_lr: float | None = None,
+    unit: Literal["weight", "channel"] = "weight",
+    finetune_lr: Strength | None = None,
     folder: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[TrainingOptions],
 ) -> Trials:
-    """Train the untrained `model`, cut and fine-tune for `tune` epochs; beside it, the same architecture from scratch.
+    """Train the untrained `model`, cut and fine-tune it. Beside it, train the same architecture from scratch.
 
-    A `"found"` architecture has the fine-tuned net's own masks, by default of one global cut; of a `"predefined"` one
+    A `"found"` architecture has the fine-tuned net's own masks, by default of one global cut. Of a `"predefined"` one
     only the number of each layer was given, by default the same share of all, and the places are random. `unit` is
     `"weight"` or, as in the paper's structured methods, `"channel"`: `sparsity` is then a share of the channels, which
-    are taken out as `structured.prune` and `shrink` do, and what is trained anew is the smaller network. By default
-    weights go by magnitude and channels by the norm of their filters. Fine-tuning takes a tenth of the learning rate.
+    `structured.prune` and `shrink` remove, and what is trained anew is the smaller network. By default weights go by
+    magnitude and channels by the norm of their filters. Fine-tuning takes a tenth of the learning rate.
 
-    Scratch-E trains new weights for `epochs`. Scratch-B, the survey's "Scratch-D", may compute as much as the dense
-    training did; `compute` says what that is: `"flops"` is `epochs` times dense over pruned FLOPs, as the paper has it;
-    `"flops+tuning"` adds the epochs of fine-tuning, as its critics ask; a number is a factor (the paper doubles at most
-    on ImageNet); with `"epochs"` there is Scratch-E alone. Pruned FLOPs are those on kept weights.
+    "Scratch-E" trains new weights for `epochs`. "Scratch-B", the survey's "Scratch-D", may compute as much as the dense
+    training did, and `compute` says what that is. `"flops"` is `epochs` times dense over pruned FLOPs, as in the paper.
+    `"flops+tuning"` adds the epochs of fine-tuning, as its critics ask. A number is a factor (on ImageNet the paper
+    doubles at most). With `"epochs"` there is Scratch-E alone. Pruned FLOPs are those on kept weights.
 
-    `folder` holds a checkpoint and a record of each training, and the same call goes on from them.
+    What trains a found architecture anew is charged with the training that found it. `folder` holds a checkpoint and a
+    record of each training; the same call goes on from them.
     """
-    untrained(model, options)
-    known = {"architecture": (architecture, ("found", "predefined")), "unit": (unit, ("weight", "channel"))}
-    for what, (given, values) in known.items():
-        if given not in values:
-            raise ConfigError(f"{what}={given!r} is unknown; expected {' or '.join(map(repr, values))}.")
+    check_prunable(model, options)
     scope = scope or ("global" if architecture == "found" else "layer")
     if architecture == "predefined" and scope == "global" and not isinstance(sparsity, Mapping):
         raise ConfigError("a global cut finds an architecture; a predefined one has scope='layer', or a dict.")
-    factor = isinstance(compute, Real) and not isinstance(compute, bool)
-    if (factor and float(compute) < 1) or (not factor and compute not in COMPUTES):
-        raise ConfigError(
-            f"compute={compute!r}; expected a factor of the epochs from 1 on, or one of "
-            f"{', '.join(map(repr, COMPUTES))}."
-        )
     criterion = criterion or ("magnitude" if unit == "weight" else "filter_l2")
-    seed, made, weights = options.get("seed", 0), Trials(), in_scope(model, options)
+    seed, made = options.get("seed", 0), Trials()
 
     def smaller(net: nn.Module | Run) -> tuple[nn.Module, Masks]:
         if isinstance(sparsity, Mapping):
@@ -86,34 +78,29 @@ def scratch(
     if unit == "channel":
         smaller(model)
     else:
-        keep_top({name: torch.zeros_like(w) for name, w in weights.items()}, sparsity, scope=scope)
-    # What cannot be has been refused; from here on it takes time.
-    dense = made.add("dense", fit(model, data, epochs=epochs, lr=lr, **stage(folder, "dense"), **options))
+        keep_top({name: torch.zeros_like(w) for name, w in in_scope(model, options).items()}, sparsity, scope=scope)
+    # All that is impossible has been refused above; training starts here.
+    dense = made.add("dense", dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options))
     if ended(dense):
         return made
-    tuning = {
-        **options,
-        "epochs": finetune,
-        "lr": lr / 10 if finetune_lr is None else finetune_lr,
-        **stage(folder, "fine-tuned"),
-    }
-    anew, masks = redrawn(model, seed), None
+    tuning, at = finetuning(options, finetune_lr, slower=10), stage(folder, "fine-tuned")
+    anew, masks, found_by = redrawn(model, seed), None, [dense] if architecture == "found" else []
     if unit == "channel":
         small = shrink(smaller(dense)[0], data)
-        tuned = made.add("fine-tuned", fit(small.model, data, **tuning), dense)
+        tuned = fit(small.model, data, epochs=finetune, found_by=[dense], **at, **tuning)
         with own_randomness(seed):
             narrow_(anew, small.widths)
     else:
-        tuned = made.add("fine-tuned", fit(dense, data, OneShot(sparsity, criterion, scope), **tuning), dense)
+        tuned = fit(dense, data, OneShot(sparsity, criterion, scope), epochs=finetune, **at, **tuning)
         masks = tuned.masks if architecture == "found" else scattered(tuned.masks, seed)
-    before = (dense,) if architecture == "found" else ()
+    made.add("fine-tuned", tuned)
     lengths = {"Scratch-E": epochs}
     if compute != "epochs":
         lengths["Scratch-B"] = _length(dense, tuned, epochs, finetune, compute)
     for method, length in lengths.items():
-        if not ended(made.made[-1].run):
+        if not ended(made.last):
             files = stage(folder, method.lower())
-            made.add(method, fit(anew, data, masks=masks, epochs=length, lr=lr, **files, **options), *before)
+            made.add(method, fit(anew, data, masks=masks, epochs=length, found_by=found_by, **files, **options))
     return made
 
 

@@ -1,76 +1,151 @@
-"""Stages of a recipe: each writes its own checkpoint and record, so that a recipe goes on where it was stopped."""
+"""What all recipes share: how they are called, where they start, and files of each stage to go on from."""
 
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 import torch
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..identity import code_hash, describe, tensor_hash
 from ..layers.names import prunable
+from ..masks.masks import Masks
 from ..storage import files
+from ..storage.levels import Bits, by_layer
 from ..train.fit import fit
+from ..train.options import FitOptions, Options, TrainingOptions, refuse_unknown, resolved
 from ..train.run import Run
+from ..typed import CountOrNone, check_arguments
+
+STARTS = "PRUNINGLAB_STARTS"
+"""The environment variable with the folder in which a sweep's cells share their dense networks."""
+Untrained = Annotated[nn.Module, "untrained, for example lab.build(…): this recipe trains it and goes back to it"]
+SETS = FitOptions.__annotations__.keys() - TrainingOptions.__annotations__.keys() - {"epochs"}
+P = ParamSpec("P")
+Made = TypeVar("Made")
 
 
-def dense_start(model: nn.Module, data: Data, *, folder: str | Path | None = None, **options: Any) -> Run:
-    """`fit(model, data, **options)`, trained once for everyone who asks for the same.
+class Files(TypedDict, total=False):
+    checkpoint: Path
+    record: Path
 
-    The same are: initial weights, images of each split, every option, and the versions of torch and of this package.
-    Whoever comes first trains, with a checkpoint in `folder` after each epoch; the others wait, and go on from its end.
-    One that was killed is gone on with by the next, to the same bits. Without `folder` it is PRUNINGLAB_STARTS, which a
-    sweep sets for its cells; without that too, the network is trained here and nothing is written.
+
+def recipe(function: Callable[P, Made]) -> Callable[P, Made]:
+    """Refuse a call before anything is trained: a misspelt or missing argument by its name, a value by its type."""
+    form = inspect.signature(function)
+    own = [name for name, p in form.parameters.items() if p.kind is not p.VAR_KEYWORD]
+    (rest,) = form.parameters.keys() - own
+
+    @wraps(function)
+    def checked(*args: P.args, **named: P.kwargs) -> Made:
+        refuse_own(function.__name__, named)
+        refuse_unknown(named, f"recipes.{function.__name__}", own)
+        try:
+            given = form.bind(*args, **named)
+        except TypeError as error:
+            raise ConfigError(f"recipes.{function.__name__}: {error}.") from None
+        given.arguments |= check_arguments(function, {k: v for k, v in given.arguments.items() if k != rest})
+        return function(*given.args, **given.kwargs)
+
+    return checked
+
+
+def refuse_own(caller: str, options: Mapping[str, Any], *more: str) -> None:
+    """Refuse the options of `fit` that a recipe sets."""
+    if own := (SETS | {*more}) & options.keys():
+        raise ConfigError(f"{caller} sets {', '.join(sorted(own))} by itself; for files give folder=.")
+
+
+@recipe
+def dense_start(
+    model: nn.Module | Run,
+    data: Data,
+    *,
+    epochs: CountOrNone,
+    folder: str | Path | None = None,
+    name: str = "",
+    **options: Unpack[TrainingOptions],
+) -> Run:
+    """`fit(model, data, epochs=…, **options)`, trained once for everyone who asks for the same. All recipes start here.
+
+    The same are: the initial weights, the images, every option, the versions of torch and of this package. Whoever
+    comes first trains and writes a checkpoint after each epoch. The others wait, and go on from its end. If the first
+    one is killed, the next one goes on from its checkpoint, to the same bits. A finished `Run` is returned as it is.
+
+    The checkpoint lies in `folder`, or without it in the folder that PRUNINGLAB_STARTS names, which a sweep sets for
+    its cells. Without both, nothing is written. With a `name`, this is the first stage of a recipe: `folder` has its
+    record, and its checkpoint where no sweep shares it.
     """
-    refuse_own("dense_start", options, "checkpoint")
-    place = folder or os.environ.get("PRUNINGLAB_STARTS")
-    if not place:
-        return fit(model, data, **options)
-    checkpoint = files.check_writable(Path(place) / f"{_key(model, data, options)}.safetensors", "folder")
-    with FileLock(checkpoint.with_suffix(".lock")):  # the system takes it back from a process that dies
-        return fit(model, data, checkpoint=checkpoint, **options)
+    if isinstance(model, Run):
+        return model
+    shared = os.environ.get(STARTS) if name or not folder else folder
+    checkpoint: Path | None = stage(folder, name).get("checkpoint") if name else None
+    if shared:
+        key = _key(model, data, epochs, options)
+        checkpoint = files.check_writable(Path(shared, f"{key}.safetensors"), "folder")
+    with FileLock(checkpoint.with_suffix(".lock")) if shared and checkpoint else nullcontext():
+        run = fit(model, data, epochs=epochs, checkpoint=checkpoint, **options)  # a process that dies drops its lock
+    if name and folder:
+        run.save(Path(folder, f"{name}.json"))
+    return run
 
 
-def _key(model: nn.Module, data: Data, options: dict[str, Any]) -> str:
-    """What the trained weights depend on, in one word."""
+def _key(model: nn.Module, data: Data, epochs: int, options: TrainingOptions) -> str:
+    """A hash of all that the trained weights depend on."""
+    chosen, session = resolved({"epochs": epochs, **options})
     train = data.train
     content = {
-        "model": [tensor_hash(model.state_dict()), repr(model)],
+        "model": [tensor_hash(model.state_dict()), repr(model), [m.training for m in model.modules()]],
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "data": [data.name, data.fingerprint, describe(train.augment), describe(train.mean), describe(train.std)],
-        "options": {k: describe(v) for k, v in sorted(options.items()) if k not in ("progress", "every_steps")},
-        "code": [code_hash(), torch.__version__, torch.cuda.is_available()],
+        "options": describe(chosen),
+        "code": [code_hash(), torch.__version__, session.place.type],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def start_from(model: nn.Module | Run, data: Data, folder: str | Path | None, **settings: Any) -> Run:
-    """A finished run as it is; a model trained."""
-    refuse_own("a recipe", settings)
-    return model if isinstance(model, Run) else fit(model, data, **stage(folder, "dense"), **settings)
-
-
-def refuse_own(recipe: str, options: Mapping[str, Any], *more: str) -> None:
-    """Arguments of `fit` that recipes set by themselves."""
-    if own := {"start", "masks", "checkpoint", "record", "inplace", *more} & options.keys():
-        raise ConfigError(f"{recipe} sets {', '.join(sorted(own))} by itself; for files give folder=.")
-
-
-def in_scope(model: nn.Module, options: Mapping[str, Any]) -> dict[str, nn.Parameter]:
-    """The weights that `fit` with these options would prune."""
-    return prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")})
-
-
-def stage(folder: str | Path | None, name: str) -> dict[str, Path]:
+def stage(folder: str | Path | None, name: str) -> Files:
     """Where a stage leaves its checkpoint and its record."""
     return {"checkpoint": Path(folder, f"{name}.safetensors"), "record": Path(folder, f"{name}.json")} if folder else {}
 
 
 def ended(run: Run, given: Any = None) -> bool:
-    """Whether to go no further: it diverged, or was broken off, be it in its last step (unless it was given)."""
+    """Whether a recipe stops here: the run diverged or was interrupted, unless it is the one that was `given`."""
     return run.status in ("interrupted", "diverged") or (run.interrupted and run is not given)
+
+
+def having(options: TrainingOptions, **changes: Unpack[TrainingOptions]) -> TrainingOptions:
+    """The same options, with changes."""
+    return {**options, **changes}
+
+
+def finetuning(options: TrainingOptions, lr: float | None, slower: float = 1) -> TrainingOptions:
+    """The same options at the learning rate of fine-tuning: `lr`, or the one of training divided by `slower`."""
+    return having(options, lr=options.get("lr", Options.lr) / slower if lr is None else lr)
+
+
+def in_scope(model: nn.Module, options: TrainingOptions) -> dict[str, nn.Parameter]:
+    """The weights that `fit` with these options would prune."""
+    return prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")})  # pyright: ignore[reportArgumentType]
+
+
+def filled(bits: Bits, weights: Mapping[str, Tensor], masks: Masks) -> Bits:
+    """The same bits, but no layer with more levels than weights: b bits name 2^b levels. One weight alone has none."""
+    wanted, kept = by_layer(weights, bits), masks.kept_by_layer
+    most = {name: kept[name].bit_length() - 1 if kept[name] else width for name, width in wanted.items()}
+    possible = {name: min(width, most[name]) for name, width in wanted.items() if most[name]}
+    return bits if possible == wanted else possible
+
+
+def check_prunable(model: nn.Module, options: TrainingOptions) -> None:
+    if not in_scope(model, options):
+        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")

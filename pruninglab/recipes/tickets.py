@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,47 +12,50 @@ from torch import Tensor, nn
 from ..criteria.registry import Criterion, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
-from ..masks.choose import check_sparsity, count, keep_top, scattered, spread
-from ..masks.masks import Masks
+from ..masks.choose import count, keep_top, scattered, spread
+from ..masks.masks import Masks, SparsityOfAll
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic, Exponential
 from ..methods.cuts.gradual import Gradual
 from ..randomness import generator
 from ..train.fit import fit
 from ..train.method import Method
+from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..train.snapshot import Snapshot
-from .stages import ended, in_scope, refuse_own, stage
+from ..train.snapshot import Costs, Snapshot
+from ..typed import Count, CountOrNone
+from .stages import Untrained, check_prunable, dense_start, ended, in_scope, recipe, stage
 from .trials import Trials
 
-CONTROLS = ("reinitialised", "random mask", "one-shot")
-OPTIONAL = ("gradual",)
+Control = Literal["reinitialised", "random mask", "one-shot", "gradual"]
+CONTROLS: tuple[Control, ...] = ("reinitialised", "random mask", "one-shot")
 
 
+@recipe
 def tickets(
-    model: nn.Module,
+    model: Untrained,
     data: Data,
-    sparsity: float,
+    sparsity: SparsityOfAll,
     *,
-    epochs: int,
-    rounds: int = 5,
-    rewind: str = "weights",
-    step: int = 0,
-    scope: str = "layer",
+    epochs: CountOrNone,
+    rounds: Count = 5,
+    rewind: Literal["weights", "learning_rate"] = "weights",
+    step: CountOrNone = 0,
+    scope: Literal["layer", "global"] = "layer",
     criterion: str | Criterion = "magnitude",
-    controls: Sequence[str] = CONTROLS,
-    compare: str = "last",
+    controls: Sequence[Control] = CONTROLS,
+    compare: Literal["last", "each"] = "last",
     folder: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[TrainingOptions],
 ) -> Trials:
     """Train the untrained `model`, then `rounds` times cut the same share of the survivors, rewind and train again.
 
-    `rewind="weights"` goes back to the weights, buffers, optimizer and learning rate of `step`: at 0 that is the reset
+    `rewind="weights"` goes back to the weights, buffers, optimizer and learning rate of `step`. At 0 that is the reset
     of the paper, later it is late rewinding (Frankle et al. 2019). `"learning_rate"` keeps the trained weights and what
     the optimizer remembers, and rewinds the learning rate alone (Renda et al. 2020). Every training ends at `epochs`,
     counted from step 0, and its record has the hashes of what it started from.
 
-    `scope="layer"` cuts each layer by the same share, the last one by half of it, as the paper does; `"global"` ranks
+    `scope="layer"` cuts each layer by the same share, the last one by half of it, as the paper does. `"global"` ranks
     all weights together. Beside the last ticket, or with `compare="each"` beside every one, stand its `controls`:
 
     - `"reinitialised"`: the ticket's masks on weights drawn anew, trained from step 0.
@@ -60,33 +63,40 @@ def tickets(
     - `"one-shot"`: all cut at once after the first training, then rewound as the ticket is.
     - `"gradual"`: gradual magnitude pruning from the initial weights, to as many weights of each layer.
 
-    With `scope="global"` the number of each layer is itself a finding, and all controls are charged with the search.
-
-    `folder` holds a checkpoint and a record of each training, and the same call goes on from them.
+    A record counts the trainings that found its masks, as `steps_before`. With `scope="global"` the number of weights
+    of each layer is itself a finding, so that all controls are charged with the search. `folder` holds a checkpoint and
+    a record of each training; the same call goes on from them.
     """
-    _check(model, rounds, rewind, step, scope, controls, compare, options)
+    check_prunable(model, options)
     resolve(criterion)
-    _plan(in_scope(model, options), sparsity, rounds)  # refuses what cannot be before training
-    seed = options.get("seed", 0)
-    made = Trials()
+    _plan(in_scope(model, options), sparsity, rounds)  # refuses what is impossible
+    seed, made = options.get("seed", 0), Trials()
 
-    def train(method: str, number: int, start: Snapshot | None, *methods: Method, masks: Masks | None = None) -> Run:
-        name = f"round-{number:02d}-{method.replace(' ', '-')}" if number else method
-        files = stage(folder, name)
-        return fit(model, data, *methods, epochs=epochs, start=start, masks=masks, **files, **options)
-
-    origin, first = Snapshot.of(model), ()
-    if step:
-        early = train("early", 0, origin, _Until(step))
-        if early.status != "stopped":
-            made.add("early", early)
+    origin = Snapshot.of(model)
+    if step:  # of the same bits as the dense training at this step, which a sweep may have trained elsewhere
+        early = fit(model, data, _Until(step), epochs=epochs, start=origin, **stage(folder, "early"), **options)
+        if ended(early):
+            made.add("early", early, round=0)
             return made
-        origin, first = early.snapshot(), (early,)
+        origin = early.snapshot()
+    dense = dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options)
+    made.add("dense", dense, round=0)
+    origin = replace(origin, past=_part(dense, step))
+
+    def train(
+        method: str,
+        start: Snapshot | None,
+        *methods: Method,
+        masks: Masks | None = None,
+        found_by: Sequence[Run] = (),
+    ) -> Run:
+        files = stage(folder, f"round-{number:02d}-{method.replace(' ', '-')}")
+        given: dict[str, Any] = {"start": start, "masks": masks, "found_by": found_by, **files, **options}
+        return made.add(method, fit(model, data, *methods, epochs=epochs, **given), round=number)
 
     def rewound(run: Run) -> Snapshot:
         return origin if rewind == "weights" else replace(run.snapshot(), step=step)
 
-    dense = made.add("dense", train("dense", 0, origin), *first)
     chain, plan = [dense], _plan(dense.weights, sparsity, rounds)
     for number in range(1, rounds + 1):
         if ended(chain[-1]):
@@ -94,26 +104,22 @@ def tickets(
         score = chain[-1].score(criterion)
         target = plan[number - 1] if scope == "layer" else _share(sparsity, number / rounds)
         masks = keep_top(score, target, masks=chain[-1].masks)
-        found = (*first, *chain)
-        chain.append(train("ticket", number, rewound(chain[-1]), masks=masks))
-        made.add("ticket", chain[-1], *found)
+        found = [*chain]
+        chain.append(train("ticket", rewound(chain[-1]), masks=masks, found_by=found))
+        of_counts = found if scope == "global" else []
         for method in controls if compare == "each" or number == rounds else ():
-            if ended(made.made[-1].run):
+            if ended(made.last):
                 return made
-            before = (*first, dense)
             if method == "reinitialised":
-                start = Snapshot.of(redrawn(model, seed))
-                run, before = train(method, number, start, masks=masks), found
+                train(method, Snapshot.of(redrawn(model, seed)), masks=masks, found_by=found)
             elif method == "random mask":
-                run = train(method, number, rewound(dense), masks=scattered(masks, seed))
-                before = found if scope == "global" else first if rewind == "weights" else before
+                train(method, rewound(dense), masks=scattered(masks, seed), found_by=of_counts)
             elif method == "one-shot":
-                run = train(method, number, rewound(dense), masks=keep_top(dense.score(criterion), target))
+                once = keep_top(dense.score(criterion), target)
+                train(method, rewound(dense), masks=once, found_by=[dense])
             else:
                 shares = keeping(dense.weights, masks.kept_by_layer)
-                run = train(method, number, None, Gradual(Cubic(shares)))
-                before = found if scope == "global" else ()
-            made.add(method, run, *before)
+                train(method, None, Gradual(Cubic(shares)), found_by=of_counts)
     return made
 
 
@@ -131,25 +137,15 @@ def redrawn(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def untrained(model: Any, options: Mapping[str, Any]) -> None:
-    """Refuse what is no model to begin from."""
-    refuse_own("a recipe", options)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"model is a {type(model).__name__}; expected the untrained model, for example lab.build(…): this recipe "
-            "trains it, and goes back to it."
-        )
-    if not in_scope(model, options):
-        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+def _part(run: Run, step: int) -> Costs:
+    """What the training had cost at this step."""
+    return (
+        {run.key: {what: spent * step / run.step for what, spent in run.cost.items()} | {"steps": step}} if step else {}
+    )
 
 
 def _plan(weights: Mapping[str, Tensor], sparsity: float, rounds: int) -> list[dict[str, float]]:
     """The sparsity of each layer, round by round: the last layer loses half the share, the sum is exact."""
-    if isinstance(sparsity, Mapping):
-        raise ConfigError(
-            "sparsity is a dict; tickets take one share of all weights, and scope= says how it is spread."
-        )
-    check_sparsity(sparsity)
     share = 1 - (1 - sparsity) ** (1 / rounds)
     sizes = [w.numel() for w in weights.values()]
     shares = [share] * (len(sizes) - 1) + [share / 2]
@@ -182,24 +178,3 @@ class _Until(Method):
     def on_step(self, run: Run) -> None:
         if run.step == self.step:
             run.stop(f"to be rewound to step {self.step}")
-
-
-def _check(
-    model: Any,
-    rounds: int,
-    rewind: str,
-    step: int,
-    scope: str,
-    controls: Sequence[str],
-    compare: str,
-    options: Mapping[str, Any],
-) -> None:
-    untrained(model, options)
-    if rounds < 1 or step < 0:
-        raise ConfigError(f"rounds={rounds}, step={step}: at least one round, and a step of 0 or later.")
-    known = {"rewind": ("weights", "learning_rate"), "scope": ("layer", "global"), "compare": ("last", "each")}
-    for what, value in (("rewind", rewind), ("scope", scope), ("compare", compare)):
-        if value not in known[what]:
-            raise ConfigError(f"{what}={value!r} is unknown; expected {' or '.join(map(repr, known[what]))}.")
-    if unknown := [method for method in controls if method not in CONTROLS + OPTIONAL]:
-        raise ConfigError(f"control {unknown[0]!r} is unknown; there are {', '.join(CONTROLS + OPTIONAL)}.")

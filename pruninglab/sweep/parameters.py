@@ -3,9 +3,10 @@
     density: float = 0.1  # share of the weights that is left, between 0 and 1
     method: str = "random"  # one of random, magnitude or gradual
 
-The annotation is the type. A help comment may end a value's freedom: `one of …`, `between … and …`. And the words of
-this package mean everywhere what they say: sparsity and density are shares, seeds and epochs are counted from 0,
-`data_name` and `model_name` are names that `load` and `build` know.
+The annotation is the type. A help comment may say more: `one of …`, `between … and …`, or the field that the parameter
+sets, such as `WeightMom.mode`, `tickets.rewind` or `fit.optimizer`, whose type then has the choices and the bounds. And
+the words of this package mean everywhere what they say: sparsity and density are shares, seeds and epochs are counted
+from 0, `data_name` and `model_name` are names that `load` and `build` know.
 """
 
 import ast
@@ -21,11 +22,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from .. import methods, recipes
 from ..data.loading import available
 from ..errors import ConfigError
 from ..models.building import available as models_by_name
+from ..train.options import Options
+from ..typed import bounds, choices, expected, hints
 
 TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -84,22 +88,45 @@ class Parameter:
         return value
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it may be, by the help comment or by the type of the field that this names."""
+        if said := re.search(r"\bone of (.+)", self.help):
+            return tuple(name for name in re.split(r",\s*|\s+or\s+", said.group(1)) if name)
+        return choices(_field(self.help))
+
+    @property
     def _kind(self) -> str:
         return " or ".join(self.kinds) or "a value"
 
     def _impossible(self, value: Any) -> str:
         """What was expected instead, or nothing."""
-        if choices := re.search(r"\bone of (.+)", self.help):
-            names = [name for name in re.split(r",\s*|\s+or\s+", choices.group(1)) if name]
-            if str(value) not in names:
-                near = get_close_matches(str(value), names, 1)
-                return f"one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else "")
+        if self.choices and str(value) not in self.choices:
+            near = get_close_matches(str(value), self.choices, 1)
+            return f"one of {', '.join(self.choices)}" + (f"; did you mean {near[0]}?" if near else "")
+        span, is_number = bounds(_field(self.help)), isinstance(value, int | float)
+        if span and is_number and value not in span:
+            return expected(_field(self.help))
         number = r"(-?[\d.]+(?:e-?\d+)?)"
-        if (span := re.search(rf"\bbetween {number} and {number}", self.help)) and isinstance(value, int | float):
-            low, high = map(float, span.groups())
+        if (said := re.search(rf"\bbetween {number} and {number}", self.help)) and is_number:
+            low, high = map(float, said.groups())
             if not low <= value <= high:
                 return f"a number between {low:g} and {high:g}"
         return _by_name(self.name, value)
+
+
+def _field(text: str) -> Any:
+    """The type of the field that a help comment names, if any."""
+    for owner, name in re.findall(r"\b(\w+)\.(\w+)\b", text):
+        known: Mapping[str, Any] = {}
+        if owner in methods.__all__:
+            known = hints(getattr(methods, owner))
+        elif owner in recipes.__all__:
+            known = get_type_hints(getattr(recipes, owner), include_extras=True)
+        elif owner == "fit":
+            known = hints(Options)
+        if name in known:
+            return known[name]
+    return None
 
 
 def _by_name(name: str, value: Any) -> str:
@@ -181,27 +208,30 @@ def grid(known: Mapping[str, Parameter], given: Mapping[str, Any]) -> list[dict[
 def read_grid(path: str | Path) -> dict[str, Any]:
     """A grid from a TOML or YAML file: a name and its values on each line."""
     path = Path(path)
+    if path.suffix not in (".toml", ".yaml", ".yml"):
+        raise ConfigError(f"{path} cannot be read: it is no grid file; its name has to end with .toml, .yaml or .yml.")
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".toml":
-            content: Any = tomllib.loads(text)
-        elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            content = yaml.safe_load(text)
-        else:
-            raise ConfigError(f"{path} is no grid file; expected one that ends with .toml, .yaml or .yml.")
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    except ImportError:
-        raise ConfigError(f"{path} needs PyYAML: pip install pyyaml, or write the grid as TOML.") from None
-    except ValueError as error:
+        content: Any = tomllib.loads(text) if path.suffix == ".toml" else _yaml(path, text)
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; expected a name and its values on each line.")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        kind = "names that are no text" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ConfigError(f"{path} holds {kind}; expected a name and its values on each line.")
     return content
+
+
+def _yaml(path: Path, text: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise ConfigError(f"{path} needs PyYAML: pip install pyyaml, or write the grid as TOML.") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
 
 
 def source_hash(notebook: Any) -> str:

@@ -16,7 +16,7 @@ Each phase leaves one record beside this file, and what was broken off goes on f
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pruninglab as lab
 from pruninglab.methods import PruneWhileAccurate, RelevanceL2
@@ -65,19 +65,19 @@ def anew(last: lab.Run, back_to: int, folder: Path) -> lab.Run:
     early = lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=back_to, **steady)
     files: dict[str, Any] = {"checkpoint": folder / "rewound.safetensors", "record": folder / "rewound.json"}
     epochs = round(last.spent / last.steps_per_epoch) - back_to
-    return lab.fit(early, data, masks=last.masks, epochs=epochs, keep="best", **common, **files)
+    return lab.fit(early, data, masks=last.masks, found_by=[last], epochs=epochs, keep="best", **common, **files)
 
 
 def kept(task: str, folder: Path, seed: int, augment: str = "", back_to: int = 0, **options: Any) -> None:
     """Run, or go on, and keep the records."""
     data = lab.load(task, seed=seed, val=1 / 12, augment=augment)
-    runs = lab.recipes.bonetta(task, data=data, seed=seed, folder=RUNS / folder, **{**COMMON, **options})
+    trials = lab.recipes.bonetta(cast(Any, task), data=data, seed=seed, folder=RUNS / folder, **{**COMMON, **options})
     if back_to:
-        runs.append(anew(runs[-1], back_to, RUNS / folder))
+        trials.add("rewound", anew(trials.last, back_to, RUNS / folder))
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for record in (RUNS / folder).glob("*.json"):
         shutil.copy(record, HERE / folder)
-    print(folder, *(run.status for run in runs), runs[-1].result.accuracy["val"], flush=True)
+    print(folder, *(run.status for run in trials.runs), trials.last.val, flush=True)
 
 
 def main() -> None:

@@ -38,22 +38,22 @@ def main(cell: tuple[float, int], size: int, epochs: int) -> str:
     rounds: dict[str, Any] = {"rounds": ROUNDS, "controls": controls, "compare": "each", "folder": RUNS / folder}
     trained: dict[str, Any] = {**TRAINED, "seed": seed}
     made = lab.recipes.tickets(model, data, SPARSITY, epochs=epochs, lr=rate, **rounds, **trained)
-    runs = [trial.run for trial in made]
-    tickets, cuts = ([trial.run.masks for trial in made if trial.method == method] for method in ("ticket", "one-shot"))
+    tickets, cuts = ([trial.run for trial in made if trial.method == method] for method in ("ticket", "one-shot"))
     for number, (ticket, cut) in enumerate(zip(tickets, cuts, strict=False) if rate == HIGH else (), 1):
-        for method, start, masks, length, lr in (
+        for method, start, found, length, lr in (
             ("Scratch-B", redrawn(model, seed), ticket, 2 * epochs, rate),
             ("fine-tuned", made["dense"], cut, TUNE, rate / 10),
         ):
-            if runs[-1].status != "interrupted":
+            if made.last.status != "interrupted":
                 files = stage(RUNS / folder, f"round-{number:02d}-{method}")
-                runs.append(lab.fit(start, data, masks=masks, epochs=length, lr=lr, **files, **trained))
-    if runs[-1].status == "interrupted":
+                how: dict[str, Any] = {"masks": found.masks, "found_by": [found], "epochs": length, "lr": lr}
+                made.add(method, lab.fit(start, data, **how, **files, **trained), round=number)
+    if made.last.status == "interrupted":
         return f"{folder}: interrupted; the same command goes on"
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for record in (RUNS / folder).glob("*.json"):
         shutil.copy(record, HERE / folder)
-    return f"{folder}: {len(runs)} trainings, dense {made['dense'].result.accuracy['val']}"
+    return f"{folder}: {len(made)} trainings, dense {made['dense'].val}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def ways(density: float) -> dict[str, lab.Method]:
         return {"dense": methods.Dense()}
     sparsity = round(1 - density, 4)
     curve = lab.Cubic(sparsity)
-    span: dict[str, Any] = {"start": 0.2, "end": 0.75}
+    span: dict[str, Any] = {"begin": 0.2, "end": 0.75}
     memory: dict[str, Any] = {"window": 5, "min_epochs_below": 3, **span}
     return {
         "random": methods.OneShot(sparsity, "random"),
