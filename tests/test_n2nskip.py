@@ -19,6 +19,7 @@ from pruninglab.models.n2nskip import BASES, is_skip
 
 SMALL: dict[str, dict[str, Any]] = {
     "lenet5": {},
+    "alexnet": {"width": 0.125},
     "vgg16": {"width": 0.125},
     "resnet20": {},
     "resnet50": {"width": 0.125},
@@ -47,6 +48,9 @@ def test_base_weights_are_those_of_the_plain_model(base, data):
 @pytest.mark.parametrize(("base", "links", "weights"), [
     # 1*50*5*5 from the image, and 20*12*12 activations into the 500
     ("lenet5", {"relu2": "conv1", "relu3": "conv2"}, 1_250 + 1_440_000),
+    # conv5 takes 256*4*4 activations, fc1 256*2*2
+    ("alexnet", {f"relu{i + 1}": f"conv{i}" for i in range(1, 6)} | {"relu7": "fc1"},
+     9 * (192 + 64 * 384 + 192 * 256 + 384 * 256) + (4096 + 1024) * 4096),
     ("vgg16", {f"relu{s + 1}_1": f"conv{s}_1" for s in range(1, 5)}, 9 * (128 + 64 * 256 + 128 * 512 + 256 * 512)),
     ("resnet20", None, 9 * (2 * 16 * 16 + 2 * 16 * 32 + 32 * 32 + 2 * 32 * 64 + 64 * 64)),
     ("resnet50", None, 3_616_832 + 8_128),
@@ -111,10 +115,11 @@ def test_a_shared_norm_is_one_and_the_same(base, data):
     assert clone.get_submodule(norm) is clone.get_submodule(f"{skip}.skip.bn")
 
 
+PLAIN = ("lenet5", "alexnet")  # without BatchNorm
 OPTIONS = [{}, {"inside_activation": False, "skip_span": 2}, {"share_bn": True}]
 
 
-@pytest.mark.parametrize(("base", "options"), [(b, o) for b in BASES for o in OPTIONS[: 2 if b == "lenet5" else 3]])
+@pytest.mark.parametrize(("base", "options"), [(b, o) for b in BASES for o in OPTIONS[: 2 if b in PLAIN else 3]])
 def test_a_plain_model_that_trains_under_its_masks(base, data, options, tmp_path):
     model = build(base, data, **options)
     cut = lab.fit(model, data, N2NSkip(0.9, "snip" if options else "random", 0.3), epochs=0, progress=False)
@@ -218,7 +223,7 @@ def test_kernels_and_partners_are_whole():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"base": "alexnet"}, "no form with skip connections; expected one of lenet5"),
+        ({"base": "lenet300"}, "no form with skip connections; expected one of lenet5"),
         ({"base": "lenet5", "share_bn": True}, "no BatchNorm that a skip could share"),
         ({"base": "vgg16", "skip_span": 5}, "vgg16 has 5 blocks, so expected 1 to 4"),
         ({"base": "resnet20", "skip_span": 1.5}, "expected 1 to 8"),

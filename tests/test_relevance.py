@@ -3,7 +3,7 @@
 import importlib
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from torch.utils.data import TensorDataset
 import pruninglab as lab
 from pruninglab import identity
 from pruninglab.methods import L1, L2, LOBSTER, PruneWhileAccurate, RelevanceL2, Sensitivity
+from pruninglab.methods.penalties.plain import at_least, largest_threshold
 from pruninglab.methods.penalties.relevance import EDGES
-from pruninglab.recipes import bonetta, gated, search
+from pruninglab.recipes import bonetta, prune_while_accurate, search
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
@@ -455,8 +456,8 @@ def test_wrong_settings_are_refused(blobs):
     refuses("strength=-1.0", RelevanceL2, strength=-1.0)
     refuses("needs coupled=True", RelevanceL2, coupled=False, second_order="exact")
     refuses("'specified', 'unspecified'", Sensitivity, kind="both")
-    with pytest.raises(lab.ConfigError, match="gated sets keep"):
-        gated(mlp(), blobs, L2(), PruneWhileAccurate(0.5), epochs=1, finetune=1, keep="last")
+    with pytest.raises(lab.ConfigError, match="prune_while_accurate sets keep"):
+        prune_while_accurate(mlp(), blobs, PruneWhileAccurate(0.5), epochs=1, finetune=1, keep="last")
 
 
 # -- the recipe -----------------------------------------------------------------------------------------------------
@@ -466,7 +467,8 @@ def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_pat
     def go():
         gate = PruneWhileAccurate(0.8, prune_fraction=0.2, every_steps=2, target=0.8)
         options: dict[str, Any] = {"batch_size": 40, "lr": 0.02, "biases": True, "folder": tmp_path, **QUIET}
-        return gated(mlp(), blobs, RelevanceL2(1e-3), gate, epochs=12, finetune=2, **options)
+        how: dict[str, Any] = {"regularizer": RelevanceL2(1e-3), "epochs": 12, "finetune": 2}
+        return prune_while_accurate(mlp(), blobs, gate, **how, **options).runs
 
     pruned, final = go()
     gate: Any = pruned.methods[1]
@@ -486,7 +488,8 @@ def test_final_phase_starts_from_the_best_state_at_the_final_mask(blobs, tmp_pat
 @pytest.mark.parametrize(("bound", "target"), [(0.99, 0.8), (1 - 1e-9, None)])
 def test_a_target_missed_by_the_gate_is_missed_at_the_end(blobs, bound, target, tmp_path):
     gate = PruneWhileAccurate(bound, prune_fraction=0.5, every_steps=1, target=target, patience=None)
-    pruned, final = gated(mlp(), blobs, L2(), gate, epochs=1, finetune=1, lr=1e-4, folder=tmp_path, **QUIET)
+    how: dict[str, Any] = {"epochs": 1, "finetune": 1, "lr": 1e-4, "folder": tmp_path}
+    pruned, final = prune_while_accurate(mlp(), blobs, gate, regularizer=L2(), **how, **QUIET).runs
     assert pruned.status == final.status == "target_missed"
     assert final.reason == pruned.reason
     record = lab.Result.read(tmp_path / "fine-tuned.json")
@@ -512,7 +515,8 @@ def test_any_criterion_ranks_in_the_gate_also_one_that_needs_gradients(blobs):
 def test_the_best_state_counts_though_cutting_never_ended(blobs):
     """No target and no plateau: which cut was the last is known only at the end."""
     gate = PruneWhileAccurate(0.9, prune_fraction=0.6, every_steps=2, patience=None)
-    pruned, _ = gated(mlp(), blobs, [L1(1e-4)], gate, epochs=10, finetune=0, batch_size=40, lr=0.02, **QUIET)
+    how: dict[str, Any] = {"epochs": 10, "finetune": 0, "batch_size": 40, "lr": 0.02}
+    pruned, _ = prune_while_accurate(mlp(), blobs, gate, regularizer=[L1(1e-4)], **how, **QUIET).runs
     made: Any = pruned.methods[1]
     last = pruned.cuts[-1].step
     assert not made.settled
@@ -528,27 +532,29 @@ def test_the_best_state_counts_though_cutting_never_ended(blobs):
 def test_a_dense_phase_before_the_gate(blobs, tmp_path):
     gate = PruneWhileAccurate(below_dense=0.1, prune_fraction=0.2, every_steps=1, target=0.5)
     options: dict[str, Any] = {"lr": 0.02, "folder": tmp_path, **QUIET}
-    first, pruned, final = gated(mlp(), blobs, L2(), gate, dense=4, epochs=6, finetune=1, **options)
+    options |= {"dense": 4, "epochs": 6, "finetune": 1}
+    first, pruned, final = prune_while_accurate(mlp(), blobs, gate, regularizer=L2(), **options).runs
     of_gate: Any = pruned.methods[1]
     assert (first.masks.sparsity, pruned.origin["dense"]) == (0, pruned.origin["weights"])
     assert of_gate.bound == pytest.approx(first.result.accuracy["val"]["accuracy"] - 0.1)
     assert final.result.steps["before"] == first.step + pruned.step
-    assert {p.name for p in tmp_path.glob("*.json")} == {"dense.json", "gated.json", "fine-tuned.json"}
+    assert {p.name for p in tmp_path.glob("*.json")} == {"dense.json", "pruned.json", "fine-tuned.json"}
 
 
 def test_the_published_settings(monkeypatch, blobs):
     """Table 2 as printed, and the text of section 3."""
     asked: dict[str, Any] = {}
-    module = importlib.import_module("pruninglab.recipes.gated")
+    module = importlib.import_module("pruninglab.recipes.prune_while_accurate")
     monkeypatch.setattr(module, "load", lambda name, **how: asked.update(how) or lab.load("digits", train=20, test=10))
-    monkeypatch.setattr(module, "gated", lambda model, data, **how: asked.update(how))
+    monkeypatch.setattr(module, "prune_while_accurate", lambda model, data, **how: asked.update(how))
     for task, row, val in (
         ("MNIST", (0, 120, 5, 100, 1e-3, "adam", 1e-3, 0.987, 0.04, 250), "test"),
         ("FashionMNIST", (24, 81, 50, 100, 1e-3, "adam", 1e-3, 0.897, 0.04, 250), 1 / 12),
         ("ImageNet", (0, 30, 30, 100, 1e-4, "sgd", 1e-4, 0.685, 0.01, 2500), None),
     ):
         asked.clear()
-        bonetta(task, "paper", seed=3, **({"data": blobs, "model": mlp()} if task == "ImageNet" else {}))
+        own: dict[str, Any] = {"data": blobs, "model": mlp()} if task == "ImageNet" else {}
+        bonetta(cast(Any, task), "paper", seed=3, **own)
         gate, pull = asked["pruning"], asked["regularizer"]
         phases = [asked[name] for name in ("dense", "epochs", "finetune", "batch_size", "lr", "optimizer")]
         assert (*phases, pull.strength, gate.lower_bound, gate.prune_fraction, gate.every_steps) == row
@@ -563,7 +569,7 @@ def test_the_published_recipe_runs(tmp_path):
     data = lab.load("digits", train=200, test=60, size=14, val="test")
     gate = PruneWhileAccurate(0.2, prune_fraction=0.3, every_steps=2, target=0.9)
     short: dict[str, Any] = {"pruning": gate, "epochs": 12, "finetune": 2, "batch_size": 40, "progress": False}
-    pruned, final = bonetta("MNIST", data=data, folder=tmp_path, **short)
+    pruned, final = bonetta("MNIST", data=data, folder=tmp_path, **short).runs
     assert (pruned.status, pruned.options.lr, pruned.options.lr_factor(0.9)) == ("done", 1e-3, 1.0)
     assert final.masks.kept == pruned.masks.total - round(0.9 * pruned.masks.total)
     assert "conv1.bias" in final.masks
@@ -573,12 +579,12 @@ def test_the_published_recipe_runs(tmp_path):
 
 def test_what_the_paper_has_not_is_refused():
     for match, task, protocol in (
-        ("not in the paper", "CIFAR10", "paper"),
-        ("'paper' or 'holdout'", "MNIST", "test"),
+        ("one of 'MNIST', 'FashionMNIST'", "CIFAR10", "paper"),
+        ("one of 'holdout', 'paper'", "MNIST", "test"),
         ("give data=", "ImageNet", "paper"),
     ):
         with pytest.raises(lab.ConfigError, match=match):
-            bonetta(task, protocol)
+            bonetta(cast(Any, task), cast(Any, protocol))
 
 
 def test_search_chooses_by_validation(blobs, tmp_path):
@@ -592,19 +598,91 @@ def test_search_chooses_by_validation(blobs, tmp_path):
             "folder": tmp_path,
             **QUIET,
         }
-        return search(mlp(), blobs, L2(1e-3), gate, **how, **options)
+        return search(mlp(), blobs, gate, regularizer=L2(1e-3), **how, **options)
 
     found = go(bounds=[0.0, 0.99], prune_fractions=[0.2, 0.9], at_least=0.0)
-    table = found.table()
+    table = found.table().query("method == 'fine-tuned'")
     cells = list(zip(table["lower_bound"], table["prune_fraction"], strict=True))
     assert cells == [(0.0, 0.2), (0.0, 0.9), (0.99, 0.2), (0.99, 0.9)]
     assert table["status"].tolist() == ["done", "done", "target_missed", "target_missed"]
-    assert table["val"].tolist() == [runs[-1].result.accuracy["val"]["accuracy"] for runs in found.runs]
-    assert found.best is found.runs[1]  # the sparsest
+    assert found.chosen == [found["fine-tuned"]] == [found.runs[3]]  # the sparsest, after "pruned" of its cell
     assert {p.parent.name for p in tmp_path.glob("*/fine-tuned.json")} == {
-        f"strength-0.001,lower_bound-{bound:g},prune_fraction-{share:g}" for bound, share in cells
+        f"strength-0.001,lower_bound-{bound},prune_fraction-{share}" for bound, share in cells
     }
-    weak, strong = (runs[-1].model.get_parameter("0.weight") for runs in go(strengths=[1e-4, 3.0], at_least=0.0).runs)
+    by_strength = go(strengths=[1e-4, 3.0], at_least=0.0).runs[1::2]
+    weak, strong = (run.model.get_parameter("0.weight") for run in by_strength)
     assert weak.norm() > strong.norm()
-    table = go(bounds=[0.0], prune_fractions=[0.2, 0.9], at_least=1.1).table()
-    assert table["val"][table["chosen"]].tolist() == [table["val"].max()]
+    table = go(bounds=[0.0], prune_fractions=[0.2, 0.9], at_least=1.1).table().query("method == 'fine-tuned'")
+    assert table["val_accuracy"][table["chosen"]].tolist() == [table["val_accuracy"].max()]
+
+
+# -- whole algorithms ----------------------------------------------------------------------------------------------
+
+
+def test_the_rate_of_the_exponential_decay_is_a_setting():
+    assert RelevanceL2(0.5, decay="exponential", decay_rate=2.0).strength_after(1.5) == pytest.approx(
+        0.5 * math.exp(-3)
+    )
+
+
+def test_exact_takes_its_loss_in_single_precision(blobs):
+    seen: list[torch.dtype] = []
+
+    def loss(logits, y):
+        seen.append(logits.dtype)
+        return F.cross_entropy(logits, y)
+
+    lab.fit(mlp(), blobs, RelevanceL2(second_order="exact"), epochs=1, loss=loss, precision="bf16", **QUIET)
+    trained = [kind for kind in seen if kind == torch.float32]
+    assert len(trained) >= 1
+
+
+def test_the_largest_threshold_by_hand():
+    assert largest_threshold(lambda t: t**2, 4.0, 10.0, 30) == pytest.approx(2.0)
+    assert largest_threshold(lambda t: 1.0, 0.5, 10.0) == 0
+    weights = {"w": torch.tensor([2.0, -3.0, 1.5, 1.0])}
+    kept = at_least(weights, lab.Masks(w=torch.tensor([True, True, True, False])), 2.0)
+    assert kept["w"].tolist() == [True, True, False, False]
+
+
+def test_sensitivity_cuts_below_its_threshold():
+    run = four_weights([0.0] * 4, Sensitivity(0.1, threshold=1.4), lr=0.0)  # 1.8, -2.7, 1.35, 0.9
+    assert row(run) == pytest.approx([1.8, -2.7, 0, 0])
+    assert run.masks.kept == 2
+
+
+def test_sensitivity_of_each_sample_does_not_cancel():
+    """Two samples, x = 1 and x = -1: their mean gradient is 0, the mean of its size is 1."""
+    x, y = torch.tensor([[1.0], [-1.0]]).repeat(2, 1), torch.zeros(4).long()
+    data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=TensorDataset(x, y))
+    left = {}
+    for per_sample in (False, True):
+        model = nn.Linear(1, 1, bias=False)
+        model.weight.data = torch.tensor([[2.0]])
+        made = Sensitivity(0.1, per_sample=per_sample)
+        left[per_sample] = row(lab.fit(model, data, made, epochs=1, lr=0.0, **PLAIN))[0]
+    assert left == {False: pytest.approx(1.8), True: pytest.approx(2.0)}
+
+
+def test_lobster_cuts_at_a_plateau_what_the_validation_loss_can_spare():
+    """The loss is Σ w·x with x = (1, 0, 0, -1)/10 on all images: w = 2, -3, 1.5, 1 gives 0.1; w4 = 0 would give 0.2."""
+    x, y = torch.tensor([[0.1, 0.0, 0.0, -0.1]]).repeat(4, 1), torch.zeros(4).long()
+    data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=0.5)
+
+    def fitted(tolerance: float) -> tuple[lab.Run, LOBSTER]:
+        model = nn.Linear(4, 1, bias=False)
+        model.weight.data = torch.tensor([[2.0, -3.0, 0.5, 1.0]])
+        made = LOBSTER(0.0, patience=2, tolerance=tolerance)
+        run = lab.fit(model, data, made, epochs=3, lr=0.0, loss=lambda logits, y: logits.mean(), **PLAIN)
+        return run, run[LOBSTER]
+
+    run, method = fitted(0.05)
+    assert run.masks["weight"].tolist() == [[True, True, False, True]]
+    assert [entry["threshold"] for entry in method.thresholds] == pytest.approx([1.0], rel=1e-4)
+    assert run.status == "done"
+    assert not run.masks["weight"][0, 2]
+    run, _ = fitted(1.5)  # without w4 the loss is 0.2, which is twice 0.1; without w1 too it is 0
+    assert run.masks.kept == 1
+    run, _ = fitted(0.0)
+    assert row(run) == pytest.approx([2, -3, 0, 1])
+    assert LOBSTER().patience is None

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab.methods import OneShot, SoftSharing
+from pruninglab.methods.penalties.soft_sharing import divergence, merged
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 
@@ -143,3 +144,37 @@ def test_wrong_settings_are_refused(blobs):
     for match, net, settings, epochs in cases:
         with pytest.raises(lab.ConfigError, match=match):
             lab.fit(net, blobs, SoftSharing(**settings), epochs=epochs, **QUIET)
+
+
+def test_divergences_are_those_of_torch():
+    means, variances = torch.tensor([0.0, 0.5, -1.0]).double(), torch.tensor([0.04, 1.0, 0.25]).double()
+    normals = Normal(means, variances.sqrt())
+    pairs = torch.distributions.kl_divergence(Normal(means[:, None], variances.sqrt()[:, None]), normals)
+    assert torch.allclose(divergence(means, variances), pairs)
+
+
+def test_components_that_are_alike_become_one():
+    """Of 1 and 1.1 with proportions 0.1 and 0.3: 1.075; what is near 0 becomes 0."""
+    means, variances = torch.tensor([0.0, 1.0, 1.1, 0.01, 3.0]).double(), torch.full((5,), 0.04).double()
+    proportions = torch.tensor([0.4, 0.1, 0.3, 0.1, 0.1]).double()
+    made = merged(means, variances, proportions, 0.2)  # 0.1²/(2·0.04) = 0.125
+    assert made[0].tolist() == pytest.approx([0, 1.075, 3])
+    assert made[1].tolist() == pytest.approx([0.04] * 3)
+    assert made[2].tolist() == pytest.approx([0.5, 0.4, 0.1])
+    assert merged(means, variances, proportions, 0.1)[0].tolist() == pytest.approx([0, 1.0, 1.1, 3])
+    assert len(merged(means, variances, proportions, 1e9)[0]) == 1
+
+
+def test_everything_that_is_merged_with_zero_is_cut():
+    kept = [four_weights(SoftSharing(tau=0.0, components=4, zero=0.001, merge_below=m))[0] for m in (None, 1e9)]
+    assert [run.masks.kept for run in kept] == [4, 0]
+
+
+def test_frozen_weights_are_left_as_they_are(blobs):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
+    net[0].requires_grad_(False)
+    before = net.get_parameter("0.weight").clone()
+    run = lab.fit(net, blobs, SoftSharing(components=4, zero=0.5), epochs=1, **QUIET)
+    assert torch.equal(run.model.get_parameter("0.weight"), before)
+    assert len(run.model.get_parameter("2.weight").unique()) <= 4

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from .alexnet import alexnet
 from .lenet import lenet5
 from .resnet import resnet20, resnet50
 from .shapes import Shape, checked, made
 from .vgg import vgg16
 
-BASES = {"lenet5": lenet5, "vgg16": vgg16, "resnet20": resnet20, "resnet50": resnet50}
+BASES = {"lenet5": lenet5, "alexnet": alexnet, "vgg16": vgg16, "resnet20": resnet20, "resnet50": resnet50}
 
 
 def is_skip(name: str) -> bool:
@@ -74,10 +75,12 @@ def n2nskip(
 ) -> Skipping:
     """VGG16 with four skips: 16,909,898 parameters on 3x32x32 with 10 classes, 1,920,384 of them weights of skips.
 
-    `base` is lenet5, vgg16, resnet20 or resnet50; `options` are its own; equal seeds draw equal base weights. A skip
-    leads from the input of a block to the first layer of the one `skip_span` blocks later, with that layer's filter
-    size, no bias, its own BatchNorm where the layer has one, a ReLU and max pooling to its size. Blocks are the stages
-    of VGG16, the residual blocks of a ResNet and the layers of LeNet-5, whose skip into a linear layer is linear.
+    `base` is lenet5, alexnet, vgg16, resnet20 or resnet50; `options` are its own; equal seeds draw equal base weights.
+    A skip leads from the input of a block to the first layer of the one `skip_span` blocks later, with that layer's
+    filter size, no bias, its own BatchNorm where the layer has one, a ReLU and max pooling to its size. Blocks are the
+    stages of VGG16, the residual blocks of a ResNet and the layers of LeNet-5 and AlexNet but their last. A skip into a
+    linear layer is linear: AlexNet's own five skips of convolutions go by, and those into its head take the flat
+    activation.
 
     The paper leaves the span open; its equation 2 adds the skip inside the activation, the authors' code behind it
     (`inside_activation=False`) and through the BatchNorm of the target (`share_bn=True`).
@@ -104,6 +107,9 @@ def _blocks(base: str, net: nn.Sequential) -> list[tuple[str, str, str, str]]:
     """Where each block begins, and its first layer, BatchNorm and activation."""
     if base == "lenet5":
         return [(layer, layer, "", relu) for layer, relu in (("conv1", "relu1"), ("conv2", "relu2"), ("fc1", "relu3"))]
+    if base == "alexnet":
+        layers = [*(f"conv{i}" for i in range(1, 6)), "fc1", "fc2"]
+        return [(layer, layer, "", f"relu{i}") for i, layer in enumerate(layers, 1)]
     if base == "vgg16":
         return [(f"conv{s}_1", f"conv{s}_1", f"bn{s}_1", f"relu{s}_1") for s in range(1, 6)]
     blocks = [name for name, _ in net.named_children() if name.startswith("block")]

@@ -30,7 +30,7 @@ class OptimalBrainSurgeon(Method):
     weights then move by -w_q/[H⁻¹]_qq·H⁻¹e_q. `form="layer"` takes of each layer the second moment of its inputs as H:
     the cost is the squared error of its output, here as a share of that without any weight, and what is left of a row
     becomes its least-squares fit on the kept inputs. `form="full"` takes one H of the loss by all weights in scope, at
-    most 10,000, by `estimate`: "gauss_newton", "fisher" or "exact" (`lab.second_order`). H is the mean over `batches`
+    most 10,000, by `estimate`: "gauss_newton", "fisher" or "exact" (`lab.criteria`). H is the mean over `batches`
     batches; `dampening` times the mean of its diagonal is added to its diagonal.
 
     Cutting goes in `rounds`, each with costs anew: density^(k/rounds) is left after round k. The papers cut one weight

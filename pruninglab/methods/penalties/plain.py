@@ -1,11 +1,13 @@
 """Plain L2 and L1 penalties, and what all penalties share."""
 # pyright: reportPrivateImportUsage=false
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ...masks.masks import Masks
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Strength
@@ -52,3 +54,17 @@ def shrink(weights: list[Tensor], shares: list[Tensor] | tuple[Tensor, ...]) -> 
     for share in shares:
         share.nan_to_num_(0.0)
     torch._foreach_addcmul_(weights, weights, shares, value=-1.0)
+
+
+def at_least(weights: Mapping[str, Tensor], masks: Masks, threshold: float) -> Masks:
+    """What is kept of these masks without all |w| below the threshold."""
+    return Masks({name: mask & (weights[name].detach().abs() >= threshold) for name, mask in masks.items()})
+
+
+def largest_threshold(loss: Callable[[float], float], bound: float, high: float, halvings: int = 20) -> float:
+    """The largest threshold from 0 to `high` whose loss is within the bound, by bisection."""
+    low = 0.0
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        low, high = (middle, high) if loss(middle) <= bound else (low, middle)
+    return low

@@ -16,11 +16,32 @@ from ...errors import ConfigError
 from ...train.evaluate import loss_arguments
 from ...train.method import Method
 from ...train.run import Run
-from ...typed import Strength
+from ...typed import Positive, Strength
 from .plain import gradients_of, shrink, with_gradient
 
 SIGNS = {"paper": 1.0, "code": -1.0}
 EDGES = tuple(10.0 ** (i / 4) for i in range(-36, 9))  # of the bins that |g| is counted in
+
+
+def relevance(g: Tensor, alpha: float = 1.0) -> Tensor:
+    """C = 1/(1 + α·|g|): near 1 where the loss does not feel the weight, small where it does."""
+    return 1 / (1 + alpha * g.abs())
+
+
+def relevance_gradient(g: Tensor, w: Tensor, strength: float, alpha: float = 1.0) -> Tensor:
+    """Equation 2, with C taken as constant: g + 2λ·w·C."""
+    return torch.addcdiv(g, w, 1 + alpha * g.abs(), value=2 * strength)
+
+
+def third_term(g: Tensor, w: Tensor, strength: float, alpha: float = 1.0) -> Tensor:
+    """Of equation 1 as printed, with sgn(|∂²L/∂w²|) read as 1 wherever g is not 0: λ·α·w²·C²."""
+    return alpha * strength * (w / (1 + alpha * g.abs())) ** 2 * g.sign().abs()
+
+
+def strength_after(strength: float, epochs: float, decay: str, decay_rate: float = 1.0) -> float:
+    """λ so many epochs after a cut: down to 0 in one epoch, by exp(-rate) each epoch, or as it was."""
+    factors = {"linear": max(0.0, 1 - epochs), "exponential": math.exp(-decay_rate * epochs), "none": 1.0}
+    return strength * factors[decay]
 
 
 @dataclass
@@ -36,7 +57,8 @@ class RelevanceL2(Method):
 
     `sign="code"`: the released code has C = 1/(1 - α·|g|), so that relevant weights shrink more; C has a pole at
     |g| = 1/α and is negative beyond. `decay`: since the last cut of the run, of whichever method, λ falls to 0 in one
-    epoch ("linear", the code), by a factor e each epoch ("exponential"; the paper names no rate), or stays ("none").
+    epoch ("linear", the code), by the factor exp(-`decay_rate`) each epoch ("exponential", the paper, which names no
+    rate), or stays ("none").
 
     `second_order` says what becomes of the derivative of C. "none": neglected. "literal": the third term of equation 1
     as printed, λ·α·w²·sgn(|∂²L/∂w²|)/(1 + α·|g|)², with sgn(|∂²L/∂w²|) read as 1 wherever g is not 0. "exact": the true
@@ -50,6 +72,7 @@ class RelevanceL2(Method):
     alpha: Strength = 1.0
     sign: Literal["paper", "code"] = "paper"
     decay: Literal["linear", "exponential", "none"] = "linear"
+    decay_rate: Positive = 1.0
     coupled: bool = True
     only_prunable: bool = False
     second_order: Literal["none", "literal", "exact"] = "none"
@@ -75,7 +98,8 @@ class RelevanceL2(Method):
             return None
         chosen = run.weights.values() if self.only_prunable else run.model.parameters()
         weights = [w for w in chosen if w.requires_grad]
-        loss = run.options.loss(*loss_arguments(run.options.loss, run.logits, run.y, run.x))
+        logits = run.logits.float() if run.logits.dtype.itemsize < 4 else run.logits  # autocast gives bfloat16
+        loss = run.options.loss(*loss_arguments(run.options.loss, logits, run.y, run.x))
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
         self._remember(run, dict(zip(weights, gradients, strict=True)))
         terms = [(self.relevance(g) * w**2).sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
@@ -91,32 +115,26 @@ class RelevanceL2(Method):
         self._remember(run, dict(zip(weights, gradients, strict=True)))
         if not strength:
             return
-        factor = SIGNS[self.sign] * self.alpha
-        inverse = torch._foreach_abs(gradients)  # 1/C
-        if factor != 1:
-            torch._foreach_mul_(inverse, factor)
-        torch._foreach_add_(inverse, 1.0)
-        if self.second_order == "literal":
-            felt = torch._foreach_abs(torch._foreach_sign(gradients))
-            third = torch._foreach_pow(torch._foreach_div(weights, inverse), 2.0)
-            torch._foreach_addcdiv_(gradients, weights, inverse, value=2 * strength)
-            torch._foreach_addcmul_(gradients, third, felt, value=factor * strength)
-        elif self.coupled:
-            torch._foreach_addcdiv_(gradients, weights, inverse, value=2 * strength)
-        else:
-            torch._foreach_reciprocal_(inverse)
-            rates = {p: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
-            torch._foreach_mul_(inverse, [2 * strength * rates[w] for w in weights])
-            shrink(weights, inverse)
+        alpha = SIGNS[self.sign] * self.alpha
+        rates = (
+            {} if self.coupled else {p: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+        )
+        for w, g in zip(weights, gradients, strict=True):
+            third = third_term(g, w, strength, alpha) if self.second_order == "literal" else None
+            if self.coupled:
+                g.copy_(relevance_gradient(g, w, strength, alpha))
+            else:
+                shrink([w], [2 * strength * rates[w] * relevance(g, alpha)])
+            if third is not None:
+                g.add_(third)
 
     def relevance(self, gradient: Tensor) -> Tensor:
         """C of weights with this gradient."""
-        return 1 / (1 + SIGNS[self.sign] * self.alpha * gradient.abs())
+        return relevance(gradient, SIGNS[self.sign] * self.alpha)
 
     def strength_after(self, epochs: float) -> float:
         """λ so long after a cut."""
-        factors = {"linear": max(0.0, 1 - epochs), "exponential": math.exp(-epochs), "none": 1.0}
-        return self.strength * factors[self.decay]
+        return strength_after(self.strength, epochs, self.decay, self.decay_rate)
 
     @torch.no_grad()
     def _remember(self, run: Run, gradients: Mapping[Tensor, Tensor | None]) -> None:

@@ -10,9 +10,42 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...train.method import Method
 from ...train.run import Run
-from ...typed import PartialFraction, Range, Strength
+from ...typed import PartialFraction, Positive, Range, Strength
 
 PRECISIONS = ((5e3, 2.0), (250.0, 0.1))  # Gamma priors (shape, rate) of 1/σ²: the zero component's, the others'
+
+
+def log_joint(values: Tensor, means: Tensor, log_variances: Tensor, log_proportions: Tensor) -> Tensor:
+    """log π_j·N(w; μ_j, σ_j²) by weight and component: (weights, components)."""
+    heights = log_proportions - 0.5 * (log_variances + math.log(2 * math.pi))
+    return heights - 0.5 * ((values[:, None] - means) * (-0.5 * log_variances).exp()).square()
+
+
+def divergence(means: Tensor, variances: Tensor) -> Tensor:
+    """KL(N_i, N_j) of each pair of components: ½·(σ_i²/σ_j² + (μ_i - μ_j)²/σ_j² - 1 - log σ_i²/σ_j²)."""
+    ratio = variances[:, None] / variances
+    return (ratio + (means[:, None] - means) ** 2 / variances - 1 - ratio.log()) / 2
+
+
+def merged(means: Tensor, variances: Tensor, proportions: Tensor, below: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixture in which the most alike pair is one component, again and again while its divergence is below.
+
+    Means and variances are averaged by the proportions. What is merged with the first component stays at 0.
+    """
+    while len(means) > 1:
+        pairs = divergence(means, variances)
+        apart = torch.maximum(pairs, pairs.T).fill_diagonal_(math.inf)
+        if not float(apart.min()) < below:
+            break
+        i, j = sorted(divmod(int(apart.argmin()), len(means)))
+        both = torch.tensor([i, j], device=means.device)
+        shares = proportions[both] / proportions[both].sum()
+        means, variances, proportions = means.clone(), variances.clone(), proportions.clone()
+        means[i] = 0 if i == 0 else (shares * means[both]).sum()
+        variances[i], proportions[i] = (shares * variances[both]).sum(), proportions[both].sum()
+        others = torch.arange(len(means), device=means.device) != j
+        means, variances, proportions = means[others], variances[others], proportions[others]
+    return means, variances, proportions
 
 
 @dataclass
@@ -23,17 +56,20 @@ class SoftSharing(Method):
     One component stays at 0 with the proportion `zero`; the other means, all σ and the other proportions are trained
     beside the weights. Means begin at equal distances over the range of the weights, σ at that distance. In the end a
     weight whose likeliest component is the one at 0 is cut, and every other becomes the mean of its own: what is kept
-    takes at most `components` - 1 values. Start from a trained net. `rates` are the learning rates of the means, and of
+    takes at most `components` - 1 values. Start from a trained net. `lrs` are the learning rates of the means, and of
     σ and proportions; the paper has 5e-4 for the weights, and Adam.
 
-    Deviations: biases are in the mixture only when the run may cut them. Components that have become alike are not
-    merged; where no weight falls to one, it costs nothing.
+    Before that, components whose divergence is below `merge_below` become one (None: none do).
+
+    Deviations: biases are in the mixture only when the run may cut them, and frozen weights are left as they are. The
+    divergence of two components is the larger of the two directions.
     """
 
     tau: Strength = 5e-3
     components: Annotated[int, Range(2)] = 17
     zero: PartialFraction = 0.999
     lrs: tuple[Strength, Strength] = (1e-4, 3e-3)
+    merge_below: Positive | None = None
     settled: bool = field(init=False)
     means: Tensor = field(init=False)
     log_variances: Tensor = field(init=False)
@@ -66,23 +102,31 @@ class SoftSharing(Method):
     def on_end(self, run: Run) -> None:
         if run.status == "diverged":
             return
-        means = torch.cat((self.means.new_zeros(1), self.means))
+        means, log_variances, log_proportions = self.mixture()
+        if self.merge_below:
+            parts = merged(means, log_variances.exp(), log_proportions.exp(), self.merge_below)
+            means, log_variances, log_proportions = parts[0], parts[1].log(), parts[2].log()
         masks = run.masks.clone()
-        for name, weight in run.weights.items():
+        for name, weight in self._trained(run).items():
             kept = run.masks[name]
-            component = self.log_joint(weight[kept]).argmax(1)
+            component = log_joint(weight[kept], means, log_variances, log_proportions).argmax(1)
             weight[kept] = means[component]
             masks[name][kept] = means[component] != 0
         run.masks = masks
         self.settled = True
 
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means, log σ² and log π of all components, the one at 0 first."""
+        others = math.log1p(-self.zero) + self.proportions.log_softmax(0)
+        log_proportions = torch.cat((others.new_full((1,), math.log(self.zero)), others))
+        return torch.cat((self.means.new_zeros(1), self.means)), self.log_variances, log_proportions
+
     def log_joint(self, values: Tensor) -> Tensor:
         """log π_j·N(w; μ_j, σ_j²) by weight and component, the one at 0 first."""
-        means = torch.cat((self.means.new_zeros(1), self.means))
-        others = math.log1p(-self.zero) + self.proportions.log_softmax(0)
-        log_shares = torch.cat((others.new_full((1,), math.log(self.zero)), others))
-        heights = log_shares - 0.5 * (self.log_variances + math.log(2 * math.pi))
-        return heights - 0.5 * ((values[:, None] - means) * (-0.5 * self.log_variances).exp()).square()
+        return log_joint(values, *self.mixture())
+
+    def _trained(self, run: Run) -> dict[str, Tensor]:
+        return {name: weight for name, weight in run.weights.items() if weight.requires_grad}
 
     def _values(self, run: Run) -> Tensor:
-        return torch.cat([weight[run.masks[name]] for name, weight in run.weights.items()])
+        return torch.cat([weight[run.masks[name]] for name, weight in self._trained(run).items()])
