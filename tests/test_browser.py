@@ -158,9 +158,16 @@ def test_the_panels_answer(page, lab_server):
     run_all(page, lab_server, "16_workbench.ipynb")
     left = re.compile(r"([\d,]+) of 430,500 \(")
 
+    bring(page, "Exercise")
+    printed = page.locator("pre:has-text('PruneByHand:')")
+    printed.wait_for(timeout=SECONDS)
+    by_code = re.search(r"[\d,]+ of 430,500", printed.inner_text())
+    assert by_code
     bring(page, "Prune by hand")
     words = page.locator(".widget-html:has-text('weights left')").first
     words.wait_for(timeout=SECONDS)
+    at_rest(page, 1)
+    assert by_code.group(0) in words.inner_text()  # code has moved the sliders since; the browser must not move them
     before = left.search(words.inner_text())
     assert before
     sliders = page.locator(".widget-slider .noUi-handle")
@@ -180,6 +187,9 @@ def test_the_panels_answer(page, lab_server):
     at_rest(page)
     shown = left.search(words.inner_text())
     assert shown
+    share = int(shown.group(1).replace(",", "")) / 430_500
+    row = page.locator(".widget-hbox:has(> .widget-slider):has-text('all layers')").first
+    assert f"{share:.2%}" in row.inner_text()  # slider and words show one state
     page.screenshot(path=SCREENSHOTS / "prune-by-hand.png")
 
     bring(page, "What was kept")

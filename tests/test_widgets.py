@@ -3,6 +3,7 @@
 import io
 import math
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -109,6 +110,21 @@ def test_the_suggestion_can_be_taken(hand):
     take.click()
     assert hand.kept == before | {name: fewer}
     assert hint.value == ""
+    ask.click()
+    assert hint.value
+    hand.keep(0.5, name)  # what was suggested was meant for other counts
+    assert hint.value == ""
+    before = dict(hand.kept)
+    take.click()
+    assert hand.kept == before
+
+
+def test_where_nothing_can_be_suggested_the_panel_says_so(hand):
+    for layer in hand.kept:
+        hand.keep(0, layer)
+    ask, _, hint = hand.box.children[0].children[1].children[1].children
+    ask.click()
+    assert "every layer has a single weight left" in hint.value
 
 
 def test_the_words_are_those_of_what_is_left(run, hand):
@@ -122,34 +138,72 @@ def test_the_words_are_those_of_what_is_left(run, hand):
 
 
 class Browser:
-    """What a browser does with a panel's sliders: it rounds each value that it is given to a step, and sends that back.
+    """What a browser does with a panel's sliders, and when: messages wait on the way, both to it and to the kernel.
 
-    `drag` is what its user does. `redraws` counts how often the panel has drawn itself.
+    ipywidgets keeps a position of a `SelectionSlider` as it is. It rounds the number of a `FloatLogSlider` to a step,
+    with another last digit, and sends back whatever is not equal to what it was given. `redraws` counts how often the
+    panel has drawn itself.
     """
 
     def __init__(self, hand: widgets.PruneByHand):
-        self.sliders: list[Any] = [w for w in inside(hand.box) if isinstance(w, ipw.FloatLogSlider)]
-        self.shown: dict[Any, float] = {slider: slider.value for slider in self.sliders}
+        self.sliders: list[Any] = [
+            w for w in inside(hand.box) if isinstance(w, (ipw.SelectionSlider, ipw.FloatLogSlider))
+        ]
+        self.trait = "index" if isinstance(self.sliders[0], ipw.SelectionSlider) else "value"
+        self.shown = {slider: getattr(slider, self.trait) for slider in self.sliders}
+        self.to_browser: list[tuple[Any, Any]] = []
+        self.to_kernel: list[tuple[Any, Any, bool]] = []  # and whether it comes from the user
+        self.handled: tuple[Any, Any] | None = None
+        self.twin: list[Any] = []  # sliders of another panel, which hear of the user's moves alone
         self.redraws, show = 0, hand._show
+        for slider in self.sliders:
+            slider.observe(lambda change, slider=slider: self.told(slider, change["new"]), self.trait)
 
         def counted() -> None:
             self.redraws += 1
-            assert self.redraws < 100, "the panel does not come to rest"
+            assert self.redraws < 500, "the panel does not come to rest"
             show()
 
         hand._show = counted
 
-    def drag(self, slider: Any, value: float) -> None:
-        self.shown[slider] = self.rounded(slider, value)
-        slider.set_state({"value": self.shown[slider]})
-        while moved := [slider for slider in self.sliders if slider.value != self.shown[slider]]:
-            for slider in moved:
-                self.shown[slider] = self.rounded(slider, slider.value)
-                slider.set_state({"value": self.shown[slider]})
+    def told(self, slider: Any, value: Any) -> None:
+        if (slider, value) != self.handled:  # the kernel does not repeat what it was just told
+            self.to_browser.append((slider, value))
 
-    def rounded(self, slider: Any, value: float) -> float:
+    def drag(self, slider: Any, part: float) -> None:
+        """Take a slider to a part of its way, from 0 to 1."""
+        if self.trait == "index":
+            value: Any = round(part * (len(slider.options) - 1))
+        else:
+            value = self.rounded(slider, 10 ** (slider.min + part * (slider.max - slider.min)))
+        if value != self.shown[slider]:
+            self.shown[slider] = value
+            self.to_kernel.append((slider, value, True))
+
+    def receive(self) -> None:
+        slider, value = self.to_browser.pop(0)
+        self.shown[slider] = self.rounded(slider, value)
+        if self.shown[slider] != value:
+            self.to_kernel.append((slider, self.shown[slider], False))
+
+    def send(self) -> None:
+        slider, value, by_user = self.to_kernel.pop(0)
+        if by_user and self.twin:
+            self.twin[self.sliders.index(slider)].set_state({self.trait: value})
+        self.handled = slider, value
+        self.to_browser.append((slider, value))  # the kernel confirms what it was told, before anything else
+        slider.set_state({self.trait: value})
+        self.handled = None
+
+    def rest(self) -> None:
+        while self.to_browser or self.to_kernel:
+            self.receive() if self.to_browser else self.send()
+
+    def rounded(self, slider: Any, value: Any) -> Any:
+        if self.trait == "index":
+            return value
         steps = round((math.log10(value) - slider.min) / slider.step)
-        return slider.base ** min(slider.min + steps * slider.step, slider.max)
+        return slider.base ** (min(slider.min + steps * slider.step, slider.max) - 7e-16)
 
 
 def inside(box: Any) -> Iterator[Any]:
@@ -158,23 +212,68 @@ def inside(box: Any) -> Iterator[Any]:
         yield from inside(child)
 
 
+def of_kind(kind: str, data: lab.Data, run: lab.Run) -> lab.Run:
+    if kind == "pruned":
+        return lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
+    if kind == "biases":  # layers of a few weights, which a step of a slider may not change
+        return lab.fit(run.model, data, biases=True, epochs=0, progress=False)
+    return run
+
+
+def on_screen(hand: widgets.PruneByHand) -> None:
+    """All numbers of the panel are those of one state, which is that of `kept`."""
+    masks = hand.masks
+    assert masks.kept_by_layer == hand.kept
+    assert f"{masks.kept:,} of {masks.total:,}" in hand._text.value
+    shown = re.sub("<[^>]*>", " ", hand._text.value)
+    assert re.search(rf"accuracy, by hand +{hand.accuracy:.2%}", shown)
+    shares = {None: masks.density} | {name: float(mask.float().mean()) for name, mask in masks.items()}
+    assert {name: words.value for name, words in hand._exact.items()} == {n: f"{s:.2%}" for n, s in shares.items()}
+
+
 @pytest.mark.parametrize("kind", ["dense", "pruned", "biases"])
 def test_a_drag_is_drawn_once_and_then_the_panel_rests(data, run, kind):
-    if kind == "pruned":
-        run = lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
-    elif kind == "biases":  # layers of a few weights, which a step of a slider may not change
-        run = lab.fit(run.model, data, biases=True, epochs=0, progress=False)
-    hand = widgets.PruneByHand(run, images=20)
+    hand = widgets.PruneByHand(of_kind(kind, data, run), images=20)
     browser, chance = Browser(hand), random.Random(0)
     for _ in range(40):
         slider = chance.choice(browser.sliders)
         before, kept = browser.redraws, dict(hand.kept)
-        browser.drag(slider, 10 ** chance.uniform(slider.min, slider.max))
+        browser.drag(slider, chance.random())
+        browser.rest()
         assert browser.redraws - before <= 1
+        assert all(getattr(slider, browser.trait) == browser.shown[slider] for slider in browser.sliders)
         if slider is not browser.sliders[0]:  # all other layers are as they were
             moved = [name for name in kept if hand.kept[name] != kept[name]]
             assert moved in ([], [list(kept)[browser.sliders.index(slider) - 1]])
-        assert f"{hand.masks.kept:,} of {hand.masks.total:,}" in hand._text.value
+        on_screen(hand)
+
+
+@pytest.mark.parametrize("kind", ["dense", "pruned", "biases"])
+def test_a_browser_that_answers_late_changes_nothing(data, run, kind):
+    """Drags of the user and calls of code lead to what they lead to without a browser, whatever is still on its way."""
+    chosen = of_kind(kind, data, run)
+    hand, alone = (widgets.PruneByHand(chosen, images=20) for _ in range(2))
+    browser, chance, actions = Browser(hand), random.Random(kind), 0
+    browser.twin = [w for w in inside(alone.box) if type(w) is type(browser.sliders[0])]
+    for _ in range(100):
+        what = chance.choice(["drag", "code", "receive", "receive", "send", "send"])
+        if what == "drag":
+            browser.drag(chance.choice(browser.sliders), chance.random())
+            actions += 1
+        elif what == "code":
+            share, layer = 10 ** chance.uniform(-3, 0), chance.choice([None, *hand.kept])
+            hand.keep(share, layer)
+            alone.keep(share, layer)
+            actions += 1
+        elif what == "receive" and browser.to_browser:
+            browser.receive()
+        elif what == "send" and browser.to_kernel:
+            browser.send()
+    browser.rest()
+    assert hand.kept == alone.kept
+    assert browser.redraws <= actions
+    assert all(getattr(slider, browser.trait) == browser.shown[slider] for slider in browser.sliders)
+    on_screen(hand)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +336,37 @@ def test_a_watched_weight_is_a_button_that_shows_its_trajectory(data, run):
     explorer._weights.children[2].click()
     assert bytes(explorer._path.value).startswith(b"\x89PNG")
     assert "Weight 2 of those followed in conv2" in explorer.trajectory(2).alt
+
+
+def test_a_drag_in_the_explorer_keeps_the_trajectory_and_makes_no_new_buttons(data, run):
+    method = methods.WeightMom(lab.Cubic(0.9), window=2, min_epochs_below=1, watch=6)
+    explorer = widgets.MaskExplorer(lab.fit(run, data, method, epochs=3, progress=False), layer="conv2.weight")
+    side = explorer._sides[0]
+    side["by"].value = "magnitude"
+    buttons = explorer._weights.children
+    buttons[2].click()
+    for density in (0.01, 0.2, 0.9):
+        side["density"].value = density
+    assert explorer._weights.children == buttons
+    assert explorer._path.layout.display is None
+    explorer._layer.value = "fc1.weight"
+    assert all(button.comm is None for button in buttons)
+    assert explorer._path.layout.display == "none"
+
+
+def test_an_error_of_any_kind_is_said_in_the_explorer(run, monkeypatch):
+    explorer = widgets.MaskExplorer(run)
+
+    def broken(_: str) -> None:
+        raise RuntimeError("no <such> derivative")
+
+    monkeypatch.setattr(run, "score", broken)
+    side = explorer._sides[0]
+    side["by"].value = "magnitude"
+    assert "no &lt;such&gt; derivative" in side["words"].value
+    assert side["picture"].layout.display == "none"
+    side["by"].value = explorer._sides[1]["by"].value
+    assert side["picture"].layout.display is None
 
 
 def test_a_picture_of_weights_is_grey_where_they_are_0_and_nowhere_else():
@@ -321,10 +451,12 @@ def test_buttons_in_any_order_and_speed_are_answered():
             time.sleep(0.002)
 
     for _ in range(50):
-        name = chance.choice(["Start", "Pause", "Pause", "Stop"])
-        button = live._buttons[name]
-        if button.disabled:
-            continue
+        button = None
+        deadline = time.monotonic() + 2
+        while button is None or button.disabled:  # all are, for as long as it is stopping
+            assert time.monotonic() < deadline, "no button came back"
+            button = live._buttons[chance.choice(["Start", "Pause", "Pause", "Stop"])]
+            time.sleep(0.001)
         pressed = button.description
         button.click()
         if pressed == "Start":

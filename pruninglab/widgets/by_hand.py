@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import ipywidgets as ipw
 import torch
@@ -17,7 +18,7 @@ from ..plots import runs
 from ..plots.figure import Figure
 from ..train.evaluate import evaluate
 from ..train.run import Run
-from .panel import NARROW, WIDE, Panel, _mosaic, _short, fill, picture
+from .panel import NARROW, WIDE, Panel, _mosaic, _problem, _short, fill, picture, share_slider
 
 STEP = 0.05
 """Of a slider, in powers of ten."""
@@ -52,7 +53,8 @@ class PruneByHand(Panel):
     @property
     def masks(self) -> Masks:
         """The largest weights of each layer, as many as its slider says."""
-        return Masks({name: ranks < self.kept[name] for name, ranks in self._ranks.items()})
+        kept = self.kept  # one state, also while a slider moves
+        return Masks({name: ranks < kept[name] for name, ranks in self._ranks.items()})
 
     @property
     def accuracy(self) -> float:
@@ -72,12 +74,13 @@ class PruneByHand(Panel):
 
     def suggest(self, share: float = 0.3) -> tuple[str, int]:
         """The layer that can lose `share` of its weights at the least cost by weight, and how many it then keeps."""
-        before, costs = self.accuracy, {}
-        for name, kept in self.kept.items():
-            fewer = kept - max(int(kept * share), 1)
-            if fewer > 0:
-                masks = Masks({**self.masks, name: self._ranks[name] < fewer})
-                costs[name] = ((before - self._accuracy(masks)) / (kept - fewer), fewer - kept, fewer)
+        with self._lock:
+            before, costs = self.accuracy, {}
+            for name, kept in self.kept.items():
+                fewer = kept - max(int(kept * share), 1)
+                if fewer > 0:
+                    masks = Masks({**self.masks, name: self._ranks[name] < fewer})
+                    costs[name] = ((before - self._accuracy(masks)) / (kept - fewer), fewer - kept, fewer)
         if not costs:
             raise ConfigError("every layer has a single weight left; nothing more can be suggested.")
         name = min(costs, key=lambda layer: costs[layer][:2])
@@ -95,38 +98,36 @@ class PruneByHand(Panel):
 
     def _build(self) -> None:
         smallest = min(1e-3, *(1 / ranks.numel() for ranks in self._ranks.values()))
+        lowest = math.ceil(-math.log10(smallest) / STEP)
+        self._shares = [10 ** (-STEP * steps) for steps in range(lowest, -1, -1)]
 
-        def slider(label: str) -> ipw.FloatLogSlider:
-            return ipw.FloatLogSlider(
-                min=-STEP * math.ceil(-math.log10(smallest) / STEP),  # a whole number of steps below 100 %
-                max=0,
-                step=STEP,
-                description=label,
-                readout_format=".2%",
-                style={"description_width": "8em"},
-                layout=WIDE,
+        def slider(label: str) -> Any:  # the words beside it say the exact share
+            return share_slider(
+                label, self._shares, readout=False, style={"description_width": "8em"}, layout=ipw.Layout(flex="1 1 0")
             )
 
-        self._sliders: dict[str | None, ipw.FloatLogSlider] = {None: slider("all layers")}
+        self._sliders: dict[str | None, Any] = {None: slider("all layers")}
         self._sliders |= {name: slider(_short(name)) for name in self.kept}
-        self._steps: dict[str | None, int] = {}
+        self._exact = {name: ipw.HTML(layout=ipw.Layout(width="5em")) for name in self._sliders}
+        self._at: dict[str | None, int] = {}
         self._text, self._hint, self._picture = ipw.HTML(), ipw.HTML(), picture(width="100%")
         ask, take = (ipw.Button(description=text, layout=NARROW) for text in ("Which layer next?", "Take it"))
         for name, one in self._sliders.items():
-            one.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
+            one.observe(lambda change, name=name: self._moved(name, change["new"]), "index")
         ask.on_click(lambda _: self._ask())
         take.on_click(lambda _: self._take())
-        left = ipw.VBox(list(self._sliders.values()), layout=ipw.Layout(width="45%"))
+        rows = [ipw.HBox([one, self._exact[name]]) for name, one in self._sliders.items()]
+        left = ipw.VBox(rows, layout=ipw.Layout(width="45%"))
         right = ipw.VBox([self._text, ipw.HBox([ask, take, self._hint])], layout=ipw.Layout(width="55%"))
         names = "".join(f'<div style="flex:1">{_html.cell(_short(name))}</div>' for name in self.kept)
         caption = ipw.HTML(f'<div style="display:flex">{names}</div>', layout=WIDE)
         self.box = ipw.VBox([ipw.HBox([left, right]), caption, self._picture])
 
-    def _moved(self, name: str | None, share: float) -> None:
-        """A slider has a new value. The browser sends back what the kernel set, rounded to a step: that is no move."""
+    def _moved(self, name: str | None, at: int) -> None:
+        """A slider has a new position. Where the panel itself has put it, that is no move."""
         with self._lock:
-            if _step(share) != self._steps[name]:
-                self._choose(name, share)
+            if at != self._at[name]:
+                self._choose(name, self._shares[at])
 
     def _choose(self, name: str | None, share: float) -> None:
         if name is None:
@@ -139,27 +140,34 @@ class PruneByHand(Panel):
 
     def _place(self) -> None:
         """Put every slider on the step nearest to what is kept. The counts are the truth; sliders only show them."""
-        shares = {None: sum(self.kept.values()) / self.run.masks.total}
-        shares |= {name: max(kept, 1) / self._ranks[name].numel() for name, kept in self.kept.items()}
-        self._steps = {name: max(_step(share), round(self._sliders[name].min / STEP)) for name, share in shares.items()}
-        for name, step in self._steps.items():
-            self._sliders[name].value = 10 ** (STEP * step)
+        shares: dict[str | None, float] = {None: sum(self.kept.values()) / self.run.masks.total}
+        shares |= {name: kept / self._ranks[name].numel() for name, kept in self.kept.items()}
+        lowest = self._shares[0]
+        last = len(self._shares) - 1
+        self._at = {name: last + round(math.log10(max(share, lowest)) / STEP) for name, share in shares.items()}
+        for name, share in shares.items():
+            self._sliders[name].index = self._at[name]
+            self._exact[name].value = f"{share:.2%}"
 
     def _ask(self) -> None:
         with self._lock:
             self._hint.value = "trying each layer…"
-            name, fewer = self._suggested = self.suggest()
+            try:
+                name, fewer = self._suggested = self.suggest()
+            except ConfigError as error:
+                self._hint.value = _problem(error)
+                return
             self._hint.value = f"{_html.cell(_short(name))} could go from {self.kept[name]:,} to {fewer:,} weights"
 
     def _take(self) -> None:
         with self._lock:
             if self._suggested:
                 name, fewer = self._suggested
-                self._suggested, self._hint.value = None, ""
-                self.kept = {**self.kept, name: min(fewer, self.kept[name])}
+                self.kept = {**self.kept, name: fewer}
                 self._show()
 
     def _show(self) -> None:
+        self._suggested, self._hint.value = None, ""  # a suggestion holds for the counts it was made from
         self._place()
         masks = self.masks
         ours, rival = self._accuracy(masks), self._globally(sum(self.kept.values()))
@@ -178,11 +186,11 @@ class PruneByHand(Panel):
         fill(self._picture, _mosaic({name: (w * masks[name]).cpu() for name, w in self._weights.items()}))
 
     def _words(self) -> str:
-        kept = sum(self.kept.values())
-        return (
-            f"{kept:,} of {self.run.masks.total:,} weights; accuracy {self.accuracy:.2%} by hand, {self.rival:.2%} by "
-            f"global magnitude, {self._before:.2%} with all weights."
-        )
+        with self._lock:
+            return (
+                f"{sum(self.kept.values()):,} of {self.run.masks.total:,} weights; accuracy {self.accuracy:.2%} by "
+                f"hand, {self.rival:.2%} by global magnitude, {self._before:.2%} with all weights."
+            )
 
     def _globally(self, keep: int) -> Masks:
         return Masks({name: (self._together[name] < keep).view_as(ranks) for name, ranks in self._ranks.items()})
@@ -200,8 +208,3 @@ def _ranks(scores: Tensor) -> Tensor:
     """The place of each from the highest, ties by position."""
     order = scores.argsort(descending=True, stable=True)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-
-
-def _step(share: float) -> int:
-    """The step of a slider that is nearest to a share: 0 is 100 %, and each one down is a factor of 10^STEP less."""
-    return round(math.log10(share) / STEP)

@@ -14,7 +14,7 @@ from ..masks.masks import Masks
 from ..plots import figure, methods, runs
 from ..plots.figure import Figure
 from ..train.run import Run
-from .panel import NARROW, Panel, _mosaic, _png, _problem, _short, fill, picture
+from .panel import NARROW, Panel, _mosaic, _png, _problem, _short, fill, picture, share_slider
 
 
 class MaskExplorer(Panel):
@@ -38,27 +38,30 @@ class MaskExplorer(Panel):
         )
         self._sides = [self._side(names[0]), self._side(names[-1])]
         self._weights, self._path = ipw.HBox(layout=ipw.Layout(flex_flow="row wrap")), picture()
+        self._offered: tuple[Run | None, str] = None, ""  # whose weights have a button, and of which layer
         self._layer.observe(lambda _: self._show(), "value")
         self.box = ipw.VBox([self._layer, ipw.HBox([side["box"] for side in self._sides]), self._weights, self._path])
         self._show()
 
     def masks(self, side: int) -> Masks:
         """What is kept on a side, 0 or 1. A criterion chooses among what the run has kept."""
-        chosen = self._sides[side]
-        name, by = chosen["run"].value, chosen["by"].value
-        run = self.runs[name]
-        if by == AS_PRUNED:
-            return run.masks
-        if (name, by) not in self._scores:
-            self._scores[name, by] = run.score(by)
-        return keep_top(self._scores[name, by], 1 - chosen["density"].value, masks=run.masks, clamp=True)
+        with self._lock:
+            chosen = self._sides[side]
+            name, by = chosen["run"].value, chosen["by"].value
+            run = self.runs[name]
+            if by == AS_PRUNED:
+                return run.masks
+            if (name, by) not in self._scores:
+                self._scores[name, by] = run.score(by)
+            return keep_top(self._scores[name, by], 1 - chosen["density"].value, masks=run.masks, clamp=True)
 
     def figure(self) -> Figure:
         sides = {}
-        for number, side in enumerate(self._sides):
-            chosen = self.masks(number)
-            sides[f"{side['run'].value}, {self._said(side)}"] = (self.runs[side["run"].value], chosen)
-        return runs.matrices(sides, self._layer.value)
+        with self._lock:
+            for number, side in enumerate(self._sides):
+                chosen = self.masks(number)
+                sides[f"{side['run'].value}, {self._said(side)}"] = (self.runs[side["run"].value], chosen)
+            return runs.matrices(sides, self._layer.value)
 
     def trajectory(self, number: int) -> Figure:
         """That of a watched weight of this layer, by its number."""
@@ -78,7 +81,8 @@ class MaskExplorer(Panel):
     def _side(self, name: str) -> dict[str, Any]:
         run = ipw.Dropdown(options=list(self.runs), value=name, layout=NARROW)
         by = ipw.Dropdown(options=[AS_PRUNED, *registry.BY_NAME], value=AS_PRUNED, layout=NARROW)
-        density = ipw.FloatLogSlider(0.1, min=-3, max=-0.01, step=0.05, description="density", readout_format=".2%")
+        density = share_slider("density", DENSITIES)
+        density.value = 0.1
         image, words = picture(), ipw.HTML()
         for control in (run, by, density):
             control.observe(lambda _: self._show(), "value")
@@ -95,14 +99,22 @@ class MaskExplorer(Panel):
             side["density"].disabled = side["by"].value == AS_PRUNED
             try:
                 masks = self.masks(number)
-            except ConfigError as error:
+            except Exception as error:  # a criterion of one's own may raise anything; a panel has nobody else to tell
                 side["words"].value = _problem(error)
+                fill(side["picture"], b"")
                 continue
             kept, total = int(masks[layer].sum()), masks[layer].numel()
             side["words"].value = f"{kept:,} of {total:,} weights of this layer, {masks.density:.2%} of all"
             weight = self.runs[side["run"].value].weights[layer].detach()
             fill(side["picture"], _mosaic({layer: (weight * masks[layer]).cpu()}, height=240))
-        run = self._watching()
+        self._offer()
+
+    def _offer(self) -> None:
+        """A button for each weight that was watched in this layer; the old ones stay while they are the right ones."""
+        run, layer = self._watching(), self._layer.value
+        if run is self._offered[0] and layer == self._offered[1]:
+            return
+        self._offered, old = (run, layer), self._weights.children
         places = run.methods[0].watched[layer].tolist() if run else []
         shape = run.weights[layer].shape if run else ()
         buttons = []
@@ -112,6 +124,8 @@ class MaskExplorer(Panel):
             button.on_click(lambda _, number=number: self._follow(number))
             buttons.append(button)
         self._weights.children = buttons
+        for button in old:
+            button.close()
         fill(self._path, b"")
 
     def _watching(self) -> Run | None:
@@ -128,3 +142,7 @@ class MaskExplorer(Panel):
 
 
 AS_PRUNED = "as pruned"
+DENSITIES = [
+    *(round(digits * 10**power, 6) for power in (-3, -2, -1) for digits in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)),
+    0.9,
+]

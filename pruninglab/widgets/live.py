@@ -22,7 +22,7 @@ from ..results.record import percent
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.run import Run
-from .panel import NARROW, WIDE, Panel, _png, _problem, fill, picture
+from .panel import BUTTON, NARROW, WIDE, Panel, _png, _problem, fill, picture
 
 
 class LivePanel(Panel):
@@ -56,7 +56,7 @@ class LivePanel(Panel):
         self._fields, self._text = ipw.VBox(), ipw.HTML("not started")
         self._bar = ipw.FloatProgress(0, min=0, max=1, layout=WIDE)
         self._picture, self._table = picture(), ipw.HTML()
-        self._buttons = {name: ipw.Button(description=name, layout=NARROW) for name in ("Start", "Pause", "Stop")}
+        self._buttons = {name: ipw.Button(description=name, layout=BUTTON) for name in ("Start", "Pause", "Stop")}
         for name, do in (("Start", self.start), ("Pause", self._pause_or_resume), ("Stop", self.stop)):
             self._buttons[name].on_click(lambda _, do=do: do())
         self._method.observe(lambda _: self._offer(), "value")
@@ -99,7 +99,7 @@ class LivePanel(Panel):
                 self._go.set()
 
     def stop(self) -> None:
-        """End after this step with what was reached."""
+        """End after this step with what was reached. What a method prepares before the first step is not cut short."""
         with self._lock:
             if self._state in ("running", "paused"):
                 self._become("stopping", "stopping after this step…")

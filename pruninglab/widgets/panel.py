@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import ipywidgets as ipw
@@ -17,6 +17,8 @@ from ..plots.figure import Figure
 
 WIDE = ipw.Layout(width="100%")
 NARROW = ipw.Layout(width="auto")
+BUTTON = ipw.Layout(width="6em")
+"""For buttons whose words change: the ones beside them must not move under a pointer."""
 
 
 class Panel:
@@ -41,6 +43,16 @@ class Panel:
         data, metadata = self.figure()._repr_mimebundle_()
         shown: Any = self.box._repr_mimebundle_()
         return {**shown, **data}, metadata
+
+
+def share_slider(label: str, shares: Sequence[float], **options: Any) -> Any:
+    """A slider over these shares.
+
+    A browser sends back every number that it was given and that is not exactly on its own grid. The position here is a
+    whole number, so the browser has nothing to send back, and only a user moves the slider.
+    """
+    choices = [(f"{share:.2%}", share) for share in shares]
+    return ipw.SelectionSlider(options=choices, index=len(shares) - 1, description=label, **options)
 
 
 def picture(**layout: Any) -> ipw.Image:

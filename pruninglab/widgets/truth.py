@@ -18,7 +18,7 @@ from .panel import NARROW, Panel, _png, fill, picture
 class TruthMeter(Panel):
     """Why is it not smaller, or not faster? A pruned run beside the dense one, and with its dead channels taken out.
 
-    `table` is that of `measure.truth`: parameters, FLOPs, bytes of each kind of file, and milliseconds of all three,
+    `table` is that of `analysis.truth`: parameters, FLOPs, bytes of each kind of file, and milliseconds of all three,
     taken in turns. `shrunk` is what `structured.shrink` made, or None where it refused.
     """
 
