@@ -1,11 +1,12 @@
 """Questions to finished runs: which method is better, what pruning does to classes, what it costs."""
 
 from .allocation import allocate, fitting, sensitivity, tolerated
-from .compare import Comparison, compare, crossing, interval, paired
+from .compare import Comparison, compare
 from .connectivity import Graph, channel_graph, distance, heat
 from .cost import latency, truth
 from .impact import Impact, Votes, calibration_error, holm, impact, welch
 from .papers import published
+from .statistics import crossing, interval, paired
 
 __all__ = [
     "Comparison",

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from math import gamma, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from .. import _html
 from ..errors import ConfigError
@@ -25,10 +23,11 @@ from ..results.tables import load
 from ..train.run import Run
 from . import papers
 from .impact import holm
+from .statistics import crossing, interval, levels_of, paired
 
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
-NEAR = 0.01
-"""Two densities are one level if they differ by less than this share of the smaller."""
+
+
 # The rule. Column: its name in a refusal, and the word that `allow` takes.
 SAME_IN_ALL = {
     "data": ("the data set", "data"),
@@ -37,11 +36,15 @@ SAME_IN_ALL = {
     "metric": ("the metric", "metric"),
     "total_steps": ("the number of steps in all", "steps"),
 }
+
+
 SAME_IN_PAIR = {
     "split": ("the split", "split"),
     "dense_hash": ("the dense start", "start"),
     "new_weights": ("the draw of the initial weights", "start"),
 }
+
+
 ALLOWED = (*dict.fromkeys(word for _, word in (*SAME_IN_ALL.values(), *SAME_IN_PAIR.values())), "seeds")
 _USED = ("method", "control", "seed", "init_seed", "form", "start", "start_hash", "status", "test_images", "settings")
 
@@ -234,6 +237,8 @@ class Comparison:
 
 _HEAD = ("method", "zeros", "n", "accuracy", "95 % interval", "status", "start", "FLOPs left", "KB", "training GFLOPs",
          "seconds of it")  # fmt: skip
+
+
 _TESTED = ("level", "method", "against", "n", "difference", "low", "high", "p", "effect")
 
 
@@ -262,7 +267,7 @@ def compare(
     frame = frame.assign(
         method=frame[by].astype(str) if by else _short_names(frame),
         pair=[_pair(s, i) for s, i in zip(frame["seed"], frame["init_seed"], strict=True)],
-        level=_levels(frame[f"sparsity_{counted}"]),
+        level=levels_of(frame[f"sparsity_{counted}"]),
         new_weights=frame["start_hash"].where((frame["start"] == "model") & (frame["start_hash"].notna())),
     )
     found = _differences(frame)
@@ -275,44 +280,6 @@ def compare(
         raise ConfigError("no seed is common to all methods, so there is no pair; run them with the same seeds.")
     notes += [f"Not fair, but asked for: {line}." for _, line in found] + repeated + _also_different(frame)
     return Comparison(frame.reset_index(drop=True), score, counted, tuple(notes))
-
-
-def paired(differences: np.ndarray, more: float = 0.0, level: float = 0.05) -> dict[str, float]:
-    """Mean difference, its interval, two-sided p of the paired t-test, Hedges' g; `more` is added to the variance."""
-    n = len(differences)
-    low, mean, high = interval(differences, more, level)
-    if n < 2:
-        return {"n": n, "difference": mean, "low": low, "high": high, "p": np.nan, "effect": np.nan}
-    deviation = sqrt(float(differences.var(ddof=1)) + more)
-    if deviation <= 1e-12:
-        return {"n": n, "difference": mean, "low": low, "high": high, "p": float(abs(mean) <= 1e-12), "effect": np.nan}
-    few = gamma((n - 1) / 2) / (sqrt((n - 1) / 2) * gamma((n - 2) / 2)) if n > 2 else np.nan
-    p = float(2 * stats.t.sf(abs(mean) / deviation * sqrt(n), n - 1))
-    return {"n": n, "difference": mean, "low": low, "high": high, "p": p, "effect": few * mean / deviation}
-
-
-def interval(values: np.ndarray, more: float = 0.0, level: float = 0.05) -> tuple[float, float, float]:
-    """Lower end, mean and upper end of the t-interval of the mean; no ends for a single value."""
-    n = len(values)
-    mean = float(values.mean()) if n else np.nan
-    if n < 2:
-        return np.nan, mean, np.nan
-    half = float(stats.t.ppf(1 - level / 2, n - 1)) * sqrt((float(values.var(ddof=1)) + more) / n)
-    return mean - half, mean, mean + half
-
-
-def crossing(sparsities: np.ndarray, scores: np.ndarray, wanted: float) -> float | None:
-    """The largest sparsity that keeps `wanted`; 1 if the sparsest measured does, None if none does."""
-    order = np.argsort(sparsities)
-    log_density, scores = np.log(1 - np.asarray(sparsities, float)[order]), np.asarray(scores, float)[order]
-    keeps = np.flatnonzero(scores >= wanted)
-    if not len(keeps):
-        return None
-    last = int(keeps[-1])
-    if last == len(scores) - 1:
-        return 1.0
-    along = (scores[last] - wanted) / (scores[last] - scores[last + 1])
-    return float(1 - np.exp(log_density[last] + along * (log_density[last + 1] - log_density[last])))
 
 
 def _frame(results: Any) -> pd.DataFrame:
@@ -352,17 +319,6 @@ def _left_out(frame: pd.DataFrame) -> list[str]:
 
 def _pair(seed: Any, init_seed: Any) -> str:
     return f"seed {seed}" if init_seed == seed or pd.isna(init_seed) else f"seed {seed}, initial weights {init_seed:g}"
-
-
-def _levels(sparsities: pd.Series) -> list[float]:
-    """Each run's sparsity, brought to that of the least sparse run within `NEAR` of its density."""
-    level: dict[float, float] = {}
-    first = 0.0
-    for sparsity in sorted(set(sparsities)):
-        if not level or (1 - first) - (1 - sparsity) > NEAR * (1 - sparsity) or first == 0:
-            first = sparsity
-        level[sparsity] = round(first, 6)
-    return [level[s] for s in sparsities]
 
 
 def _short_names(frame: Any) -> Any:

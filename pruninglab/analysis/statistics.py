@@ -1,0 +1,59 @@
+"""Differences of pairs, intervals of means, where two curves cross: what a comparison calculates with."""
+
+from math import gamma, sqrt
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+NEAR = 0.01
+"""Two densities are one level if they differ by less than this share of the smaller."""
+
+
+def paired(differences: np.ndarray, more: float = 0.0, level: float = 0.05) -> dict[str, float]:
+    """Mean difference, its interval, two-sided p of the paired t-test, Hedges' g; `more` is added to the variance."""
+    n = len(differences)
+    low, mean, high = interval(differences, more, level)
+    if n < 2:
+        return {"n": n, "difference": mean, "low": low, "high": high, "p": np.nan, "effect": np.nan}
+    deviation = sqrt(float(differences.var(ddof=1)) + more)
+    if deviation <= 1e-12:
+        return {"n": n, "difference": mean, "low": low, "high": high, "p": float(abs(mean) <= 1e-12), "effect": np.nan}
+    few = gamma((n - 1) / 2) / (sqrt((n - 1) / 2) * gamma((n - 2) / 2)) if n > 2 else np.nan
+    p = float(2 * stats.t.sf(abs(mean) / deviation * sqrt(n), n - 1))
+    return {"n": n, "difference": mean, "low": low, "high": high, "p": p, "effect": few * mean / deviation}
+
+
+def interval(values: np.ndarray, more: float = 0.0, level: float = 0.05) -> tuple[float, float, float]:
+    """Lower end, mean and upper end of the t-interval of the mean; no ends for a single value."""
+    n = len(values)
+    mean = float(values.mean()) if n else np.nan
+    if n < 2:
+        return np.nan, mean, np.nan
+    half = float(stats.t.ppf(1 - level / 2, n - 1)) * sqrt((float(values.var(ddof=1)) + more) / n)
+    return mean - half, mean, mean + half
+
+
+def crossing(sparsities: np.ndarray, scores: np.ndarray, wanted: float) -> float | None:
+    """The largest sparsity that keeps `wanted`; 1 if the sparsest measured does, None if none does."""
+    order = np.argsort(sparsities)
+    log_density, scores = np.log(1 - np.asarray(sparsities, float)[order]), np.asarray(scores, float)[order]
+    keeps = np.flatnonzero(scores >= wanted)
+    if not len(keeps):
+        return None
+    last = int(keeps[-1])
+    if last == len(scores) - 1:
+        return 1.0
+    along = (scores[last] - wanted) / (scores[last] - scores[last + 1])
+    return float(1 - np.exp(log_density[last] + along * (log_density[last + 1] - log_density[last])))
+
+
+def levels_of(sparsities: pd.Series) -> list[float]:
+    """Each run's sparsity, brought to that of the least sparse run within `NEAR` of its density."""
+    level: dict[float, float] = {}
+    first = 0.0
+    for sparsity in sorted(set(sparsities)):
+        if not level or (1 - first) - (1 - sparsity) > NEAR * (1 - sparsity) or first == 0:
+            first = sparsity
+        level[sparsity] = round(first, 6)
+    return [level[s] for s in sparsities]
