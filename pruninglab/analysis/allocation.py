@@ -24,7 +24,7 @@ SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 def allocate(run: Run, compression: float, by: str = "magnitude") -> dict[str, float]:
-    """The sparsity of each layer with which the run keeps 1 of `rate` weights, among those that it has left.
+    """The sparsity of each layer with which the run keeps 1 of `compression` weights, among those that it has left.
 
     `by` is a criterion, for one cut of all layers together, or `"sensitivity"`, with which cutting each layer alone
     leads to the same validation loss. No layer becomes empty.

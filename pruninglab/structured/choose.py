@@ -42,13 +42,13 @@ def prune(
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest channels cut in all layers that share them, and the masks.
 
-    `share` is of the channels that can be removed, each counted once in however many layers it is; every group keeps
-    one. The count is exact, but for grouped convolutions and attention, where channels go by several. A channel's
+    `prune_fraction` is of the channels that can be removed, each counted once in however many layers it is; every group
+    keeps one. The count is exact, but for grouped convolutions and attention, where channels go by several. A channel's
     score is the mean over the layers that give it; one that scores infinity stays, and is not counted. `scope="layer"`
     takes the same share of each group, `skip` leaves out groups that give to these weights. What is cut is silenced:
     its biases and its norms' scales and shifts are 0 as well, so that `shrink` can take it out.
 
-    `example` is the data set, or a batch of images where the criterion needs no data; `within` saves finding the groups
+    `example` is the data set, or a batch of images where the criterion needs no data; `groups` saves finding the groups
     again.
     """
     data = example if isinstance(example, Data) else model.data if isinstance(model, Run) and example is None else None

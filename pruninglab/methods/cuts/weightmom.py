@@ -39,7 +39,7 @@ KEPT_SHARES = ("formula", "literal")
 class WeightMom(Method):
     """Cut the weights whose magnitude has been low for epochs, and more of them where a layer can spare them.
 
-    After each epoch |w| is noted. From the share `start` of the training to `end`, every `interval` epochs, the
+    After each epoch |w| is noted. From the fraction `begin` of the training to `end`, every `interval` epochs, the
     sparsity that `schedule` gives is cut exactly: in each layer first the eligible weights, which were low in
     `min_epochs_below` of the last `window` epochs, then the others, and of both those with the lowest momentum first.
     The paper has no formula for the momentum, the threshold or the schedule; what it leaves open is a field:

@@ -22,7 +22,7 @@ class TargetedDropout(Method):
     """Drop the smallest weights at random while training, so that the net learns to do without; then cut them.
 
     In every step each of the share `sparsity` (γ) of lowest magnitude is left out of the forward pass with the
-    probability `rate` (α), and gets no gradient then. `unit="channel"` drops and cuts whole units by their norm
+    probability `drop` (α), and gets no gradient then. `unit="channel"` drops and cuts whole units by their norm
     (the paper's unit form). A schedule as `sparsity` raises γ with the progress of the run ("ramping"). At the share
     `end` of the training the same share is cut, and the rest is training under the mask. Validation sees all weights;
     nothing is rescaled, for what is dropped is to matter little.

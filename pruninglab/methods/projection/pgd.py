@@ -19,7 +19,7 @@ from ...typed import Count, PositiveFraction
 
 @dataclass
 class PGD(Method):
-    """W = Π(W) after every `every` steps: all but the largest are set to 0, and come back where training moves them.
+    """W = Π(W) every `every_steps` steps: all but the largest are set to 0, and come back where training moves them.
 
     From the share `end` of the training on the mask is frozen, and the rest is masked retraining.
 
