@@ -48,15 +48,15 @@ PartialFraction = Annotated[float, Range(0, 1, above=True, below=True)]
 """Neither 0 nor 1."""
 PositiveFraction = Annotated[float, Range(0, 1, above=True)]
 """1, but not 0: the end of a phase of the training."""
-Momentum = Annotated[float, Range(0, 1, below=True)]
-"""0, but not 1: the factor of a moving average."""
+BelowOne = Annotated[float, Range(0, 1, below=True)]
+"""0, but not 1: a sparsity, or the factor of a moving average."""
 Strength = Annotated[float, Range(0)]
 """Of a penalty, or a learning rate: 0 turns it off."""
 Positive = Annotated[float, Range(0, above=True)]
 Count = Annotated[int, Range(1)]
 """At least one."""
-CountOrNone = Annotated[int, Range(0)]
-"""At least none."""
+CountFromZero = Annotated[int, Range(0)]
+"""0 or more: a number of epochs, or a seed."""
 
 
 def check(name: str, value: Any, hint: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import pandas as pd
 import torch
@@ -12,11 +12,10 @@ from torch.nn.utils import prune as torch_prune
 from .. import _html
 from ..errors import ConfigError
 from ..layers.names import canonical_parameters
-from ..typed import Range
+from ..typed import BelowOne
 
 Scores = Mapping[str, Tensor]
-SparsityOfAll = Annotated[float, Range(0, 1, below=True)]
-Sparsity = SparsityOfAll | Mapping[str, SparsityOfAll]
+Sparsity = BelowOne | Mapping[str, BelowOne]
 Unit = Literal["weight", "channel", "kernel"]
 UNITS = {"weight": None, "channel": 1, "kernel": 2}  # leading dimensions that name one unit
 

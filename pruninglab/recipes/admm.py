@@ -14,7 +14,7 @@ from ..train.fit import fit
 from ..train.lr_schedules import LRSchedule
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import Count, CountOrNone, Strength
+from ..typed import Count, CountFromZero, Strength
 from .stages import dense_start, ended, finetuning, having, recipe, stage
 from .trials import Trials
 
@@ -25,8 +25,8 @@ def admm(
     data: Data,
     sparsity: Sparsity,
     *,
-    epochs: CountOrNone,
-    finetune: CountOrNone | None = None,
+    epochs: CountFromZero,
+    finetune: CountFromZero | None = None,
     rho: Penalty | Mapping[str, Penalty] = 1.5e-3,
     updates: Count = 10,
     scope: Scope = "layer",

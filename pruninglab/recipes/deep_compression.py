@@ -7,14 +7,13 @@ from torch import nn
 
 from ..data.dataset import Data
 from ..errors import ConfigError
-from ..masks.masks import SparsityOfAll
 from ..masks.schedules import Schedule
 from ..methods.projection.code_books import SharedWeights
 from ..storage.levels import Bits, by_layer
 from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import Count, CountOrNone, Strength
+from ..typed import BelowOne, Count, CountFromZero, Strength
 from .iterative import iterative
 from .stages import ended, filled, finetuning, in_scope, recipe, stage
 from .trials import Trials
@@ -24,12 +23,12 @@ from .trials import Trials
 def deep_compression(
     model: nn.Module | Run,
     data: Data,
-    sparsity: SparsityOfAll | Schedule | None = None,
+    sparsity: BelowOne | Schedule | None = None,
     *,
-    epochs: CountOrNone,
+    epochs: CountFromZero,
     rounds: Count = 5,
     bits: Bits | None = None,
-    finetune: CountOrNone | None = None,
+    finetune: CountFromZero | None = None,
     centres: Literal["linear", "best"] = "linear",
     finetune_lr: Strength | None = None,
     folder: str | Path | None = None,

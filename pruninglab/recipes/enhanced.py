@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..masks.choose import count, spread
-from ..masks.masks import SparsityOfAll
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic
 from ..methods.cuts.gradual import Gradual
 from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import CountOrNone, Range
+from ..typed import BelowOne, CountFromZero, Range
 from .stages import in_scope, recipe, stage
 from .trials import Trials
 
@@ -26,9 +25,9 @@ from .trials import Trials
 def enhanced(
     model: nn.Module | Run,
     data: Data,
-    sparsity: SparsityOfAll,
+    sparsity: BelowOne,
     *,
-    epochs: CountOrNone,
+    epochs: CountFromZero,
     longer: Annotated[float, Range(1)] = 1.5,
     folder: str | Path | None = None,
     **options: Unpack[TrainingOptions],

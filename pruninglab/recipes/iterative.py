@@ -11,14 +11,14 @@ from torch import nn
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..masks.choose import Scope
-from ..masks.masks import SparsityOfAll, Unit
+from ..masks.masks import Unit
 from ..masks.schedules import Exponential, Schedule
 from ..methods.cuts.oneshot import OneShot
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import Count, CountOrNone, Strength
+from ..typed import BelowOne, Count, CountFromZero, Strength
 from .stages import dense_start, ended, finetuning, recipe, stage
 from .trials import Trials
 
@@ -27,11 +27,11 @@ from .trials import Trials
 def iterative(
     model: nn.Module | Run,
     data: Data,
-    sparsity: SparsityOfAll | Schedule,
+    sparsity: BelowOne | Schedule,
     *,
     rounds: Count = 5,
-    epochs: CountOrNone,
-    finetune: CountOrNone | None = None,
+    epochs: CountFromZero,
+    finetune: CountFromZero | None = None,
     finetune_lr: Strength | None = None,
     criterion: str | Criterion = "layer_magnitude",
     scope: Scope = "global",

@@ -17,7 +17,7 @@ from ..methods.projection.admm import Penalty
 from ..train.lr_schedules import LRSchedule
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import Count, CountOrNone, Range, Strength
+from ..typed import Count, CountFromZero, Range, Strength
 from .admm import admm
 from .stages import dense_start, ended, in_scope, recipe
 from .trials import Trials
@@ -32,8 +32,8 @@ def progressive(
     data: Data,
     compressions: Sequence[Compression],
     *,
-    epochs: CountOrNone,
-    finetune: CountOrNone | None = None,
+    epochs: CountFromZero,
+    finetune: CountFromZero | None = None,
     select: Literal["child", "parent", "chain"] = "child",
     direct: Annotated[int, Range(1, POOL)] = POOL,
     allocation: str = "magnitude",

@@ -22,7 +22,7 @@ from ..train.lr_schedules import LRSchedule
 from ..train.method import Method
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import CountOrNone, PartialFraction, Strength
+from ..typed import CountFromZero, PartialFraction, Strength
 from .stages import dense_start, ended, finetuning, having, recipe, refuse_own, stage
 from .trials import Trials
 
@@ -71,10 +71,10 @@ def prune_while_accurate(
     data: Data,
     pruning: PruneWhileAccurate,
     *,
-    epochs: CountOrNone,
-    finetune: CountOrNone,
+    epochs: CountFromZero,
+    finetune: CountFromZero,
     regularizer: Method | Sequence[Method] = (),
-    dense: CountOrNone = 0,
+    dense: CountFromZero = 0,
     finetune_lr: Strength | None = None,
     pruning_lr_schedule: str | LRSchedule = "constant",
     folder: str | Path | None = None,
@@ -118,9 +118,9 @@ def bonetta(
     data: Data | None = None,
     pruning: PruneWhileAccurate | None = None,
     regularizer: Method | Sequence[Method] | None = None,
-    epochs: CountOrNone | None = None,
-    finetune: CountOrNone | None = None,
-    dense: CountOrNone | None = None,
+    epochs: CountFromZero | None = None,
+    finetune: CountFromZero | None = None,
+    dense: CountFromZero | None = None,
     finetune_lr: Strength | None = None,
     pruning_lr_schedule: str | LRSchedule | None = None,
     folder: str | Path | None = None,
@@ -165,9 +165,9 @@ def search(
     strengths: Sequence[Strength] = (),
     bounds: Sequence[float] = (),
     prune_fractions: Sequence[PartialFraction] = (),
-    epochs: CountOrNone,
-    finetune: CountOrNone,
-    dense: CountOrNone = 0,
+    epochs: CountFromZero,
+    finetune: CountFromZero,
+    dense: CountFromZero = 0,
     finetune_lr: Strength | None = None,
     pruning_lr_schedule: str | LRSchedule = "constant",
     folder: str | Path | None = None,

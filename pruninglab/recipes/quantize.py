@@ -15,7 +15,7 @@ from ..storage.levels import Bits
 from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import Count, CountOrNone, Strength
+from ..typed import Count, CountFromZero, Strength
 from .stages import ended, filled, finetuning, in_scope, recipe, stage
 from .trials import Trials
 
@@ -26,8 +26,8 @@ def quantize(
     data: Data,
     bits: Bits,
     *,
-    epochs: CountOrNone,
-    finetune: CountOrNone | None = None,
+    epochs: CountFromZero,
+    finetune: CountFromZero | None = None,
     levels: Literal["clustered", "equal"] = "clustered",
     rho: Strength = 1.5e-3,
     updates: Count = 10,

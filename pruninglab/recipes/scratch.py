@@ -20,7 +20,7 @@ from ..structured.shrink import shrink
 from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
-from ..typed import CountOrNone, Range, Strength
+from ..typed import CountFromZero, Range, Strength
 from .stages import Untrained, check_prunable, dense_start, ended, finetuning, in_scope, recipe, stage
 from .tickets import redrawn
 from .trials import Trials
@@ -34,8 +34,8 @@ def scratch(
     data: Data,
     sparsity: Sparsity,
     *,
-    epochs: CountOrNone,
-    finetune: CountOrNone,
+    epochs: CountFromZero,
+    finetune: CountFromZero,
     architecture: Literal["found", "predefined"] = "found",
     compute: Compute = "flops",
     criterion: str | Criterion | None = None,

@@ -11,7 +11,7 @@ from ..structured import choose
 from ..structured.shrink import shrink
 from ..train.fit import fit
 from ..train.options import TrainingOptions
-from ..typed import CountOrNone, Fraction, Positive, Strength
+from ..typed import CountFromZero, Fraction, Positive, Strength
 from .stages import Untrained, check_prunable, dense_start, ended, finetuning, recipe, stage
 from .tickets import redrawn
 from .trials import Trials
@@ -23,8 +23,8 @@ def slimming(
     data: Data,
     prune_fraction: Fraction,
     *,
-    epochs: CountOrNone,
-    finetune: CountOrNone,
+    epochs: CountFromZero,
+    finetune: CountFromZero,
     strength: Strength = 1e-4,
     begin: Positive | None = None,
     scope: Literal["global", "layer"] = "global",

@@ -24,7 +24,7 @@ from ..storage.levels import Bits, by_layer
 from ..train.fit import fit
 from ..train.options import FitOptions, Options, TrainingOptions, refuse_unknown, resolved
 from ..train.run import Run
-from ..typed import CountOrNone, check_arguments
+from ..typed import CountFromZero, check_arguments
 
 STARTS = "PRUNINGLAB_STARTS"
 """The environment variable with the folder in which a sweep's cells share their dense networks."""
@@ -70,7 +70,7 @@ def dense_start(
     model: nn.Module | Run,
     data: Data,
     *,
-    epochs: CountOrNone,
+    epochs: CountFromZero,
     folder: str | Path | None = None,
     name: str = "",
     **options: Unpack[TrainingOptions],

@@ -13,7 +13,7 @@ from ..criteria.registry import Criterion, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..masks.choose import count, keep_top, scattered, spread
-from ..masks.masks import Masks, SparsityOfAll
+from ..masks.masks import Masks
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic, Exponential
 from ..methods.cuts.gradual import Gradual
@@ -23,7 +23,7 @@ from ..train.method import Method
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..train.snapshot import Costs, Snapshot
-from ..typed import Count, CountOrNone
+from ..typed import BelowOne, Count, CountFromZero
 from .stages import Untrained, check_prunable, dense_start, ended, in_scope, recipe, stage
 from .trials import Trials
 
@@ -35,12 +35,12 @@ CONTROLS: tuple[Control, ...] = ("reinitialised", "random mask", "one-shot")
 def tickets(
     model: Untrained,
     data: Data,
-    sparsity: SparsityOfAll,
+    sparsity: BelowOne,
     *,
-    epochs: CountOrNone,
+    epochs: CountFromZero,
     rounds: Count = 5,
     rewind: Literal["weights", "learning_rate"] = "weights",
-    step: CountOrNone = 0,
+    step: CountFromZero = 0,
     scope: Literal["layer", "global"] = "layer",
     criterion: str | Criterion = "magnitude",
     controls: Sequence[Control] = CONTROLS,

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..identity import label
 from ..results.record import check_tags
 from ..storage.files import check_writable
-from ..typed import Count, CountOrNone, Momentum, Strength, check_settings
+from ..typed import BelowOne, Count, CountFromZero, Strength, check_settings
 from .lr_schedules import LRSchedule, named
 from .metrics import accuracy
 from .snapshot import Snapshot
@@ -28,17 +28,17 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 class Options:
     """What makes a training this one and no other: a record holds it, and a checkpoint compares it."""
 
-    epochs: CountOrNone
+    epochs: CountFromZero
     batch_size: Count = 100
     eval_batch_size: Count = 1000
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Strength = 1e-3
-    momentum: Momentum = 0.9
+    momentum: BelowOne = 0.9
     weight_decay: Strength = 0.0
     lr_schedule: str | LRSchedule = "cosine"
     loss: Loss = F.cross_entropy
     metric: Metric = accuracy
-    seed: CountOrNone = 0
+    seed: CountFromZero = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     skip: str | Sequence[str] = ()
     biases: bool = False

@@ -37,7 +37,6 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
     parameters = {canonical(name): p.numel() for name, p in run.model.named_parameters()}
     scope = in_scope(run.model, run.weights)
     before, cost = _total(run.before), run.cost
-    dense = sum(sum(ops.values()) for ops in run.flops.values())
     return Result(
         status=run.status,
         reason=run.reason,
@@ -64,7 +63,7 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
         layers=layers,
         collapsed=run.masks.collapsed,
         flops={
-            "dense": dense,
+            "dense": run.dense_flops,
             "sparse": round(sparse_flops(run.model, run.flops, run.masks), 1),
             "training": cost["flops"],
             "before": before["flops"],

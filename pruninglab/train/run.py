@@ -129,11 +129,16 @@ class Run:
         return self.origin.get("steps", 0) + self.step - self.first_step
 
     @property
+    def dense_flops(self) -> float:
+        """Of one sample, forward."""
+        return sum(sum(ops.values()) for ops in self.flops.values())
+
+    @property
     def cost(self) -> dict[str, float]:
         """Steps, FLOPs and seconds of this training alone. FLOPs are those of the dense computation."""
         steps = self.step - self.first_step
-        dense = sum(sum(ops.values()) for ops in self.flops.values())
-        flops = 3 * dense * len(self.data.train) * steps / self.steps_per_epoch  # backward costs twice the forward pass
+        # backward costs twice the forward pass
+        flops = 3 * self.dense_flops * len(self.data.train) * steps / self.steps_per_epoch
         return {"steps": steps, "flops": flops, "seconds": self.seconds}
 
     @property

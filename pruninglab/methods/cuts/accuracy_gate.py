@@ -12,7 +12,7 @@ from ...masks.masks import Unit, units
 from ...train.method import Method
 from ...train.metrics import accuracy
 from ...train.run import Run, load_optimizer
-from ...typed import Count, Fraction, PartialFraction, Range
+from ...typed import BelowOne, Count, Fraction, PartialFraction, Range
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PruneWhileAccurate(Method):
     criterion: str | Criterion = "magnitude"
     scope: Scope = "global"
     unit: Unit = "weight"
-    target: Annotated[float, Range(0, 1, below=True)] | None = None
+    target: BelowOne | None = None
     patience: Count | None = 25
     restore: bool = False
     settled: bool = field(init=False)

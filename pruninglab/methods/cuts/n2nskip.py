@@ -5,7 +5,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import floor
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,9 +16,7 @@ from ...masks.masks import Masks, Unit
 from ...models.n2nskip import is_skip
 from ...train.method import Method
 from ...train.run import Run
-from ...typed import PartialFraction, Range
-
-GRANULARITIES = ("weight", "kernel", "channel")
+from ...typed import BelowOne, PartialFraction, check
 
 
 @dataclass
@@ -33,16 +30,13 @@ class N2NSkip(Method):
     `fit(skip=...)` does that, and then they are not counted.
     """
 
-    sparsity: Annotated[float, Range(0, 1, below=True)]
+    sparsity: BelowOne
     criterion: str | Criterion = "random"
     skip_fraction: PartialFraction = 0.5
     granularity: Unit = "weight"
     scope: Scope = "global"
     density_of_base: float = field(init=False)
     kept_in_skips: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        _check(self.skip_fraction, self.granularity)
 
     def on_start(self, run: Run) -> None:
         if run.sparsity:
@@ -75,7 +69,8 @@ def keep_groups(
     kernels too, as the authors' code does. Shares are rounded up as far as they go, and what is left goes to the base:
     the sum is exact.
     """
-    _check(skip_fraction, granularity)
+    check("skip_fraction", skip_fraction, PartialFraction)
+    check("granularity", granularity, Unit)
     skips = {name: score for name, score in scores.items() if is_skip(name)}
     base = {name: score for name, score in scores.items() if name not in skips}
     if not skips or not base:
@@ -133,12 +128,3 @@ def _whole_kernels(scores: Tensor, parts: int, granularity: str) -> Tensor:
     best = _grid(scores, granularity).argsort(dim=1, descending=True, stable=True)[:, :parts]
     _grid(chosen, granularity).scatter_(1, best, True)  # a view: what is set in it is set in `chosen`
     return chosen.view(*chosen.shape, *(1 for _ in scores.shape[2:])).expand(scores.shape).contiguous()
-
-
-def _check(skip_fraction: float, granularity: str) -> None:
-    if not 0 < skip_fraction < 1:
-        raise ConfigError(f"skip_fraction={skip_fraction:g}; expected a share above 0 and below 1, such as 0.5.")
-    if granularity not in GRANULARITIES:
-        raise ConfigError(
-            f"granularity={granularity!r} is unknown; expected one of {', '.join(map(repr, GRANULARITIES))}."
-        )

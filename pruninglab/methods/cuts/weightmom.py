@@ -16,7 +16,7 @@ from ...randomness import generator
 from ...train.lr_schedules import StepLR
 from ...train.method import Method
 from ...train.run import Run
-from ...typed import Count, CountOrNone, Fraction, Momentum, Positive, PositiveFraction, Range, Strength
+from ...typed import BelowOne, Count, CountFromZero, Fraction, Positive, PositiveFraction, Range, Strength
 
 Reading = Literal["text", "formula", "formula_prune", "literal", "off"]
 LayerIndex = Literal["forward", "sequential"]
@@ -80,7 +80,7 @@ class WeightMom(Method):
     schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]
     mode: Literal["ema", "window_mean", "window_max", "consecutive_below"] = "ema"
     window: Annotated[int, Range(1, 62)] = 15
-    beta: Momentum | None = None
+    beta: BelowOne | None = None
     min_epochs_below: Count = 10
     threshold: Literal["quantile"] | Positive = "quantile"
     reading: Reading = "text"
@@ -88,11 +88,11 @@ class WeightMom(Method):
     depth_exponent: Strength = 1.0
     basis: Literal["size", "density"] = "size"
     layer_index: LayerIndex = "forward"
-    floor: Momentum = 0.25
+    floor: BelowOne = 0.25
     interval: Count = 1
     begin: Fraction = 0.2
     end: PositiveFraction = 0.75
-    watch: CountOrNone = 0
+    watch: CountFromZero = 0
     settled: bool = field(init=False)
     seen: int = field(init=False)
     not_eligible: int = field(init=False)

@@ -13,7 +13,7 @@ from ...masks.choose import Scope, grow, spread
 from ...masks.masks import Masks, Sparsity
 from ...train.method import Method
 from ...train.run import Run
-from ...typed import Count, Momentum, PartialFraction, PositiveFraction
+from ...typed import BelowOne, Count, PartialFraction, PositiveFraction
 from .turnover import Turnover, annealed, drops, without_smallest
 
 
@@ -56,7 +56,7 @@ class SparseMomentum(Method):
     drop_fraction: PartialFraction = 0.5
     every_steps: Count | None = None
     end: PositiveFraction = 1.0
-    beta: Momentum = 0.9
+    beta: BelowOne = 0.9
     turnover: Turnover = field(init=False)
     momentum: dict[str, Tensor] = field(init=False)
 
