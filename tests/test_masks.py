@@ -167,9 +167,7 @@ def test_scope_is_weights_by_default_and_ties_count_once():
     assert list(lab.prunable(Tied())) == ["a.weight"]
     assert list(lab.prunable(Tied(), biases=True)) == ["a.weight", "a.bias", "b.bias"]
     assert list(lab.prunable(Tied(), norms=True)) == ["a.weight", "norm.weight"]
-    assert list(lab.prunable(Tied(), biases=True, norms=True, skip=["b.*"])) == [
-        *("a.weight", "a.bias", "norm.weight", "norm.bias"),
-    ]
+    assert list(lab.prunable(Tied(), biases=True, norms=True, skip=["b.*"])) == ["a.bias", "norm.weight", "norm.bias"]
 
 
 def test_a_parametrized_weight_keeps_its_name():
@@ -181,7 +179,7 @@ def test_a_parametrized_weight_keeps_its_name():
 
 
 def test_errors_of_scope_name_what_is_there():
-    with pytest.raises(lab.ConfigError, match=r"'nope\*' matches no parameter; the model has a\.weight"):
+    with pytest.raises(lab.ConfigError, match=r"'nope\*' matches no parameter .*the model has a\.weight"):
         lab.prunable(Tied(), skip=["nope*"])
     with pytest.raises(lab.ConfigError, match="nothing to prune"):
         lab.keep_top({}, 0.5)

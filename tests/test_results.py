@@ -134,8 +134,8 @@ def test_own_functions_are_told_apart_by_what_they_do():
 
 
 def flops(model: nn.Module, x: torch.Tensor, masks: lab.Masks | None = None) -> tuple[float, float]:
-    counted = layers.module_flops(model.eval(), x)
-    return sum(sum(m.values()) for m in counted.values()), layers.sparse_flops(model, counted, masks or lab.Masks())
+    counted = layers.count(model.eval(), x)
+    return counted.dense, counted.sparse(masks or lab.Masks())
 
 
 def test_flops_of_attention_and_of_tied_weights():

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from ..errors import ConfigError
-from ..layers.flops import sparse_flops
 from ..masks.choose import check_sparsity, keep_top, spread
 from ..masks.masks import Masks
 from ..masks.projections import keeping, largest, project
@@ -47,7 +46,7 @@ def fitting(
 
     def cost(sparsities: dict[str, float]) -> float:
         masks = largest(weights, sparsities, masks=run.masks)
-        return _most_bytes(run, masks) if bytes is not None else sparse_flops(run.model, run.flops, masks)
+        return _most_bytes(run, masks) if bytes is not None else run.flops.sparse(masks)
 
     limit, what = (bytes, "bytes") if bytes is not None else (flops, "FLOPs")
     low, high = len(weights), run.masks.kept

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import Data
 from ..errors import ConfigError
-from ..layers.flops import module_flops
+from ..layers.flops import count
 from ..layers.hooks import evaluating
 from ..storage import sparse
 from ..storage.files import HasModel
@@ -37,11 +37,11 @@ def truth(
     for name, model in _plain(models).items():
         size = sparse.sizes(model, compressed=True)
         with evaluating(model), torch.no_grad():
-            flops = module_flops(model, x[:1].to(_device(model)))
+            flops = count(model, x[:1].to(_device(model)))
         rows[name] = {
             "parameters": size["parameters"],
             "nonzero": size["nonzero"],
-            "flops": sum(sum(ops.values()) for ops in flops.values()),
+            "flops": flops.dense,
             **{key: size[key] for key in ("bytes", "gzip_bytes", "bzip2_bytes", "sparse_bytes") if key in size},
         }
     for batch in batches:

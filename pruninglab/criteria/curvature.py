@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError
-from ..layers.names import canonical, canonical_parameters, owner_of
+from ..layers.names import canonical_parameters, owner_of, real_names
 from .registry import BY_NAME, Batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -227,7 +227,7 @@ def _factors(
     model: nn.Module, weights: Mapping[str, Tensor], seen: list[tuple[Tensor, Tensor]], estimate: str, loss: Loss
 ) -> Iterator[dict[str, Tensor]]:
     """Rows r, some at a time, whose sum of r·rᵀ over the number of images is H: gradients of single images."""
-    own = {canonical(name): name for name, _ in model.named_parameters()}
+    own = real_names(model)
     held = {name: p.detach() for name, p in model.named_parameters()}
     chosen = {own[name]: held[own[name]] for name in weights}
     piece = max(2**24 // max(sum(w.numel() for w in weights.values()), 1), 1)

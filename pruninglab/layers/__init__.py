@@ -1,36 +1,39 @@
 """What a network is made of, read off without training: names, kinds of layers, hooks, widths, FLOPs."""
 
-from .flops import module_flops, sparse_flops
+from .flops import Flops, count
 from .hooks import evaluating, hooked, norms_after
-from .kinds import CONVS, LAYERS, Norm
+from .kinds import CONVS, KINDS, LAYERS, Kind, Norm, kind_of
 from .modules import Attention, PadShortcut
-from .names import canonical, canonical_parameters, owner_of, prunable
+from .names import canonical_parameters, owner_of, prunable, real_names
 from .precision import exact, exact_device, exact_dtype
 from .reach import Reading, readings
 from .widths import Widths, narrow_
 
 __all__ = [
     "CONVS",
+    "KINDS",
     "LAYERS",
     "Attention",
+    "Flops",
+    "Kind",
     "Norm",
     "PadShortcut",
     "Reading",
     "Widths",
-    "canonical",
     "canonical_parameters",
+    "count",
     "evaluating",
     "exact",
     "exact_device",
     "exact_dtype",
     "hooked",
-    "module_flops",
+    "kind_of",
     "narrow_",
     "norms_after",
     "owner_of",
     "prunable",
     "readings",
-    "sparse_flops",
+    "real_names",
 ]
 
 

@@ -1,60 +1,148 @@
-"""FLOPs of a network by module, dense and on the weights that are kept."""
+"""FLOPs of a network, dense and on the weights that are kept, counted by operation while it runs."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from .names import canonical_parameters
 
 
-def module_flops(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
-    """FLOPs of one sample in each module itself, by torch's own counter: {module: {"weights": …, "other": …}}.
+@dataclass
+class Flops:
+    """FLOPs of one sample. A multiplication and an addition are two."""
 
-    "weights" are products with a weight, "other" those of two activations, as in attention.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot look into it,
-    try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # nor into the fused kernels
-            model(x)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    root = type(model).__name__
-    counts = {k.removeprefix(root).removeprefix("."): v for k, v in counter.get_flop_counts().items() if k != "Global"}
-    flops: dict[str, dict[str, float]] = {}
-    for name, ops in counts.items():
-        inside = [theirs for child, theirs in counts.items() if child and child.rpartition(".")[0] == name != child]
-        own = {op: n - sum(theirs.get(op, 0) for theirs in inside) for op, n in ops.items()}
-        weights = sum(n for op, n in own.items() if str(op).rpartition(".")[2] in _WEIGHT_PRODUCTS)
-        flops[name] = {"weights": float(weights), "other": float(sum(own.values()) - weights)}
-    return flops
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of products with a weight, by its name; where two layers share one it counts in both."""
+    other: float = 0.0
+    """Of products of two activations, as in attention."""
+    called: list[str] = field(default_factory=list)
+    """The modules that ran, in the order in which they began."""
+    not_counted: list[str] = field(default_factory=list)
+    """Operations between a matrix of weights and activations for which there is no formula."""
 
+    @property
+    def dense(self) -> float:
+        return sum(self.weights.values()) + self.other
 
-_WEIGHT_PRODUCTS = {"addmm", "mm", "convolution", "_convolution", "cudnn_convolution", "_scaled_mm"}
+    def sparse(self, masks: Mapping[str, Tensor]) -> float:
+        """Those on kept weights, and all products of activations."""
+        density = {name: float(masks[name].float().mean()) for name in self.weights if name in masks}
+        return sum(n * density.get(name, 1.0) for name, n in self.weights.items()) + self.other
 
 
-def sparse_flops(model: nn.Module, flops: Mapping[str, Mapping[str, float]], masks: Mapping[str, Tensor]) -> float:
-    """Of the FLOPs by module, those on kept weights; a weight that two modules share counts in both."""
-    density = {
-        id(w): float(masks[name].float().mean()) for name, w in canonical_parameters(model).items() if name in masks
-    }
-    total = 0.0
-    for name, parts in flops.items():
-        module = model.get_submodule(name)
-        inside = [
-            p for n, p in module.named_parameters(remove_duplicate=False) if p.ndim > 1 and _is_own(n, name, flops)
-        ]
-        size = sum(p.numel() for p in inside)
-        kept = sum(p.numel() * density.get(id(p), 1.0) for p in inside)
-        total += parts["other"] + parts["weights"] * (kept / size if size else 1.0)
-    return total
+def count(model: nn.Module, x: Tensor) -> Flops:
+    """The FLOPs of a forward pass over `x`, a batch of one sample, by torch's own formula for each operation."""
+    counter = _Counter(model)
+    with ExitStack() as stack:
+        # Fused kernels of attention and of recurrent layers show no products.
+        for backend, name in ((torch.backends.mkldnn, "enabled"), (torch.backends.cudnn, "enabled")):
+            stack.callback(setattr, backend, name, getattr(backend, name))
+            setattr(backend, name, False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(partial(counter.begin, name)).remove)
+        stack.enter_context(counter)
+        model(x)
+    return counter.found
 
 
-def _is_own(parameter: str, module: str, flops: Mapping[str, Any]) -> bool:
-    """Whether the parameter belongs to `module` itself, not to a counted module inside it."""
-    path = parameter.split(".")[:-1]
-    return not any(f"{module}.{'.'.join(path[:i])}".strip(".") in flops for i in range(1, len(path) + 1))
+class _Counter(TorchDispatchMode):
+    """Adds the products of every operation to the weight that is in it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.found = Flops()
+        self.names: dict[int, list[tuple[range, str]]] = defaultdict(list)  # by storage: addresses, and whose they are
+        self.made: list[Tensor] = []  # what was computed from weights alone is kept, so that its place is not taken
+        for buffer in model.buffers():
+            self._note(buffer, "")
+        for name, parameter in canonical_parameters(model).items():
+            self._note(parameter, name)
+
+    def begin(self, name: str, module: nn.Module, given: Any) -> None:
+        if name not in self.found.called:
+            self.found.called.append(name)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, kind = kwargs or {}, getattr(func, "_overloadpacket", func)
+        formula: Callable[..., int] | None = flop_registry.get(kind) or _MORE.get(str(kind))
+        if formula is None and hasattr(func, "decompose"):
+            with self:
+                whole = func.decompose(*args, **kwargs)
+            if whole is not NotImplemented:
+                return whole
+        out = func(*args, **kwargs)
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
+        owners = [(t.numel(), name) for t in given if (name := self._owner(t))]
+        owner = max(owners)[1] if owners else ""
+        alone = bool(given) and all(self._owner(t) is not None for t in given)
+        if formula and not (alone and str(kind) in _MORE):  # as torch counts: not the vectors of a spectral norm
+            self._add(owner, float(formula(*args, **kwargs, out_val=out)))
+        if alone:
+            for made in (t for t in tree_leaves(out) if isinstance(t, Tensor) and self._owner(t) is None):
+                self._note(made, owner)
+                self.made.append(made)
+        elif owner and not formula and not _is_free(func) and any(t.ndim > 1 and self._owner(t) for t in given):
+            self.found.not_counted += [] if str(kind) in self.found.not_counted else [str(kind)]
+        return out
+
+    def _add(self, owner: str, flops: float) -> None:
+        if owner:
+            self.found.weights[owner] = self.found.weights.get(owner, 0.0) + flops
+        else:
+            self.found.other += flops
+
+    def _note(self, tensor: Tensor, name: str) -> None:
+        if tensor.layout == torch.strided and tensor.numel():
+            span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            start = tensor.data_ptr()
+            addresses = range(start, start + span * tensor.element_size())
+            self.names[tensor.untyped_storage().data_ptr()].append((addresses, name))
+
+    def _owner(self, tensor: Tensor) -> str | None:
+        """The weight that a tensor is, is a part of or was computed from; "" for a buffer."""
+        if tensor.layout != torch.strided or not tensor.numel():
+            return None
+        held = self.names.get(tensor.untyped_storage().data_ptr(), ())
+        return next((name for addresses, name in held if tensor.data_ptr() in addresses), None)
+
+
+def _vector_product(*given: Any, out_val: Any) -> int:
+    """Of a matrix and a vector, or of two vectors."""
+    return 2 * max(t.numel() for t in given if isinstance(t, Tensor))
+
+
+def _bilinear(one: Tensor, weight: Tensor, other: Tensor, *rest: Any, out_val: Any) -> int:
+    """A product and a sum for each entry of the weight, (1, outputs, inputs, inputs), and each row of the batch."""
+    return 2 * weight.numel() * one.shape[0]
+
+
+_MORE: dict[str, Callable[..., int]] = {
+    "aten.mv": _vector_product,
+    "aten.addmv": _vector_product,
+    "aten.dot": _vector_product,
+    "aten._trilinear": _bilinear,
+}
+_MOVES = (
+    *("embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather", "index_put"),
+    *("cat", "stack", "copy_", "_to_copy", "constant_pad_nd", "repeat", "flip", "roll", "slice_scatter"),
+    *("select_scatter", "masked_fill", "_unsafe_view", "native_layer_norm", "native_group_norm", "_fused_rms_norm"),
+)
+"""Operations that move numbers, and norms: none multiplies a matrix."""
+
+
+def _is_free(func: Any) -> bool:
+    name = func._schema.name.removeprefix("aten::") if hasattr(func, "_schema") else ""
+    return getattr(func, "is_view", False) or torch.Tag.pointwise in getattr(func, "tags", ()) or name in _MOVES

@@ -1,112 +1,169 @@
-"""Kinds of layers: what each reads and gives, how its tensors are shaped, how it is narrowed."""
+"""One table of kinds of layers: what each reads and gives, what of it can be pruned, and how it is narrowed.
 
+A new kind is one entry of `KINDS`, under its class, or under the name of a class that is not installed everywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .modules import PadShortcut
+from .modules import Attention, PadShortcut
 
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of one kind of layer. What is not said does not hold."""
+
+    prunable: bool = False
+    """Its matrices can be pruned. The vectors of a norm are in scope with `norms=True`."""
+    norm: bool = False
+    reads: str = ""
+    """The attribute with the number of channels that it reads, and of those that it `gives`."""
+    gives: str = ""
+    weight: tuple[int, int] | None = None
+    """The dimensions of the weight in which its outputs and its inputs lie, if it is a matrix of both."""
+    last: bool = False
+    """Its channels lie in the last dimension of what it reads, as those of a linear layer do."""
+    widths: tuple[str, ...] = ()
+    """The attributes that change when channels are taken out; without any it cannot be narrowed."""
+    mixes: bool = False
+    """It takes statistics over its channels, so that none can go without a change to the others."""
+    heads: str = ""
+    """The attribute with the number of heads of attention."""
+    narrowed: Callable[..., nn.Module] | None = None
+    """What makes the smaller module, from it and its new widths, where it cannot be changed in place."""
+    pads: bool = False
+    """It hands on what it reads, and gives so many channels of zeros besides."""
+
+
+_CONV = Kind(True, False, "in_channels", "out_channels", (0, 1), widths=("in_channels", "out_channels", "groups"))
+_HEADS = {"prunable": True, "last": True, "narrowed": Attention}
+_MATRICES = Kind(prunable=True)
+
+KINDS: dict[type[nn.Module] | str, Kind] = {
+    nn.Conv1d: _CONV,
+    nn.Conv2d: _CONV,
+    nn.Conv3d: _CONV,
+    nn.modules.conv._ConvTransposeNd: Kind(True, False, "in_channels", "out_channels", (1, 0)),
+    nn.Linear: Kind(
+        True, False, "in_features", "out_features", (0, 1), last=True, widths=("in_features", "out_features")
+    ),
+    "Conv1D": Kind(True, False, "nx", "nf", (1, 0), last=True),  # of transformers: linear, with the weight transposed
+    nn.Bilinear: _MATRICES,
+    nn.RNNBase: _MATRICES,
+    nn.RNNCellBase: _MATRICES,
+    nn.Embedding: Kind(True, gives="embedding_dim", last=True),
+    nn.EmbeddingBag: Kind(True, gives="embedding_dim", last=True),
+    nn.MultiheadAttention: Kind(heads="num_heads", **_HEADS),
+    Attention: Kind(heads="heads", widths=Attention.widths, **_HEADS),
+    nn.modules.batchnorm._NormBase: Kind(
+        norm=True, reads="num_features", gives="num_features", widths=("num_features",)
+    ),
+    nn.LayerNorm: Kind(norm=True, mixes=True),
+    nn.RMSNorm: Kind(norm=True, mixes=True),
+    nn.GroupNorm: Kind(norm=True, mixes=True, reads="num_channels", gives="num_channels"),
+    PadShortcut: Kind(reads="added", gives="added", widths=PadShortcut.widths, pads=True),
+}
+_UNKNOWN = Kind()
+
+HANDLED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._NormBase, PadShortcut)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (*CONVS, nn.Linear)
 Norm = nn.modules.batchnorm._NormBase
 
 
-def links(layer: Any) -> Tensor:
-    """Whether a weight that is not 0 leads from an input channel (of its group) to an output; a row for each output."""
-    linked = layer.weight.detach() != 0
-    return linked.flatten(2).any(2) if linked.ndim > 2 else linked
+def kind_of(module: nn.Module | None) -> Kind:
+    """The entry of a module: that of its own class, or of the nearest class that it comes from."""
+    for cls in type(module).__mro__:
+        if found := KINDS.get(cls) or KINDS.get(cls.__name__):
+            return found
+    return _UNKNOWN
 
 
-def channel_dimension(module: Any, x: Tensor) -> int:
-    """The dimension in which the channels lie."""
-    if isinstance(module, nn.Linear):
-        return x.ndim - 1
-    return x.ndim - 1 - len(module.kernel_size) if isinstance(module, CONVS) else min(1, x.ndim - 1)
+def outputs(layer: Any) -> int:
+    """How many channels a layer gives; of the shortcut that pads, how many it adds."""
+    return getattr(layer, kind_of(layer).gives)
 
 
-def take(layer: Any, out: Tensor | None, read: Tensor | None) -> dict[str, tuple[Any, ...]]:
-    """Narrow one layer to these output and input channels; which entries of its tensors are left."""
-    rows, columns = (None if flags is None else flags.nonzero().flatten() for flags in (out, read))
-    at = torch.arange(outputs(layer)) if rows is None else rows
-    count, width = (old if new is None else len(new) for old, new in ((outputs(layer), rows), (inputs(layer), columns)))
-    weight: tuple[Any, ...] = (at,)
-    if isinstance(layer, CONVS) and layer.groups > 1:  # by whole groups: what each filter reads stays as it is
-        layer.groups = count * layer.groups // outputs(layer)
-    elif isinstance(layer, LAYERS) and columns is not None:
-        weight = (at[:, None], columns[None, :])
-    if isinstance(layer, CONVS):
-        layer.in_channels, layer.out_channels = width, count
-    elif isinstance(layer, nn.Linear):
-        layer.in_features, layer.out_features = width, count
-    elif hasattr(layer, "added"):
-        layer.added = count
-    else:
-        layer.num_features = count
-    index = {"weight": weight}
-    if rows is not None:
-        index |= dict.fromkeys(("bias", "running_mean", "running_var"), (rows,))
-    index = {tensor: entries for tensor, entries in index.items() if isinstance(getattr(layer, tensor, None), Tensor)}
-    for tensor, entries in index.items():
-        set_tensor(layer, tensor, getattr(layer, tensor)[entries])
-    return index
+def inputs(layer: Any) -> int:
+    return getattr(layer, kind_of(layer).reads)
+
+
+def heads(layer: Any) -> int:
+    return getattr(layer, kind_of(layer).heads)
 
 
 def conv_groups(layer: Any) -> int:
-    return layer.groups if isinstance(layer, CONVS) else 1
+    return getattr(layer, "groups", 1)
+
+
+def is_depthwise(layer: Any) -> bool:
+    return conv_groups(layer) == outputs(layer) == inputs(layer) > 1
 
 
 def padded(layer: Any) -> bool:
     """Whether zeros are put around what comes in."""
-    if not isinstance(layer, CONVS) or layer.padding_mode != "zeros":
-        return False
-    if isinstance(layer.padding, str):
-        return layer.padding == "same" and any(size > 1 for size in layer.kernel_size)
-    return any(layer.padding)
+    padding = getattr(layer, "padding", 0) if getattr(layer, "padding_mode", "") == "zeros" else 0
+    if isinstance(padding, str):
+        return padding == "same" and any(size > 1 for size in layer.kernel_size)
+    return any(padding) if isinstance(padding, tuple) else bool(padding)
+
+
+def links(layer: Any) -> Tensor:
+    """Whether a weight that is not 0 leads from an input channel (of its group) to an output: outputs x inputs."""
+    weight = layer.weight.detach() != 0
+    if weight.ndim > 1:
+        weight = weight.movedim(kind_of(layer).weight or (0, 1), (0, 1))
+    return weight.flatten(2).any(2) if weight.ndim > 2 else weight
+
+
+def channel_dimension(module: Any, x: Tensor) -> int:
+    """The dimension of `x` in which the channels lie that the module reads or gives."""
+    if kind_of(module).last:
+        return x.ndim - 1
+    return x.ndim - 1 - len(module.kernel_size) if hasattr(module, "kernel_size") else min(1, x.ndim - 1)
+
+
+def tensor_shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes that follow from a module's widths, of the tensors that it has."""
+    kind = kind_of(module)
+    if not kind.widths:
+        return {}
+    made: dict[str, tuple[int, ...]] = {}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if isinstance(held := getattr(module, name, None), Tensor):
+            shape = list(held.shape)
+            if name == "weight" and kind.weight:
+                out, read = kind.weight
+                shape[out], shape[read] = outputs(module), inputs(module) // conv_groups(module)
+            else:
+                shape[0] = outputs(module)
+            made[name] = tuple(shape)
+    return made
+
+
+def take(layer: Any, out: Tensor | None, read: Tensor | None) -> dict[str, tuple[Any, ...]]:
+    """Narrow one layer to these output and input channels; which entries of its tensors are left."""
+    kind, shapes = kind_of(layer), tensor_shapes(layer)
+    rows, columns = (None if flags is None else flags.nonzero().flatten() for flags in (out, read))
+    at = torch.arange(outputs(layer)) if rows is None else rows
+    index: dict[str, tuple[Any, ...]] = {name: (at,) for name in shapes if name == "weight" or rows is not None}
+    if conv_groups(layer) > 1:  # by whole groups: what each filter reads stays as it is
+        layer.groups = len(at) * layer.groups // outputs(layer)
+    elif kind.weight and columns is not None:
+        index["weight"] = (at[:, None], columns[None, :]) if kind.weight == (0, 1) else (columns[:, None], at[None, :])
+    for attribute, left in ((kind.reads, columns), (kind.gives, rows)):
+        if left is not None:
+            setattr(layer, attribute, len(left))
+    for name, entries in index.items():
+        set_tensor(layer, name, getattr(layer, name)[entries])
+    return index
 
 
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     """Another parameter or buffer in the place of one, of its kind."""
     old, value = getattr(module, name), value.detach().clone()
     setattr(module, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
-
-
-def attributes(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, CONVS):
-        return "in_channels", "out_channels", "groups"
-    if isinstance(module, nn.Linear):
-        return "in_features", "out_features"
-    return ("num_features",) if isinstance(module, Norm) else getattr(type(module), "widths", ())
-
-
-def tensor_shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes that follow from a module's widths, of the tensors that it has."""
-    made: dict[str, tuple[int, ...]] = {}
-    if isinstance(module, CONVS):
-        inputs = module.in_channels // module.groups
-        made = {"weight": (module.out_channels, inputs, *module.kernel_size), "bias": (module.out_channels,)}
-    elif isinstance(module, nn.Linear):
-        made = {"weight": (module.out_features, module.in_features), "bias": (module.out_features,)}
-    elif isinstance(module, Norm):
-        made = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (module.num_features,))
-    return {name: shape for name, shape in made.items() if isinstance(getattr(module, name, None), Tensor)}
-
-
-HANDLED = (*LAYERS, Norm, PadShortcut)
-
-
-def outputs(layer: Any) -> int:
-    """How many channels a layer gives; of the shortcut that pads, how many it adds."""
-    if isinstance(layer, LAYERS):
-        return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    return layer.added if isinstance(layer, PadShortcut) else layer.num_features
-
-
-def inputs(layer: Any) -> int:
-    if isinstance(layer, LAYERS):
-        return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    return outputs(layer)
-
-
-def is_depthwise(layer: Any) -> bool:
-    return isinstance(layer, CONVS) and layer.groups == layer.out_channels == layer.in_channels > 1

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from .kinds import LAYERS, attributes, set_tensor, tensor_shapes
-from .modules import Attention
+from .kinds import kind_of, set_tensor, tensor_shapes
 
 Widths = dict[str, dict[str, int]]
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
@@ -17,8 +16,8 @@ AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 def of(model: nn.Module) -> Widths:
     """The widths of every layer that has some, by name: all that its tensors' shapes follow from."""
-    sizes = {name: {a: int(getattr(module, a)) for a in attributes(module)} for name, module in model.named_modules()}
-    return {name: size for name, size in sizes.items() if size}
+    kinds = {name: (module, kind_of(module).widths) for name, module in model.named_modules()}
+    return {name: {w: int(getattr(module, w)) for w in widths} for name, (module, widths) in kinds.items() if widths}
 
 
 @torch.no_grad()
@@ -31,16 +30,17 @@ def narrow_(model: AnyModel, widths: Mapping[str, Mapping[str, int]]) -> AnyMode
     modules: dict[str, Any] = dict(model.named_modules())
     for name, sizes in widths.items():
         module = modules.get(name)
-        if "heads" in sizes and isinstance(module, nn.MultiheadAttention):
-            model.set_submodule(name, Attention(module, **sizes))
+        kind = kind_of(module)
+        if kind.narrowed and "heads" in sizes:
+            model.set_submodule(name, kind.narrowed(module, **sizes))
             continue
-        if module is None or set(sizes) != set(attributes(module)):
+        if module is None or set(sizes) != set(kind.widths):
             raise ConfigError(f"these widths are of another model: {name} is a {type(module).__name__} here.")
-        inputs = module.weight[0].numel() if isinstance(module, LAYERS) else 1
+        inputs = module.weight[0].numel() if kind.weight else 1
         for attribute, size in sizes.items():
             setattr(module, attribute, size)
         shapes = tensor_shapes(module)
-        gain = (inputs / prod(shapes["weight"][1:])) ** 0.5 if isinstance(module, LAYERS) else 1.0
+        gain = (inputs / prod(shapes["weight"][1:])) ** 0.5 if kind.weight else 1.0
         for tensor, shape in shapes.items():
             old = getattr(module, tensor)
             if any(new > had for new, had in zip(shape, old.shape, strict=True)):
@@ -53,6 +53,6 @@ def narrow_(model: AnyModel, widths: Mapping[str, Mapping[str, int]]) -> AnyMode
 def record(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> None:
     """Note in a network what it was narrowed to: the records of its runs have it, and `build(…, widths=…)` takes it."""
     if widths:
-        noted = vars(model).get("_pruninglab", {})
+        noted: Any = getattr(model, "made_of", {})
         before = noted.get("widths", {})
-        vars(model)["_pruninglab"] = {**noted, "widths": {**before, **{n: dict(size) for n, size in widths.items()}}}
+        vars(model)["made_of"] = {**noted, "widths": {**before, **{n: dict(size) for n, size in widths.items()}}}

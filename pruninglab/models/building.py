@@ -74,7 +74,7 @@ def build(
     `options` are that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with `new_head=True`
     its last linear layer is left out, so that it may come from data with other classes. `widths` are those of a network
     from which channels were removed (`structured.shrink(…).widths`, and in its record): the same form with new weights,
-    drawn as for so many inputs.
+    drawn as for so many inputs. The network carries how it was made as `made_of`, which its records hold.
     """
     classes = data.classes
     shape: Any = tuple(data.shape) if len(data.shape) == 1 else checked(data.shape, classes)  # tokens, or images
@@ -91,7 +91,7 @@ def build(
         load_weights(model, weights, new_head=new_head)
     made_of = {"name": name if isinstance(name, str) else label(name), "seed": seed, "options": describe(options)}
     made_of |= {"weights": str(weights)} if weights is not None else {}
-    vars(model)["_pruninglab"] = made_of | getattr(model, "_pruninglab", {})
+    vars(model)["made_of"] = made_of | getattr(model, "made_of", {})
     return model
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..identity import code_hash, describe, tensor_hash
-from ..layers.names import prunable
+from ..layers.names import NOTHING, prunable
 from ..masks.masks import Masks
 from ..storage import files
 from ..storage.levels import Bits, by_layer
@@ -135,7 +135,7 @@ def finetuning(options: TrainingOptions, lr: float | None, slower: float = 1) ->
 
 def in_scope(model: nn.Module, options: TrainingOptions) -> dict[str, nn.Parameter]:
     """The weights that `fit` with these options would prune."""
-    return prunable(model, **{k: v for k, v in options.items() if k in ("skip", "biases", "norms")})  # pyright: ignore[reportArgumentType]
+    return prunable(model, **{k: v for k, v in options.items() if k in ("skip", "include", "biases", "norms")})  # pyright: ignore[reportArgumentType]
 
 
 def filled(bits: Bits, weights: Mapping[str, Tensor], masks: Masks) -> Bits:
@@ -148,4 +148,4 @@ def filled(bits: Bits, weights: Mapping[str, Tensor], masks: Masks) -> Bits:
 
 def check_prunable(model: nn.Module, options: TrainingOptions) -> None:
     if not in_scope(model, options):
-        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+        raise ConfigError(NOTHING)

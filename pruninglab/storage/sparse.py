@@ -15,7 +15,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from ..layers.names import canonical
+from ..layers.names import canonical_parameters
 from . import codec, fileformat
 from .fileformat import Packed
 from .files import AnyModel, Source, check_writable, network_of, state_dict_of, write_atomic
@@ -165,7 +165,7 @@ def index_sizes(model: Source) -> pd.DataFrame:
 
 def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     model = copy.deepcopy(model)
-    named = {canonical(name): p.data for name, p in model.named_parameters()}
+    named = {name: p.data for name, p in canonical_parameters(model).items()}
     if wrong := [name for name, mask in masks.items() if not isinstance(mask, Tensor) or mask.dtype != torch.bool]:
         raise ConfigError(f"masks: {wrong[0]} is {masks[wrong[0]]!r:.60}; expected a tensor of bool, True for kept.")
     if differing := [name for name in masks if name not in named or named[name].shape != masks[name].shape]:

@@ -13,7 +13,7 @@ from ..criteria.registry import Batches, Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.hooks import evaluating
-from ..layers.names import canonical, canonical_parameters, prunable
+from ..layers.names import Pattern, canonical_parameters, prunable, real_names
 from ..masks.choose import count, spread, unit_scores
 from ..masks.masks import Masks
 from ..randomness import own_randomness
@@ -36,7 +36,7 @@ def prune(
     criterion: str | Criterion = "filter_l1",
     *,
     scope: str = "global",
-    skip: str | Sequence[str] = (),
+    skip: Pattern | Sequence[Pattern] = (),
     groups: Groups | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, Masks]:
@@ -56,8 +56,7 @@ def prune(
     model, x = _given(model, example)
     _check_scope(scope)
     found = find_groups(model, x) if groups is None else groups
-    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
-    weights = prunable(model, skip=patterns)
+    weights = prunable(model, skip=skip)
     free = [g for g in found if not g.fixed and all(part.weight in weights for part in g.givers)]
     scores = _scores(model, criterion, data, free, seed)
     free = [g for g, score in zip(free, scores, strict=True) if bool(torch.isfinite(score).all())]
@@ -211,6 +210,6 @@ def _masked(
     named = canonical_parameters(model)
     Masks(masks).check({name: named[name] for name in masks if name in named})
     Masks(masks).apply_({name: named[name].data for name in masks})
-    if any(name != canonical(name) for name, _ in model.named_parameters()):
+    if any(name != real for name, real in real_names(model).items()):
         raise ConfigError("this model has parametrized weights; make them plain first, with remove_parametrizations.")
     return model, x

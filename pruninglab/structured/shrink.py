@@ -47,7 +47,7 @@ class Shrunk:
     @property
     def widths(self) -> Widths:
         """Of the layers that got narrower: `lab.build(name, data, widths=…)` draws new weights in this form."""
-        return vars(self.model).get("_pruninglab", {}).get("widths", {})
+        return getattr(self.model, "made_of", {}).get("widths", {})
 
     @property
     def parameters(self) -> int:

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from ..data.dataset import Data
 from ..errors import ConfigError, DataError
-from ..layers.flops import module_flops
+from ..layers.flops import Flops, count
 from ..layers.hooks import evaluating
+from ..layers.names import check_plain
 from .evaluate import loss_arguments
 from .options import Options
 from .run import Run
@@ -26,6 +27,7 @@ def check_inputs(model: Any, data: Any, options: Options, inplace: bool) -> None
     source = model.model if isinstance(model, Run) else model
     if not isinstance(source, nn.Module):
         raise ConfigError(f"model is a {type(source).__name__}; expected a torch.nn.Module or a finished Run.")
+    check_plain(source)
     if inplace and any(p.is_inference() for p in source.parameters()):
         raise ConfigError("this model was made in torch.inference_mode and cannot be changed; leave inplace=True out.")
     if not any(p.requires_grad for p in source.parameters()) and options.epochs:
@@ -71,13 +73,13 @@ def _not_finite(run: Run, *losses: float) -> str:
     return f"the loss is NaN or Inf, {where}; lower lr={run.options.lr:g} or check the inputs"
 
 
-def _try_one_batch(run: Run) -> dict[str, dict[str, float]]:
-    """Two images through everything: shapes, labels, loss, metric are wrong now or never. Returns FLOPs by module."""
+def _try_one_batch(run: Run) -> Flops:
+    """Two images through everything: shapes, labels, loss, metric are wrong now or never. Returns the FLOPs."""
     data, loss, metric = run.data, run.options.loss, run.options.metric
     x, y = next(iter(data.val.batches([torch.arange(min(2, len(data.val)))])))
     try:
         with evaluating(run.model), torch.no_grad():
-            flops = module_flops(run.model, x[:1])
+            flops = count(run.model, x[:1])
             with run.autocast():
                 logits = run.model(x)
     except RuntimeError as error:

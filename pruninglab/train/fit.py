@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError
-from ..layers.names import prunable
+from ..layers.names import NOTHING, Pattern, check_plain, prunable
 from ..layers.precision import exact_dtype
 from ..masks.choose import keep_top
 from ..masks.masks import Masks, Sparsity, units
@@ -38,13 +38,13 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     passed in is left as it is unless `inplace`. `start` is a snapshot to go on from; `epochs` counts from step 0.
     `loss(logits, y)` is a mean over the batch; `metric(logits, y)` is one value a sample, the higher the better. The
     history's loss is that mean, without the extra terms of methods.
-    `skip`, `biases` and `norms` say which weights are in scope. `patience` ends after so many epochs without a better
-    validation score; `keep="best"` ends with the best state instead of the last. `found_by` are runs that found the
-    masks: their cost counts as this run's too, as does that of the runs it goes on from. `checkpoint` is a file written
-    every `every_steps` steps (default: each epoch) and resumed from when it is there; `record` is a file for the JSON
-    record. `progress` shows a bar; a function in its place is called with the run after every step, at the end of an
-    epoch after its evaluation, and may `run.interrupt()`. `eval_batch_size` is halved once if memory is
-    short. `tags` are columns of your own in the record.
+    `skip`, `include`, `biases` and `norms` say which weights are in scope, as in `prunable`. `patience` ends after so
+    many epochs without a better validation score; `keep="best"` ends with the best state instead of the last.
+    `found_by` are runs that found the masks: their cost counts as this run's too, as does that of the runs it goes on
+    from. `checkpoint` is a file written every `every_steps` steps (default: each epoch) and resumed from when it is
+    there; `record` is a file for the JSON record. `progress` shows a bar; a function in its place is called with the
+    run after every step, at the end of an epoch after its evaluation, and may `run.interrupt()`. `eval_batch_size` is
+    halved once if memory is short. `tags` are columns of your own in the record.
     """
     chosen, session = resolved(options)
     check_inputs(model, data, chosen, session.inplace)
@@ -120,7 +120,8 @@ def prune(
     unit: str = "weight",
     data: Data | None = None,
     masks: Mapping[str, Tensor] | None = None,
-    skip: str | Sequence[str] = (),
+    skip: Pattern | Sequence[Pattern] = (),
+    include: Pattern | Sequence[Pattern] = (),
     biases: bool = False,
     norms: bool = False,
     seed: int = 0,
@@ -133,11 +134,12 @@ def prune(
     if isinstance(model, Run):
         masks = model.masks if masks is None else masks
         model = model.model
+    check_plain(model)
     with torch.inference_mode(False):
         model = copy.deepcopy(model)
-        weights = prunable(model, biases=biases, norms=norms, skip=skip)
+        weights = prunable(model, biases=biases, norms=norms, skip=skip, include=include)
         if not weights:
-            raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+            raise ConfigError(NOTHING)
         if masks is not None:
             Masks(masks).apply_({name: weight.data for name, weight in weights.items() if name in masks})
         with own_randomness(seed):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..identity import label
+from ..layers.names import Pattern, pattern_names
 from ..results.record import check_tags
 from ..storage.files import check_writable
 from ..typed import BelowOne, Count, CountFromZero, Strength, check_settings
@@ -40,7 +41,8 @@ class Options:
     metric: Metric = accuracy
     seed: CountFromZero = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    skip: str | Sequence[str] = ()
+    skip: Pattern | Sequence[Pattern] = ()
+    include: Pattern | Sequence[Pattern] = ()
     biases: bool = False
     norms: bool = False
     patience: Count | None = None
@@ -56,8 +58,8 @@ class Options:
     def on(self, device: torch.device) -> "Options":
         """With everything resolved that depends on the device, or may be given by name."""
         precision = ("bf16" if device.type == "cuda" else "fp32") if self.precision == "auto" else self.precision
-        skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
-        return replace(self, precision=precision, skip=skip, lr_schedule=named(self.lr_schedule))
+        scope = {"skip": pattern_names(self.skip), "include": pattern_names(self.include)}
+        return replace(self, precision=precision, lr_schedule=named(self.lr_schedule), **scope)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class TrainingOptions(TypedDict, total=False):
     metric: Metric
     seed: int
     precision: Literal["auto", "fp32", "bf16"]
-    skip: str | Sequence[str]
+    skip: Pattern | Sequence[Pattern]
+    include: Pattern | Sequence[Pattern]
     biases: bool
     norms: bool
     patience: int | None

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..identity import describe, tensor_hash
-from ..layers.flops import sparse_flops
-from ..layers.names import canonical, owner_of, prunable
+from ..layers.names import canonical_parameters, owner_of, prunable
 from ..results.environment import environment
 from ..results.record import LITTLE, Result
 from ..storage import sparse
@@ -21,7 +20,7 @@ from .options import Session
 from .run import Run, optimizer_state
 from .snapshot import Costs, Snapshot
 
-WIDER = "A shorter skip=, biases=True or norms=True"
+WIDER = "A name or a type of layer in include=, a shorter skip=, biases=True or norms=True"
 """The arguments of `fit` that widen the scope."""
 
 
@@ -34,7 +33,7 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
     ]
     pruned = run.masks.total - run.masks.kept
     with_biases = prunable(run.model, biases=True).keys() | run.weights.keys()
-    parameters = {canonical(name): p.numel() for name, p in run.model.named_parameters()}
+    parameters = {name: p.numel() for name, p in canonical_parameters(run.model).items()}
     scope = in_scope(run.model, run.weights)
     before, cost = _total(run.before), run.cost
     return Result(
@@ -45,7 +44,7 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
         origin=run.origin,
         scope=scope,
         tags=run.tags,
-        warnings=run.warnings + too_little(run, scope),
+        warnings=run.warnings + too_little(run, scope) + _not_counted(run),
         steps={
             "own": cost["steps"],
             "before": run.origin["steps"],
@@ -64,7 +63,7 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
         collapsed=run.masks.collapsed,
         flops={
             "dense": run.dense_flops,
-            "sparse": round(sparse_flops(run.model, run.flops, run.masks), 1),
+            "sparse": round(run.flops.sparse(run.masks), 1),
             "training": cost["flops"],
             "before": before["flops"],
         },
@@ -78,12 +77,12 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
 
 def in_scope(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """How many of all parameters may be cut, and how many others each type of layer holds, the most first."""
-    named = {canonical(name): p for name, p in model.named_parameters()}
+    named = canonical_parameters(model)
     counted = {id(p) for p in weights.values()}
     others: Counter[str] = Counter()
     for name, parameter in named.items():
         if id(parameter) not in counted:
-            others[_kind(owner_of(model, name), name)] += parameter.numel()
+            others[_kind(owner_of(model, name), name, parameter)] += parameter.numel()
     return {
         "weights": sum(p.numel() for p in weights.values()),
         "parameters": sum(p.numel() for p in named.values()),
@@ -91,9 +90,10 @@ def in_scope(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _kind(owner: nn.Module | None, name: str) -> str:
-    kind = type(owner).__name__ if owner else "unknown layer"
-    return f"{kind} (bias)" if "bias" in name.rpartition(".")[2] else kind
+def _kind(owner: nn.Module, name: str, parameter: Tensor) -> str:
+    kind = type(owner).__name__
+    kind = f"{kind} (bias)" if "bias" in name.rpartition(".")[2] else kind
+    return kind if parameter.requires_grad else f"{kind} (frozen)"
 
 
 def too_little(run: Run, scope: Mapping[str, Any]) -> list[str]:
@@ -106,6 +106,11 @@ def too_little(run: Run, scope: Mapping[str, Any]) -> list[str]:
         f"only {weights / parameters:.1%} of all parameters are in scope, {weights:,} of {parameters:,}. "
         f"Left out: {left_out}. {WIDER} brings more into scope."
     ]
+
+
+def _not_counted(run: Run) -> list[str]:
+    operations = ", ".join(run.flops.not_counted)
+    return [f"the FLOPs are without those of {operations}, for which there is no formula."] if operations else []
 
 
 def _total(costs: Costs) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _visible_state(method: Method) -> dict[str, Any]:
 
 def _config(run: Run) -> dict[str, Any]:
     """What makes a run this run and no other; a checkpoint resumes only into an equal one."""
-    data, built = run.data, getattr(run.model, "_pruninglab", {})
+    data, built = run.data, getattr(run.model, "made_of", {})
     form = hashlib.sha256(repr(run.model).encode()).hexdigest()[:16]
     return {
         "data": {

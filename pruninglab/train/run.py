@@ -16,8 +16,9 @@ from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError, RunError
 from ..identity import short_hash
+from ..layers.flops import Flops
 from ..layers.hooks import evaluating
-from ..layers.names import prunable
+from ..layers.names import NOTHING, prunable
 from ..masks.choose import keep_top
 from ..masks.masks import Masks, Sparsity, units
 from ..randomness import own_randomness
@@ -76,7 +77,7 @@ class Run:
         self.eval_batch_size = options.eval_batch_size
         self.warnings: list[str] = []
         """What a reader of the record has to know."""
-        self.flops: dict[str, dict[str, float]] = {}
+        self.flops = Flops()
         self.seconds = 0.0
         self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
         self.randomness = own_randomness(options.seed, device)
@@ -131,7 +132,7 @@ class Run:
     @property
     def dense_flops(self) -> float:
         """Of one sample, forward."""
-        return sum(sum(ops.values()) for ops in self.flops.values())
+        return self.flops.dense
 
     @property
     def cost(self) -> dict[str, float]:
@@ -225,10 +226,7 @@ class Run:
         Of several methods' aims the sparsest counts.
         """
         if not self.weights:
-            raise ConfigError(
-                "this model has nothing to prune: no convolution or linear weight is in scope. "
-                "Check `skip`, or pass biases=True or norms=True."
-            )
+            raise ConfigError(NOTHING)
         flat = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in self._masks.items()}
         wanted = keep_top(flat, sparsity, scope=scope, unit=unit, masks=self._masks)
         kept, total = units(wanted, unit)
@@ -291,7 +289,8 @@ class Run:
     def find_weights(self) -> None:
         """Canonical name -> tensor of each weight in scope; for whoever changes the model's parameters."""
         options = self.options
-        self.weights = prunable(self.model, biases=options.biases, norms=options.norms, skip=options.skip)
+        scope = {"skip": options.skip, "include": options.include}
+        self.weights = prunable(self.model, biases=options.biases, norms=options.norms, **scope)
         self._masks = self._masks or Masks.full(self.weights)
         self._prepare_masks()
 

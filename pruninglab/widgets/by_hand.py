@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import _html
 from ..analysis import allocation
 from ..errors import ConfigError
-from ..layers.flops import sparse_flops
 from ..layers.hooks import evaluating
 from ..masks.masks import Masks
 from ..plots import runs
@@ -178,7 +177,7 @@ class PruneByHand(Panel):
             ("global magnitude, as many weights", f"{theirs:.2%}"),
             ("weights left", f"{masks.kept:,} of {masks.total:,} ({masks.density:.2%})"),
             ("sparse file", f"{allocation.file_bytes(self.run, masks):,} bytes"),
-            ("FLOPs on them", f"{sparse_flops(self.run.model, self.run.flops, masks):,.0f}"),
+            ("FLOPs on them", f"{self.run.flops.sparse(masks):,.0f}"),
         ]
         verdict = "ahead of" if ours > theirs else "behind" if ours < theirs else "level with"
         title = f"{verdict} global magnitude, on {len(self._images[0][1])} validation images"

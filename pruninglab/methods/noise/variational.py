@@ -184,7 +184,7 @@ class VariationalDropout(Method):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in run.weights):
                 raise ConfigError(f"sampled={pattern!r} matches no weight in scope: {', '.join(run.weights)}.")
-        called = {m for n, m in run.model.named_modules() if type(m).forward in STANDARD and n in run.flops}
+        called = {m for n, m in run.model.named_modules() if type(m).forward in STANDARD and n in run.flops.called}
         layers = {}
         for name, weight in run.weights.items():
             users = [m for m in run.model.modules() if any(p is weight for p in m.parameters(recurse=False))]
