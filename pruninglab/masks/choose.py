@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..randomness import generator
-from .masks import UNITS, Masks, Scores, Sparsity, unit_alive, whole
+from .masks import UNITS, Masks, Scores, Sparsity, Unit, unit_alive, whole
 
 Scope = Literal["global", "layer", "erk"]
 
@@ -24,8 +24,8 @@ def keep_top(
     scores: Scores,
     sparsity: Sparsity,
     *,
-    scope: str = "global",
-    unit: str = "weight",
+    scope: Scope = "global",
+    unit: Unit = "weight",
     masks: Mapping[str, Tensor] | None = None,
     clamp: bool = False,
 ) -> Masks:

@@ -21,8 +21,8 @@ from ..randomness import generator
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.options import TrainingOptions
-from ..train.run import Run
-from ..train.snapshot import Costs, Snapshot
+from ..train.run import Costs, Run
+from ..train.snapshot import Snapshot
 from ..typed import BelowOne, Count, CountFromZero
 from .stages import Untrained, check_prunable, dense_start, ended, in_scope, recipe, stage
 from .trials import Trials

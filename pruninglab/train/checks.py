@@ -11,7 +11,7 @@ from ..data.dataset import Data
 from ..errors import ConfigError, DataError
 from ..layers.flops import module_flops
 from ..layers.hooks import evaluating
-from .evaluate import loss_arguments
+from .losses import loss_arguments
 from .options import Options
 from .run import Run
 from .snapshot import Snapshot

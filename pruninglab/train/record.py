@@ -18,8 +18,8 @@ from ..results.record import LITTLE, Result
 from ..storage import sparse
 from .method import Method, state_of
 from .options import Session
-from .run import Run, optimizer_state
-from .snapshot import Costs, Snapshot
+from .run import Costs, Run, optimizer_state
+from .snapshot import Snapshot
 
 WIDER = "A shorter skip=, biases=True or norms=True"
 """The arguments of `fit` that widen the scope."""

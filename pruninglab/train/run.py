@@ -1,32 +1,27 @@
-"""`Run`, the one argument that methods get; `Snapshot`, all that a rewind restores; `evaluate`, the one measure."""
+"""`Run`, the one argument that methods get: the state of one training, its weights, and the verbs on masks."""
 
-import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import _html
-from ..criteria.registry import Criterion
-from ..data.dataset import Data
 from ..errors import ConfigError, RunError
-from ..identity import short_hash
-from ..layers.hooks import evaluating
 from ..layers.names import prunable
-from ..masks.choose import keep_top
-from ..masks.masks import Masks, Sparsity, units
+from ..masks.choose import Scope, keep_top
+from ..masks.masks import Masks, Sparsity, Unit, units
 from ..randomness import own_randomness
-from ..results.record import Result
-from .evaluate import Batches, OutOfMemory, Shuffled, evaluate, memory_watched, scored
-from .options import Options
-from .snapshot import Costs, Snapshot
 
 AnyMethod = TypeVar("AnyMethod")
+Costs = dict[str, dict[str, float]]
+Criterion = str | Callable[..., dict[str, Tensor]]
+Status = Literal["running", "done", "stopped", "interrupted", "diverged", "target_missed"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,11 @@ class Cut:
     revived: int = 0
 
 
-class Run:
-    """One training: what methods see at each moment, and what is left to look at when it is over."""
+class Run(ABC):
+    """One training: what methods see at each moment, and what is left to look at when it is over.
+
+    `fit` makes a `Training`, which also scores, evaluates and remembers. So a method imports no more than it uses.
+    """
 
     model: nn.Module
     net: Callable[..., Tensor]
@@ -49,30 +47,46 @@ class Run:
     x: Tensor
     y: Tensor
     logits: Tensor
-    result: Result
+    data: Any
+    """The three splits: a `Data`."""
+    options: Any
+    """What `fit` was asked for: `Options`."""
+    best: Any = None
+    """The state with the best validation score among those at the final mask: a `Snapshot`, or None."""
+    result: Any
+    """The record, a `Result`, when the run is over."""
 
-    def __init__(self, model: nn.Module, data: Data, methods: Sequence[Any], options: Options, device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        methods: Sequence[Any],
+        options: Any,
+        device: torch.device,
+        tags: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        before: Costs,
+    ):
         self.model = self.net = model
         self.data = data
         self.methods: list[Any] = list(methods)
         self.options = options
         self.device = device
+        self.tags = dict(tags)
+        self.origin = dict(origin)
+        self.before = before
+        """What had to be trained before, each training once: those it goes on from, and those that found its masks."""
         self.step = self.first_step = self.epoch = 0
         self.epochs = options.epochs
         self.steps_per_epoch = len(self.batched(range(len(data.train))))
         self.steps = self.epochs * self.steps_per_epoch
         self.history: list[dict[str, Any]] = []
         self.cuts: list[Cut] = []
-        self.status, self.reason = "running", ""
+        self.status: Status = "running"
+        self.reason = ""
         self.interrupted = False
-        self.best: Snapshot | None = None
-        """The state with the best validation score among those at the final mask."""
         self.target: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
-        self.origin: dict[str, Any] = {}
-        self.before: Costs = {}
-        """What had to be trained before, each training once: those it goes on from, and those that found its masks."""
-        self.tags: dict[str, Any] = {}
         self.eval_batch_size = options.eval_batch_size
         self.warnings: list[str] = []
         """What a reader of the record has to know."""
@@ -114,7 +128,7 @@ class Run:
         return self._measured.test
 
     @property
-    def _measured(self) -> Result:
+    def _measured(self) -> Any:
         if not hasattr(self, "result"):
             raise RunError("a run is measured when it is over; run.evaluate('val') measures it now.")
         return self.result
@@ -122,6 +136,15 @@ class Run:
     @property
     def progress(self) -> float:
         return self.step / self.steps if self.steps else 1.0
+
+    @property
+    def between_epochs(self) -> bool:
+        return not self.step % self.steps_per_epoch
+
+    @property
+    def going(self) -> bool:
+        """Whether nothing has ended this run before its time."""
+        return self.status == "running" and not self.interrupted
 
     @property
     def spent(self) -> int:
@@ -142,9 +165,9 @@ class Run:
         return {"steps": steps, "flops": flops, "seconds": self.seconds}
 
     @property
+    @abstractmethod
     def key(self) -> str:
         """A hash of all settings: the same for whoever trains the same."""
-        return short_hash(json.dumps(self.config, sort_keys=True))
 
     @property
     def trainings(self) -> Costs:
@@ -202,24 +225,27 @@ class Run:
         self._change(wanted, revived)
         return revived
 
-    def score(self, criterion: "str | Criterion", masked: bool = True) -> dict[str, Tensor]:
+    @abstractmethod
+    def score(self, criterion: Criterion, masked: bool = True) -> dict[str, Tensor]:
         """Scores of the weights in scope, taken in eval mode on shuffled training batches of this run's own.
 
         The masked network is scored, at whatever moment; with `masked=False` the weights as they are now.
         """
-        batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
-        with self.masked() if masked else nullcontext():
-            scores = scored(self.model, criterion, batches, self.weights)
-        return {name: score.to(self.device) for name, score in scores.items()}
 
-    def cut(
-        self, criterion: "str | Criterion", sparsity: Sparsity, scope: str = "global", unit: str = "weight"
-    ) -> None:
+    @abstractmethod
+    def evaluate(self, split: str | Iterable[tuple[Tensor, Tensor]] = "val") -> dict[str, float]:
+        """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
+
+    @abstractmethod
+    def snapshot(self, score: float | None = None) -> Any:
+        """A copy of all that a rewind needs, as it is now."""
+
+    def cut(self, criterion: Criterion, sparsity: Sparsity, scope: Scope = "global", unit: Unit = "weight") -> None:
         """Score, choose and cut. A sparsity below what is pruned already cuts nothing more."""
         scores = self.score(criterion)
         self.masks = keep_top(scores, sparsity, scope=scope, unit=unit, masks=self._masks, clamp=True)
 
-    def aim(self, sparsity: Sparsity, scope: str = "global", unit: str = "weight") -> None:
+    def aim(self, sparsity: Sparsity, scope: Scope = "global", unit: Unit = "weight") -> None:
         """Say in `on_start` what is to be reached: refused now where arithmetic rules it out, checked at the end.
 
         Of several methods' aims the sparsest counts.
@@ -235,46 +261,23 @@ class Run:
         if self.target is None or kept / total < self.target["kept"] / self.target["total"]:
             self.target = {"sparsity": sparsity, "scope": scope, "unit": unit, "kept": kept, "total": total}
 
-    def evaluate(self, split: "str | Batches" = "val") -> dict[str, float]:
-        """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
-        if isinstance(split, str) and split not in ("train", "val", "test"):
-            raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
-        if not isinstance(split, str):
-            return self._evaluated(split)
-        part, size = getattr(self.data, split), self.eval_batch_size
-        with suppress(OutOfMemory):
-            return self._evaluated(part.batches(size))
-        self.eval_batch_size = max(1, size // 2)
-        self.warn(
-            f"evaluation ran out of memory with batches of {size} and took batches of {self.eval_batch_size}; "
-            f"eval_batch_size={self.eval_batch_size} asks for them."
-        )
-        try:
-            return self._evaluated(part.batches(self.eval_batch_size))
-        except OutOfMemory as error:
-            raise RunError(
-                f"evaluation ran out of memory with batches of {self.eval_batch_size} too: {error}. "
-                "Give fit a smaller eval_batch_size=."
-            ) from None
-
-    def _evaluated(self, batches: Batches) -> dict[str, float]:
-        with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast(), memory_watched():
-            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
-
     def warn(self, text: str) -> None:
         """Put into the record what its reader has to know."""
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def snapshot(self, score: float | None = None) -> Snapshot:
-        """A copy of all that a rewind needs, as it is now."""
-        now = Snapshot.of(self.model, self._masks)
-        optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
-        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent, self.trainings)
+    def remember(self, score: float) -> None:
+        """Keep this state as the best, if it scores higher than the best so far."""
+        if self.best is None or score > (self.best.score or 0.0):
+            self.best = self.snapshot(score)
+
+    def end(self, status: Status, reason: str) -> None:
+        """The one place where a run gets its status; both go into the record."""
+        self.status, self.reason = status, reason
 
     def stop(self, reason: str) -> None:
-        """End after this step; the reason goes into the record."""
-        self.status, self.reason = "stopped", reason
+        """End after this step."""
+        self.end("stopped", reason)
 
     def interrupt(self) -> None:
         """End after this step with what was reached, as Ctrl-C does; a checkpoint goes on from here."""
@@ -318,9 +321,9 @@ class Run:
 
     def inherit_miss(self, before: "Run") -> None:
         """Training on under the same masks misses what the run before had missed."""
-        self.status = self.result.status = before.status
-        self.reason = self.result.reason = before.reason
-        self.target, self.result.target = before.target, before.result.target
+        self.end(before.status, before.reason)
+        self.target = before.target
+        self.result.status, self.result.reason, self.result.target = self.status, self.reason, before.result.target
 
     def save(self, path: str | Path) -> Path:
         """Write the record."""
