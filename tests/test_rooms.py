@@ -84,8 +84,12 @@ def behind(name: str) -> set[str]:
 
 METHODS = [name for name, path in FILES.items() if room(name) == "methods" and path.name != "__init__.py"]
 COMPUTED_ELSEWHERE = {
-    **{"methods.channels.silence": 13, "methods.noise.targeted_dropout": 13, "methods.projection.code_books": 13},
-    **{"methods.cuts.synflow": 14, "methods.cuts.n2nskip": 18, "methods.cuts.surgeon": 21},
+    "methods.channels.silence": 13,
+    "methods.noise.targeted_dropout": 13,
+    "methods.projection.code_books": 13,
+    "methods.cuts.synflow": 14,
+    "methods.cuts.n2nskip": 18,
+    "methods.cuts.surgeon": 21,
 }
 """Methods that are made of formulas in other rooms, and how many files that takes."""
 
