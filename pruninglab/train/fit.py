@@ -185,13 +185,18 @@ def _train(
                 progress(run)
             losses.zero_()
             seen = 0
-            due = run.step - saved >= every or run.epoch == run.epochs or run.status == "stopped" or run.interrupted
-            if due and run.status in ("running", "stopped"):
+            if _keeps(run, run.step - saved >= every):
                 saved = save()
         if run.interrupted and run.status == "running" and run.epoch < run.epochs:
             run.end("interrupted", "by the user")
         bar.last_line = _last_line(run)
     run.seconds += time.perf_counter() - began
+
+
+def _keeps(run: Training, due: bool) -> bool:
+    """Whether the end of this epoch goes into the checkpoint. What has diverged does not."""
+    last = run.epoch == run.epochs or run.status == "stopped" or run.interrupted
+    return (due or last) and run.status in ("running", "stopped")
 
 
 def _step(run: Training, broken: Tensor) -> Tensor:
