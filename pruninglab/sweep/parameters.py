@@ -31,15 +31,8 @@ from ..models.building import available as models_by_name
 from ..train.options import Options
 from ..typed import BelowOne, CountFromZero, PositiveFraction, Range, bounds, choices, expected, hints
 
-TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float, int),
-    "str": (str,),
-    "bool": (bool,),
-    "list": (list,),
-    "dict": (dict,),
-    "None": (type(None),),
-}
+TYPES: dict[str, tuple[type, ...]] = {kind.__name__: (kind,) for kind in (int, str, bool, list, dict)}
+TYPES |= {"float": (float, int), "None": (type(None),)}
 BY_NAME = {"sparsity": BelowOne, "density": PositiveFraction, "seed": CountFromZero, "epochs": CountFromZero}
 """What a number is everywhere in the package, by its name."""
 

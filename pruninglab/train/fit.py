@@ -62,7 +62,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     place = session.place
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
     origin, before = _start(parent, source, session, data)
-    return Training(trained, data.to(place), methods, options, place, session.tags, origin, before)
+    return Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
 
 
 def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training:

@@ -1,9 +1,9 @@
 """`Run`, the one argument that methods get: the state of one training, its weights, and the verbs on masks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,6 +34,7 @@ class Cut:
     revived: int = 0
 
 
+@dataclass(eq=False, repr=False)
 class Run(ABC):
     """One training: what methods see at each moment, and what is left to look at when it is over.
 
@@ -41,59 +42,50 @@ class Run(ABC):
     """
 
     model: nn.Module
-    net: Callable[..., Tensor]
-    """What is called in training and evaluation: `model`, or what a method puts around it for the time of the run."""
-    optimizer: torch.optim.Optimizer
-    x: Tensor
-    y: Tensor
-    logits: Tensor
     data: Any
     """The three splits: a `Data`."""
+    methods: list[Any]
     options: Any
     """What `fit` was asked for: `Options`."""
+    device: torch.device
+    tags: dict[str, Any]
+    origin: dict[str, Any]
+    before: Costs
+    """What had to be trained before, each training once: those it goes on from, and those that found its masks."""
+    net: Callable[..., Tensor] = field(init=False)
+    """What is called in training and evaluation: `model`, or what a method puts around it for the time of the run."""
+    optimizer: torch.optim.Optimizer = field(init=False)
+    x: Tensor = field(init=False)
+    y: Tensor = field(init=False)
+    logits: Tensor = field(init=False)
+    result: Any = field(init=False)
+    """The record, a `Result`, when the run is over."""
     best: Any = None
     """The state with the best validation score among those at the final mask: a `Snapshot`, or None."""
-    result: Any
-    """The record, a `Result`, when the run is over."""
+    step: int = 0
+    first_step: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+    status: Status = "running"
+    reason: str = ""
+    interrupted: bool = False
+    target: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    flops: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What a reader of the record has to know."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        methods: Sequence[Any],
-        options: Any,
-        device: torch.device,
-        tags: Mapping[str, Any],
-        origin: Mapping[str, Any],
-        before: Costs,
-    ):
-        self.model = self.net = model
-        self.data = data
-        self.methods: list[Any] = list(methods)
-        self.options = options
-        self.device = device
-        self.tags = dict(tags)
-        self.origin = dict(origin)
-        self.before = before
-        """What had to be trained before, each training once: those it goes on from, and those that found its masks."""
-        self.step = self.first_step = self.epoch = 0
-        self.epochs = options.epochs
-        self.steps_per_epoch = len(self.batched(range(len(data.train))))
+    def __post_init__(self) -> None:
+        self.net = self.model
+        self.epochs = self.options.epochs
+        self.steps_per_epoch = len(self.batched(range(len(self.data.train))))
         self.steps = self.epochs * self.steps_per_epoch
-        self.history: list[dict[str, Any]] = []
-        self.cuts: list[Cut] = []
-        self.status: Status = "running"
-        self.reason = ""
-        self.interrupted = False
-        self.target: dict[str, Any] | None = None
-        self.config: dict[str, Any] = {}
-        self.eval_batch_size = options.eval_batch_size
-        self.warnings: list[str] = []
-        """What a reader of the record has to know."""
-        self.flops: dict[str, dict[str, float]] = {}
-        self.seconds = 0.0
-        self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-        self.randomness = own_randomness(options.seed, device)
+        self.eval_batch_size = self.options.eval_batch_size
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.param_groups: list[dict[str, Any]] = [{"params": trained}]
+        self.randomness = own_randomness(self.options.seed, self.device)
         self._masks = Masks()
         self.find_weights()
 

@@ -21,7 +21,7 @@ from .snapshot import Snapshot
 class Training(Run):
     data: Data
     options: Options
-    best: Snapshot | None = None
+    best: Snapshot | None
     result: Result
 
     @property
