@@ -64,10 +64,12 @@ def describe(value: Any, inside: Inside = ()) -> Any:
         return [describe(v, inside) for v in value]
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray):
-        content = value.tolist() if value.dtype.hasobject else hashlib.sha256(value.tobytes()).hexdigest()
-        return f"array {_hash([value.dtype.str, value.shape, describe(content, inside)])}"
-    return label(value, inside)
+    return _array(value, inside) if isinstance(value, np.ndarray) else label(value, inside)
+
+
+def _array(value: np.ndarray, inside: Inside) -> str:
+    content = value.tolist() if value.dtype.hasobject else hashlib.sha256(value.tobytes()).hexdigest()
+    return f"array {_hash([value.dtype.str, value.shape, describe(content, inside)])}"
 
 
 def label(value: Any, inside: Inside = ()) -> str:

@@ -9,7 +9,7 @@ From them follow the check and its message (`check_settings`), the control in a 
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -125,10 +125,7 @@ def expected(hint: Any) -> str:
         return f"{', '.join(words[:-1])} or {words[-1]}"
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        spans = [f" {extra}" for extra in arguments[1:] if isinstance(extra, Range)]
-        examples = [f", {extra}" for extra in arguments[1:] if isinstance(extra, str)]
-        kind = "a number" if spans and arguments[0] is float else expected(arguments[0])
-        return "".join([kind, *spans, *examples])
+        return _ranged(*arguments)
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
     if origin is tuple and Ellipsis not in arguments:
@@ -153,6 +150,12 @@ _WORDS: dict[Any, str] = {
 }
 _MAPPINGS = (dict, Mapping)
 _SEQUENCES = (list, tuple, Sequence, Collection, set, frozenset)
+
+
+def _ranged(kind: Any, *extras: Any) -> str:
+    spans = [f" {extra}" for extra in extras if isinstance(extra, Range)]
+    examples = [f", {extra}" for extra in extras if isinstance(extra, str)]
+    return "".join(["a number" if spans and kind is float else expected(kind), *spans, *examples])
 
 
 def _plural(hint: Any) -> str:
@@ -194,23 +197,28 @@ def _one(value: Any, hint: Any) -> tuple[bool, Any]:
         return any(value == word and type(value) is type(word) for word in arguments), value
     if hint in (int, float):
         return _number(value, hint)
-    if hint in (None, NoneType):
+    if hint is None:
         return value is None, value
     if origin is Callable or hint is Callable:
         return callable(value), value
-    if origin in _MAPPINGS:
-        fits = isinstance(value, Mapping) and all(
-            _converted(key, arguments[0])[0] and _converted(item, arguments[1])[0] for key, item in value.items()
-        )
-        return fits, value
-    if origin is tuple and Ellipsis not in arguments:
-        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
-        return fits and all(_converted(v, kind)[0] for v, kind in zip(value, arguments, strict=True)), value
-    if origin in _SEQUENCES:
-        fits = isinstance(value, Collection) and not isinstance(value, str | Mapping)
-        return fits and all(_converted(item, arguments[0])[0] for item in value), value
+    if origin in (*_MAPPINGS, *_SEQUENCES):
+        return _holds(value, origin, arguments), value
     kind = origin or hint
     return isinstance(value, kind) if isinstance(kind, type) else True, value
+
+
+def _holds(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether a value is a collection of this kind, and each item of the type that is said."""
+    if origin in _MAPPINGS:
+        return isinstance(value, Mapping) and _each(value, arguments[0]) and _each(value.values(), arguments[1])
+    if origin is tuple and Ellipsis not in arguments:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        return fits and all(_each([v], kind) for v, kind in zip(value, arguments, strict=True))
+    return isinstance(value, Collection) and not isinstance(value, str | Mapping) and _each(value, arguments[0])
+
+
+def _each(values: Iterable[Any], hint: Any) -> bool:
+    return all(_converted(value, hint)[0] for value in values)
 
 
 def _number(value: Any, kind: type) -> tuple[bool, Any]:

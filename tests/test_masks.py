@@ -186,9 +186,9 @@ def test_errors_of_scope_name_what_is_there():
     with pytest.raises(lab.ConfigError, match="'conv9' matches no prunable layer"):
         lab.keep_top({"a": t(1, 2)}, {"conv9": 0.5})
     with pytest.raises(lab.ConfigError, match="scope='Global' is unknown"):
-        lab.keep_top({"a": t(1, 2)}, 0.5, scope="Global")
+        lab.keep_top({"a": t(1, 2)}, 0.5, scope="Global")  # pyright: ignore[reportArgumentType]
     with pytest.raises(lab.ConfigError, match="unit='filter' is unknown"):
-        lab.keep_top({"a": t(1, 2)}, 0.5, unit="filter")
+        lab.keep_top({"a": t(1, 2)}, 0.5, unit="filter")  # pyright: ignore[reportArgumentType]
     with pytest.raises(lab.ConfigError, match="NaN for a"):
         lab.keep_top({"a": t(1, float("nan"))}, 0.5)
 

@@ -72,6 +72,37 @@ def test_no_file_imports_itself_around_a_corner():
         raise AssertionError(" -> ".join(error.args[1])) from None
 
 
+def behind(name: str) -> set[str]:
+    """Every file of the package that importing this one needs, but those that list a room's names."""
+    found, todo = set(), [name]
+    while todo:
+        if (file := todo.pop()) not in found:
+            found.add(file)
+            todo += [used for used, _ in imports(file)]
+    return {file for file in found if FILES[file].name != "__init__.py"}
+
+
+METHODS = [name for name, path in FILES.items() if room(name) == "methods" and path.name != "__init__.py"]
+MANY = {
+    "methods.channels.silence": 14,
+    "methods.noise.targeted_dropout": 14,
+    "methods.projection.code_books": 14,
+    "methods.cuts.synflow": 15,
+    "methods.cuts.n2nskip": 19,
+    "methods.cuts.surgeon": 23,
+}
+"""Methods that are made of formulas in other rooms, and how many files that takes."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_imports_little(name):
+    """Nothing that trains, reads data or writes records: what it is given at each moment is enough."""
+    files = behind(name)
+    assert len(files) <= MANY.get(name, 13)
+    assert len(behind("methods.penalties.lobster")) <= 12
+    assert not {file for file in files if room(file) in ("data", "results") or file in ("train.training", "train.fit")}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_no_import_is_hidden_in_a_function(name):
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .modules import Attention, PadShortcut
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -40,7 +38,6 @@ class Kind:
 
 
 _CONV = Kind(True, False, "in_channels", "out_channels", (0, 1), widths=("in_channels", "out_channels", "groups"))
-_HEADS = {"prunable": True, "last": True, "narrowed": Attention}
 _MATRICES = Kind(prunable=True)
 
 KINDS: dict[type[nn.Module] | str, Kind] = {
@@ -57,19 +54,15 @@ KINDS: dict[type[nn.Module] | str, Kind] = {
     nn.RNNCellBase: _MATRICES,
     nn.Embedding: Kind(True, gives="embedding_dim", last=True),
     nn.EmbeddingBag: Kind(True, gives="embedding_dim", last=True),
-    nn.MultiheadAttention: Kind(heads="num_heads", **_HEADS),
-    Attention: Kind(heads="heads", widths=Attention.widths, **_HEADS),
     nn.modules.batchnorm._NormBase: Kind(
         norm=True, reads="num_features", gives="num_features", widths=("num_features",)
     ),
     nn.LayerNorm: Kind(norm=True, mixes=True),
     nn.RMSNorm: Kind(norm=True, mixes=True),
     nn.GroupNorm: Kind(norm=True, mixes=True, reads="num_channels", gives="num_channels"),
-    PadShortcut: Kind(reads="added", gives="added", widths=PadShortcut.widths, pads=True),
 }
 _UNKNOWN = Kind()
 
-HANDLED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._NormBase, PadShortcut)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (*CONVS, nn.Linear)
 Norm = nn.modules.batchnorm._NormBase

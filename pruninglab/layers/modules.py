@@ -1,10 +1,12 @@
 """Modules of this package that other rooms have to know: attention that can lose heads, a shortcut that pads."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .kinds import KINDS, LAYERS, Kind, Norm
 
 
 class Attention(nn.MultiheadAttention):
@@ -12,8 +14,6 @@ class Attention(nn.MultiheadAttention):
 
     The parameters have the names that they have in `nn.MultiheadAttention`, which would ask for width = heads · size.
     """
-
-    widths: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
 
     def __init__(self, full: nn.MultiheadAttention, heads: int, head_dim: int):
         place: Any = {"device": full.in_proj_weight.device, "dtype": full.in_proj_weight.dtype}
@@ -57,8 +57,6 @@ class Attention(nn.MultiheadAttention):
 class PadShortcut(nn.Module):
     """Option A of the paper: every stride-th pixel, and zeros in the channels that are added. No parameters."""
 
-    widths: ClassVar[tuple[str, ...]] = ("added",)
-
     def __init__(self, added: int, stride: int):
         super().__init__()
         self.added, self.stride = added, stride
@@ -68,3 +66,10 @@ class PadShortcut(nn.Module):
 
     def extra_repr(self) -> str:
         return f"added={self.added}, stride={self.stride}"
+
+
+KINDS[nn.MultiheadAttention] = Kind(prunable=True, last=True, heads="num_heads", narrowed=Attention)
+KINDS[Attention] = Kind(prunable=True, last=True, heads="heads", widths=("heads", "head_dim"), narrowed=Attention)
+KINDS[PadShortcut] = Kind(reads="added", gives="added", widths=("added",), pads=True)
+
+HANDLED = (*LAYERS, Norm, PadShortcut)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..randomness import generator
-from .masks import UNITS, Masks, Scores, Sparsity, unit_alive, whole
+from .masks import UNITS, Masks, Scores, Sparsity, Unit, unit_alive, whole
 
 Scope = Literal["global", "layer", "erk"]
 
@@ -24,8 +24,8 @@ def keep_top(
     scores: Scores,
     sparsity: Sparsity,
     *,
-    scope: str = "global",
-    unit: str = "weight",
+    scope: Scope = "global",
+    unit: Unit = "weight",
     masks: Mapping[str, Tensor] | None = None,
     clamp: bool = False,
 ) -> Masks:
@@ -117,6 +117,18 @@ def spread(total: int, quotas: Sequence[float], caps: Sequence[int], least: int 
             f"{total:,} cannot be spread over {len(caps)} layers that hold from {sum(floor):,} to {sum(caps):,}. "
             "Ask for a sparsity between, or leave the small layers out with `skip`."
         )
+    share = _filled(total, quotas, floor, caps)
+    counts = [min(math.floor(s + 1e-9), cap) for s, cap in zip(share, caps, strict=True)]
+    by_remainder = sorted(range(len(caps)), key=lambda i: (counts[i] - share[i], i))
+    for i in (i for _ in range(len(caps)) for i in by_remainder):
+        if sum(counts) == total:
+            break
+        counts[i] += counts[i] < caps[i]
+    return counts
+
+
+def _filled(total: int, quotas: Sequence[float], floor: Sequence[int], caps: Sequence[int]) -> list[float]:
+    """The shares in proportion, each between its floor and its cap, before they are rounded."""
     share = [0.0] * len(caps)
     fixed: dict[int, float] = {}
     while True:  # water-filling: who exceeds a bound is fixed there, the others share what is left
@@ -131,15 +143,7 @@ def spread(total: int, quotas: Sequence[float], caps: Sequence[int], least: int 
             break
         over = sum(share[i] - b for i, b in above.items()) - sum(b - share[i] for i, b in below.items())
         fixed |= above if over > 0 or not below else below
-    for i, value in fixed.items():
-        share[i] = value
-    counts = [min(math.floor(s + 1e-9), cap) for s, cap in zip(share, caps, strict=True)]
-    by_remainder = sorted(range(len(caps)), key=lambda i: (counts[i] - share[i], i))
-    for i in (i for _ in range(len(caps)) for i in by_remainder):
-        if sum(counts) == total:
-            break
-        counts[i] += counts[i] < caps[i]
-    return counts
+    return [fixed.get(i, share[i]) for i in range(len(caps))]
 
 
 def keep_highest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:

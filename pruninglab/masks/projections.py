@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .choose import keep_top
-from .masks import Masks, Sparsity, units
+from .choose import Scope, keep_top
+from .masks import Masks, Sparsity, Unit, units
 
 Tensors = Mapping[str, Tensor]
 
@@ -23,7 +23,7 @@ def project(weights: Tensors, masks: Tensors) -> dict[str, Tensor]:
 
 
 def largest(
-    weights: Tensors, sparsity: Sparsity, *, scope: str = "layer", unit: str = "weight", masks: Tensors | None = None
+    weights: Tensors, sparsity: Sparsity, *, scope: Scope = "layer", unit: Unit = "weight", masks: Tensors | None = None
 ) -> Masks:
     """Keep the largest, exactly as many as `sparsity` leaves; scope and unit as in `keep_top`.
 

@@ -1,5 +1,6 @@
 """Weights from a file into a model: read, name by name compared, and only then copied."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -67,6 +68,17 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) 
         head = _head(model)
         own = {name: tensor for name, tensor in own.items() if not name.startswith(head)}
         given = {name: tensor for name, tensor in given.items() if not name.startswith(head)}
+    _check_names(own, given, path)
+    differing = [name for name in given if given[name].shape != own[name].shape]
+    if differing:
+        shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} here" for name in differing]
+        only_head = all(name.startswith(_head(model)) for name in differing)
+        hint = "pass new_head=True to train a new last layer" if only_head else "use the same image shape and options"
+        raise ConfigError(f"{path} does not fit: {_listed(shapes)}; {hint}")
+    model.load_state_dict(given, strict=False)
+
+
+def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: str | Path) -> None:
     # Counters of batches are absent from old checkpoints and decide nothing.
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     unknown = [name for name in given if name not in own]
@@ -77,10 +89,3 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) 
             + (f"; the model has no {_listed(unknown)}" if unknown else "")
             + ". Build the model that wrote the file"
         )
-    differing = [name for name in given if given[name].shape != own[name].shape]
-    if differing:
-        shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} here" for name in differing]
-        only_head = all(name.startswith(_head(model)) for name in differing)
-        hint = "pass new_head=True to train a new last layer" if only_head else "use the same image shape and options"
-        raise ConfigError(f"{path} does not fit: {_listed(shapes)}; {hint}")
-    model.load_state_dict(given, strict=False)

@@ -72,14 +72,21 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
         return _with_alt(
             figure, f"Weight {only} of those followed in {_short(layer)}, over {len(magnitude)} epochs: it {fate}."
         )
+    levels = threshold[~threshold[:, 0].isnan(), 0]
+    span = f"The threshold goes from {float(levels[0]):.3g} to {float(levels[-1]):.3g}"
+    words = _fates(kept, lasts)
+    return _with_alt(figure, f"Weights of {_short(layer)} over {len(magnitude)} epochs: {words}. {span}.")
+
+
+def _fates(kept: Sequence[bool], lasts: Sequence[int]) -> str:
+    """How many of the followed weights stay, the first half chosen and the rest random, and when the others are cut."""
+    chosen = len(kept) - len(kept) // 2
     stay = (
         f"{sum(kept[:chosen])} of {len(kept[:chosen])} chosen and {sum(kept[chosen:])} of {len(kept[chosen:])} random"
     )
     cuts = sorted(last for last, stays in zip(lasts, kept, strict=True) if not stays)
     when = f"; the others are cut after epochs {cuts[0]} to {cuts[-1]}" if cuts else ""
-    levels = threshold[~threshold[:, 0].isnan(), 0]
-    span = f"The threshold goes from {float(levels[0]):.3g} to {float(levels[-1]):.3g}"
-    return _with_alt(figure, f"Weights of {_short(layer)} over {len(magnitude)} epochs: {stay} stay{when}. {span}.")
+    return f"{stay} stay{when}"
 
 
 def importance(source: Run | Masks, readings: Sequence[str] = ("text", "formula")) -> Figure:

@@ -75,13 +75,15 @@ def layers(
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     if any(0 in kept.values() for kept in tables.values()):
         axes.annotate("x: nothing left", (0, 1.01), xycoords="axes fraction", fontsize=8)
-    if reference:
-        tables["reference"] = dict(reference)
+    return _with_alt(figure, _layers_in_words(tables | ({"reference": dict(reference)} if reference else {})))
+
+
+def _layers_in_words(tables: Mapping[str, Mapping[str, float]]) -> str:
     said = {label: ", ".join(f"{n} {s:.2%}" for n, s in kept.items()) for label, kept in tables.items()}
     words = "; ".join(f"{label}: {shares}" for label, shares in said.items())
     empty = {label: [_short(n) for n, share in kept.items() if not share] for label, kept in tables.items()}
     emptied = "".join(f" Nothing is left of {', '.join(e)} ({label})." for label, e in empty.items() if e)
-    return _with_alt(figure, f"Share of weights left by layer. {words}.{emptied}")
+    return f"Share of weights left by layer. {words}.{emptied}"
 
 
 def schedule(*schedules: Schedule) -> Figure:

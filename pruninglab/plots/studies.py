@@ -80,12 +80,7 @@ def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Fi
     be joined. Bars are 95 % intervals of the mean where several runs have one sparsity; the dense net is the dashed
     line. Methods at one sparsity are drawn a little apart.
     """
-    table = trials.table() if isinstance(trials, Trials) else trials
-    _check_comparable(table)
-    table = table if "sparsity" in table else table.rename(columns={"sparsity_weights": "sparsity"})
-    if "seconds_in_all" in table:  # a dense run that stands in several tables is one run
-        table = table.drop_duplicates([c for c in table if not c.startswith("seconds")])
-    table = table.assign(left=(1 - table["sparsity"]).round(6))
+    table = _with_left(trials.table() if isinstance(trials, Trials) else trials)
     figure, (axes,) = _figure(1, width=7.5, height=3.6)
     shown = sorted({*table["left"]} - {1.0}, reverse=True)
     cut = [method for method, of in table.groupby("method", sort=False) if {*of["left"]} != {1.0}]
@@ -115,6 +110,15 @@ def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Fi
     axes.invert_xaxis()
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return _with_alt(figure, f"{score.replace('_', ' ').capitalize()} by share of weights left: {'; '.join(said)}.")
+
+
+def _with_left(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the share of weights left, each run once."""
+    _check_comparable(table)
+    table = table if "sparsity" in table else table.rename(columns={"sparsity_weights": "sparsity"})
+    if "seconds_in_all" in table:  # a dense run that stands in several tables is one run
+        table = table.drop_duplicates([c for c in table if not c.startswith("seconds")])
+    return table.assign(left=(1 - table["sparsity"]).round(6))
 
 
 def frontier(found: Comparison) -> Figure:

@@ -10,12 +10,11 @@ from ..data.dataset import Data
 from ..masks.choose import Scope
 from ..masks.masks import Sparsity, Unit
 from ..methods.projection.admm import ADMM, Penalty
-from ..train.fit import fit
 from ..train.lr_schedules import LRSchedule
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import Count, CountFromZero, Strength
-from .stages import dense_start, ended, finetuning, having, recipe, stage
+from .stages import Stages, recipe
 from .trials import Trials
 
 
@@ -44,13 +43,9 @@ def admm(
     after the cut, before fine-tuning. `folder` holds a checkpoint and a record of each stage; the same call goes on
     from them.
     """
-    made = Trials()
     pull = ADMM(sparsity, rho, scope, unit, updates)
-    run = made.add("dense", dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options))
-    if not ended(run, model):
-        pulling = having(options, lr_schedule=admm_lr_schedule)
-        run = made.add("admm", fit(run, data, pull, epochs=epochs, **stage(folder, "admm"), **pulling))
-    if not ended(run):
-        length, tuning = epochs if finetune is None else finetune, finetuning(options, finetune_lr)
-        made.add("fine-tuned", fit(run, data, epochs=length, **stage(folder, "fine-tuned"), **tuning))
-    return made
+    stages = Stages(data, folder, options, finetune_lr)
+    run = stages.dense(model, epochs)
+    run = stages.train("admm", run, pull, epochs=epochs, lr_schedule=admm_lr_schedule)
+    stages.finetune(run, epochs=epochs if finetune is None else finetune)
+    return stages.made

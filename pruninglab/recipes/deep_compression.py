@@ -10,12 +10,11 @@ from ..errors import ConfigError
 from ..masks.schedules import Schedule
 from ..methods.projection.code_books import SharedWeights
 from ..storage.levels import Bits, by_layer
-from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import BelowOne, Count, CountFromZero, Strength
 from .iterative import iterative
-from .stages import ended, filled, finetuning, in_scope, recipe, stage
+from .stages import Stages, ended, filled, in_scope, recipe
 from .trials import Trials
 
 
@@ -51,16 +50,15 @@ def deep_compression(
         dimensions = {weight.ndim for weight in weights.values()}
         bits = ({"conv": 8} if max(dimensions, default=0) > 2 else {}) | ({"dense": 5} if 2 in dimensions else {})
     by_layer(weights, bits)  # refuses what matches no layer
+    stages = Stages(data, folder, options, finetune_lr)
     if sparsity is not None:
-        made = iterative(model, data, sparsity, rounds=rounds, epochs=epochs, folder=folder, **options)
+        stages.made = iterative(model, data, sparsity, rounds=rounds, epochs=epochs, folder=folder, **options)
     elif isinstance(model, Run):
-        made = Trials()
-        made.add("pruned", model)
+        stages.made.add("pruned", model)
     else:
         raise ConfigError("deep_compression needs a sparsity to prune to, or a pruned Run as its model.")
-    run = made.last
-    if not ended(run, model):
-        method = SharedWeights(filled(bits, run.weights, run.masks), centres)
-        length, tuning = epochs if finetune is None else finetune, finetuning(options, finetune_lr, slower=10)
-        made.add("shared", fit(run, data, method, epochs=length, **stage(folder, "shared"), **tuning))
-    return made
+    run = stages.made.last
+    stages.over = ended(run, model)
+    method = SharedWeights(filled(bits, run.weights, run.masks), centres)
+    stages.finetune(run, method, name="shared", epochs=epochs if finetune is None else finetune, slower=10)
+    return stages.made

@@ -13,11 +13,10 @@ from ..masks.choose import count, spread
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic
 from ..methods.cuts.gradual import Gradual
-from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import BelowOne, CountFromZero, Range
-from .stages import in_scope, recipe, stage
+from .stages import Stages, in_scope, recipe
 from .trials import Trials
 
 
@@ -37,11 +36,10 @@ def enhanced(
     The first convolution stays dense, the last layer is cut by 80 % at most, and all others by the same share, such
     that the whole has `sparsity`. `folder` holds a checkpoint and a record; the same call goes on from them.
     """
-    made = Trials()
     weights = in_scope(model.model if isinstance(model, Run) else model, options)
-    method, length = Gradual(Cubic(shares(weights, sparsity))), math.ceil(epochs * longer)
-    made.add("enhanced", fit(model, data, method, epochs=length, **stage(folder, "enhanced"), **options))
-    return made
+    stages = Stages(data, folder, options)
+    stages.train("enhanced", model, Gradual(Cubic(shares(weights, sparsity))), epochs=math.ceil(epochs * longer))
+    return stages.made
 
 
 def shares(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:

@@ -14,12 +14,11 @@ from ..masks.choose import Scope
 from ..masks.masks import Unit
 from ..masks.schedules import Exponential, Schedule
 from ..methods.cuts.oneshot import OneShot
-from ..train.fit import fit
 from ..train.method import Method
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import BelowOne, Count, CountFromZero, Strength
-from .stages import dense_start, ended, finetuning, recipe, stage
+from .stages import Stages, recipe
 from .trials import Trials
 
 
@@ -48,21 +47,19 @@ def iterative(
     record of each round; the same call goes on from them.
     """
     schedule = sparsity if isinstance(sparsity, Schedule) else Exponential(sparsity)
-    length, tuning = epochs if finetune is None else finetune, finetuning(options, finetune_lr, slower=10)
-    made = Trials()
-    run = dense_start(model, data, epochs=epochs, folder=folder, name="round-00", **options)
-    made.add("dense", run, round=0)
+    stages = Stages(data, folder, options, finetune_lr)
+    run = stages.dense(model, epochs, "round-00", round=0)
+    length = epochs if finetune is None else finetune
     less_dropout = _LessDropout.of(run)
     for number in range(1, rounds + 1):
-        if ended(run, model):
-            break
         target = schedule(number / rounds)
         if not isinstance(target, Mapping):
             target = max(target, run.sparsity)
-        cut, files = OneShot(target, criterion, scope, unit), stage(folder, f"round-{number:02d}")
-        run = fit(run, data, cut, *less_dropout, epochs=length, **files, **tuning)
-        made.add("fine-tuned", run, round=number)
-    return made
+        cut = OneShot(target, criterion, scope, unit)
+        run = stages.finetune(
+            run, cut, *less_dropout, epochs=length, slower=10, file=f"round-{number:02d}", round=number
+        )
+    return stages.made
 
 
 @dataclass

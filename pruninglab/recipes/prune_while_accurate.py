@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -17,49 +18,27 @@ from ..methods.penalties.plain import L1, L2
 from ..methods.penalties.relevance import RelevanceL2
 from ..methods.penalties.sensitivity import Sensitivity
 from ..models import build
-from ..train.fit import fit
 from ..train.lr_schedules import LRSchedule
 from ..train.method import Method
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import CountFromZero, PartialFraction, Strength
-from .stages import dense_start, ended, finetuning, having, recipe, refuse_own, stage
+from .stages import Stages, recipe, refuse_own
 from .trials import Trials
 
-_ADAM = {
-    "batch_size": 100,
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "pruning_lr_schedule": "constant",
-    "lr_schedule": "constant",
-}
+_STEADY = {"batch_size": 100, "pruning_lr_schedule": "constant", "lr_schedule": "constant"}
+_ADAM = {**_STEADY, "optimizer": "adam", "lr": 1e-3}
+_SGD = {**_STEADY, "optimizer": "sgd", "lr": 1e-4}
+_often = partial(PruneWhileAccurate, prune_fraction=0.04, every_steps=250, counting="epoch")
+_rarely = partial(PruneWhileAccurate, prune_fraction=0.01, every_steps=2500, counting="epoch")
+_TABLE = (
+    ("MNIST", RelevanceL2(1e-3), _often(0.987), 0, 120, 5, _ADAM),
+    ("FashionMNIST", RelevanceL2(1e-3), _often(0.897), 24, 81, 50, _ADAM),
+    ("ImageNet", RelevanceL2(1e-4), _rarely(0.685), 0, 30, 30, _SGD),
+)
+_HEAD = ("regularizer", "pruning", "dense", "epochs", "finetune")
 PAPER: dict[str, dict[str, Any]] = {
-    "MNIST": {
-        "regularizer": RelevanceL2(1e-3),
-        "pruning": PruneWhileAccurate(0.987, prune_fraction=0.04, every_steps=250, counting="epoch"),
-        "dense": 0,
-        "epochs": 120,
-        "finetune": 5,
-        **_ADAM,
-    },
-    "FashionMNIST": {
-        "regularizer": RelevanceL2(1e-3),
-        "pruning": PruneWhileAccurate(0.897, prune_fraction=0.04, every_steps=250, counting="epoch"),
-        "dense": 24,
-        "epochs": 81,
-        "finetune": 50,
-        **_ADAM,
-    },
-    "ImageNet": {
-        "regularizer": RelevanceL2(1e-4),
-        "pruning": PruneWhileAccurate(0.685, prune_fraction=0.01, every_steps=2500, counting="epoch"),
-        "dense": 0,
-        "epochs": 30,
-        "finetune": 30,
-        **_ADAM,
-        "optimizer": "sgd",
-        "lr": 1e-4,
-    },
+    name: {**dict(zip(_HEAD, settings, strict=True)), **options} for name, *settings, options in _TABLE
 }
 """Table 2, what the text adds and, where it leaves something open, the authors' code: as arguments of the recipe."""
 Regularizer = RelevanceL2 | L2 | L1 | LOBSTER | Sensitivity
@@ -89,24 +68,16 @@ def prune_while_accurate(
     phase; the same call goes on from them.
     """
     refuse_own("prune_while_accurate", options, "keep")
-    options = having(options, keep="best")
     together = [regularizer] if isinstance(regularizer, Method) else list(regularizer)
-    made, start = Trials(), model
-    if dense and not isinstance(model, Run):
-        start = made.add("dense", dense_start(model, data, epochs=dense, folder=folder, name="dense", **options))
-        if ended(start):
-            return made
-    files, steady = stage(folder, "pruned"), having(options, lr_schedule=pruning_lr_schedule)
-    pruned = made.add("pruned", fit(start, data, *together, pruning, epochs=epochs, **files, **steady))
-    if ended(pruned):
-        return made
-    files, tuning = stage(folder, "fine-tuned"), finetuning(options, finetune_lr)
-    tuned = made.add("fine-tuned", fit(pruned, data, epochs=finetune, **files, **tuning))
+    stages = Stages(data, folder, {**options, "keep": "best"}, finetune_lr)
+    start = stages.dense(model, dense) if dense and not isinstance(model, Run) else model
+    pruned = stages.train("pruned", start, *together, pruning, epochs=epochs, lr_schedule=pruning_lr_schedule)
+    tuned = stages.finetune(pruned, epochs=finetune)
     if (pruned.status, tuned.status) == ("target_missed", "done"):
         tuned.inherit_miss(pruned)
         if folder:
             tuned.save(Path(folder, "fine-tuned.json"))
-    return made
+    return stages.made
 
 
 @recipe
@@ -191,12 +162,10 @@ def search(
         (cell, replace(regularizer, strength=cell["strength"]), replace(pruning, **dict([*cell.items()][1:])))
         for cell in grid
     ]
-    made, start = Trials(), model
-    if dense and not isinstance(model, Run):
-        best = having(options, keep="best")
-        start = made.add("dense", dense_start(model, data, epochs=dense, folder=folder, name="dense", **best))
-        if ended(start):
-            return made
+    stages = Stages(data, folder, {**options, "keep": "best"})
+    made, start = stages.made, stages.dense(model, dense) if dense and not isinstance(model, Run) else model
+    if stages.over:
+        return made
     how: dict[str, Any] = {"epochs": epochs, "finetune": finetune, "finetune_lr": finetune_lr, **options}
     how["pruning_lr_schedule"] = pruning_lr_schedule
     ends: list[int] = []  # positions in `made`

@@ -12,11 +12,10 @@ from ..masks.masks import Masks
 from ..methods.projection.code_books import SharedWeights
 from ..methods.projection.quantize import Quantize
 from ..storage.levels import Bits
-from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import Count, CountFromZero, Strength
-from .stages import ended, filled, finetuning, in_scope, recipe, stage
+from .stages import Stages, filled, in_scope, recipe
 from .trials import Trials
 
 
@@ -44,10 +43,9 @@ def quantize(
     """
     weights = model.weights if isinstance(model, Run) else in_scope(model, options)
     bits = filled(bits, weights, model.masks if isinstance(model, Run) else Masks.full(weights))
-    made, method = Trials(), Quantize(bits, levels, rho, updates)
-    run = made.add("quantized", fit(model, data, method, epochs=epochs, **stage(folder, "quantized"), **options))
+    stages = Stages(data, folder, options, finetune_lr)
+    run = stages.train("quantized", model, Quantize(bits, levels, rho, updates), epochs=epochs)
     length = epochs if finetune is None else finetune
-    if levels == "clustered" and length and not ended(run):
-        at, tuning = stage(folder, "fine-tuned"), finetuning(options, finetune_lr, slower=3)
-        made.add("fine-tuned", fit(run, data, SharedWeights(bits), epochs=length, **at, **tuning))
-    return made
+    if levels == "clustered" and length:
+        stages.finetune(run, SharedWeights(bits), epochs=length, slower=3)
+    return stages.made

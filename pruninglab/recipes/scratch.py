@@ -17,11 +17,10 @@ from ..methods.cuts.oneshot import OneShot
 from ..randomness import own_randomness
 from ..structured import choose
 from ..structured.shrink import shrink
-from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import CountFromZero, Range, Strength
-from .stages import Untrained, check_prunable, dense_start, ended, finetuning, in_scope, recipe, stage
+from .stages import Stages, Untrained, check_prunable, in_scope, recipe
 from .tickets import redrawn
 from .trials import Trials
 
@@ -66,7 +65,7 @@ def scratch(
     if architecture == "predefined" and scope == "global" and not isinstance(sparsity, Mapping):
         raise ConfigError("a global cut finds an architecture; a predefined one has scope='layer', or a dict.")
     criterion = criterion or ("magnitude" if unit == "weight" else "filter_l2")
-    seed, made = options.get("seed", 0), Trials()
+    seed, stages = options.get("seed", 0), Stages(data, folder, options, finetune_lr)
 
     def smaller(net: nn.Module | Run) -> tuple[nn.Module, Masks]:
         if isinstance(sparsity, Mapping):
@@ -80,28 +79,24 @@ def scratch(
     else:
         keep_top({name: torch.zeros_like(w) for name, w in in_scope(model, options).items()}, sparsity, scope=scope)
     # All that is impossible has been refused above; training starts here.
-    dense = made.add("dense", dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options))
-    if ended(dense):
-        return made
-    tuning, at = finetuning(options, finetune_lr, slower=10), stage(folder, "fine-tuned")
+    dense = stages.dense(model, epochs)
+    if stages.over:
+        return stages.made
     anew, masks, found_by = redrawn(model, seed), None, [dense] if architecture == "found" else []
     if unit == "channel":
         small = shrink(smaller(dense)[0], data)
-        tuned = fit(small.model, data, epochs=finetune, found_by=[dense], **at, **tuning)
+        tuned = stages.finetune(small.model, epochs=finetune, slower=10, found_by=[dense])
         with own_randomness(seed):
             narrow_(anew, small.widths)
     else:
-        tuned = fit(dense, data, OneShot(sparsity, criterion, scope), epochs=finetune, **at, **tuning)
+        tuned = stages.finetune(dense, OneShot(sparsity, criterion, scope), epochs=finetune, slower=10)
         masks = tuned.masks if architecture == "found" else scattered(tuned.masks, seed)
-    made.add("fine-tuned", tuned)
     lengths = {"Scratch-E": epochs}
     if compute != "epochs":
         lengths["Scratch-B"] = _length(dense, tuned, epochs, finetune, compute)
-    for method, length in lengths.items():
-        if not ended(made.last):
-            files = stage(folder, method.lower())
-            made.add(method, fit(anew, data, masks=masks, epochs=length, found_by=found_by, **files, **options))
-    return made
+    for name, length in lengths.items():
+        stages.train(name, anew, masks=masks, epochs=length, found_by=found_by)
+    return stages.made
 
 
 def _length(dense: Run, tuned: Run, epochs: int, finetune: int, compute: str | float) -> int:

@@ -9,10 +9,9 @@ from ..methods.channels.slimming import Slimming, scales
 from ..randomness import own_randomness
 from ..structured import choose
 from ..structured.shrink import shrink
-from ..train.fit import fit
 from ..train.options import TrainingOptions
 from ..typed import CountFromZero, Fraction, Positive, Strength
-from .stages import Untrained, check_prunable, dense_start, ended, finetuning, recipe, stage
+from .stages import Stages, Untrained, check_prunable, recipe
 from .tickets import redrawn
 from .trials import Trials
 
@@ -44,26 +43,19 @@ def slimming(
     """
     check_prunable(model, options)
     scales(model)
-    seed, made = options.get("seed", 0), Trials()
+    seed, stages = options.get("seed", 0), Stages(data, folder, options, finetune_lr)
     choose.prune(model, data, prune_fraction, "norm_scale", scope=scope, seed=seed)  # refuses what is impossible
-    dense = made.add("dense", dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options))
-    if ended(dense):
-        return made
-    pull, files = Slimming(strength, begin), stage(folder, "slimmed")
-    slim = made.add("slimmed", fit(model, data, pull, epochs=epochs, **files, **options))
-    if ended(slim):
-        return made
+    dense = stages.dense(model, epochs)
+    slim = stages.train("slimmed", model, Slimming(strength, begin), epochs=epochs)
+    if stages.over:
+        return stages.made
     pruned, masks = choose.prune(slim, data, prune_fraction, "norm_scale", scope=scope, seed=seed)
     small = shrink(pruned, data, masks)
     with own_randomness(seed):
         anew = narrow_(redrawn(model, seed), small.widths)
-    tuning = finetuning(options, finetune_lr, slower=10)
-    made.add("removed", fit(small.model, data, epochs=0, found_by=[slim], **stage(folder, "removed"), **options))
-    files = stage(folder, "fine-tuned")
-    tuned = made.add("fine-tuned", fit(small.model, data, epochs=finetune, found_by=[slim], **files, **tuning))
+    stages.train("removed", small.model, epochs=0, found_by=[slim])
+    tuned = stages.finetune(small.model, epochs=finetune, slower=10, found_by=[slim])
     longer = dense.result.flops["dense"] / tuned.result.flops["dense"]
-    for method, length in (("Scratch-E", epochs), ("Scratch-B", round(epochs * longer))):
-        if not ended(made.last):
-            files = stage(folder, method.lower())
-            made.add(method, fit(anew, data, epochs=length, found_by=[slim], **files, **options))
-    return made
+    for name, length in (("Scratch-E", epochs), ("Scratch-B", round(epochs * longer))):
+        stages.train(name, anew, epochs=length, found_by=[slim])
+    return stages.made

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypedDict, TypeVar, Unpack
@@ -22,9 +23,11 @@ from ..masks.masks import Masks
 from ..storage import files
 from ..storage.levels import Bits, by_layer
 from ..train.fit import fit
+from ..train.method import Method
 from ..train.options import FitOptions, Options, TrainingOptions, refuse_unknown, resolved
 from ..train.run import Run
 from ..typed import CountFromZero, check_arguments
+from .trials import Trials
 
 STARTS = "PRUNINGLAB_STARTS"
 """The environment variable with the folder in which a sweep's cells share their dense networks."""
@@ -123,14 +126,39 @@ def ended(run: Run, given: Any = None) -> bool:
     return run.status in ("interrupted", "diverged") or (run.interrupted and run is not given)
 
 
-def having(options: TrainingOptions, **changes: Unpack[TrainingOptions]) -> TrainingOptions:
-    """The same options, with changes."""
-    return {**options, **changes}
+@dataclass
+class Stages:
+    """The trainings of a recipe, one after the other. When one has ended early, those after it are passed over."""
 
+    data: Data
+    folder: str | Path | None
+    options: TrainingOptions
+    finetune_lr: float | None = None
+    made: Trials = field(default_factory=Trials)
+    over: bool = False
 
-def finetuning(options: TrainingOptions, lr: float | None, slower: float = 1) -> TrainingOptions:
-    """The same options at the learning rate of fine-tuning: `lr`, or the one of training divided by `slower`."""
-    return having(options, lr=options.get("lr", Options.lr) / slower if lr is None else lr)
+    def dense(self, model: nn.Module | Run, epochs: int, name: str = "dense", **columns: Any) -> Run:
+        """The first stage: a finished `Run` as it is, or a dense training."""
+        run = dense_start(model, self.data, epochs=epochs, folder=self.folder, name=name, **self.options)
+        self.over = ended(run, model)
+        return self.made.add("dense", run, **columns)
+
+    def train(self, name: str, model: nn.Module | Run, *methods: Method, file: str = "", **given: Any) -> Run:
+        """One `fit`, with a checkpoint and a record. `given` are its own options, and the `round` of its row."""
+        if not self.over:
+            columns = {"round": given.pop("round")} if "round" in given else {}
+            chosen: dict[str, Any] = {**self.options, **given, **stage(self.folder, file or name.lower())}
+            run = fit(model, self.data, *methods, **chosen)
+            self.made.add(name, run, **columns)
+            self.over = ended(run)
+        return self.made.last
+
+    def finetune(
+        self, run: nn.Module | Run, *methods: Method, name: str = "fine-tuned", slower: float = 1, **given: Any
+    ) -> Run:
+        """One more, at the learning rate of fine-tuning: by default the one of training, divided by `slower`."""
+        lr = self.options.get("lr", Options.lr) / slower if self.finetune_lr is None else self.finetune_lr
+        return self.train(name, run, *methods, lr=lr, **given)
 
 
 def in_scope(model: nn.Module, options: TrainingOptions) -> dict[str, nn.Parameter]:

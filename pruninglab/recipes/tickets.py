@@ -13,7 +13,6 @@ from ..criteria.registry import Criterion, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..masks.choose import count, keep_top, scattered, spread
-from ..masks.masks import Masks
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic, Exponential
 from ..methods.cuts.gradual import Gradual
@@ -21,10 +20,10 @@ from ..randomness import generator
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.options import TrainingOptions
-from ..train.run import Run
-from ..train.snapshot import Costs, Snapshot
+from ..train.run import Costs, Run
+from ..train.snapshot import Snapshot
 from ..typed import BelowOne, Count, CountFromZero
-from .stages import Untrained, check_prunable, dense_start, ended, in_scope, recipe, stage
+from .stages import Stages, Untrained, check_prunable, ended, in_scope, recipe, stage
 from .trials import Trials
 
 Control = Literal["reinitialised", "random mask", "one-shot", "gradual"]
@@ -70,36 +69,27 @@ def tickets(
     check_prunable(model, options)
     resolve(criterion)
     _plan(in_scope(model, options), sparsity, rounds)  # refuses what is impossible
-    seed, made = options.get("seed", 0), Trials()
-
+    seed, stages = options.get("seed", 0), Stages(data, folder, options)
     origin = Snapshot.of(model)
     if step:  # of the same bits as the dense training at this step, which a sweep may have trained elsewhere
         early = fit(model, data, _Until(step), epochs=epochs, start=origin, **stage(folder, "early"), **options)
         if ended(early):
-            made.add("early", early, round=0)
-            return made
+            stages.made.add("early", early, round=0)
+            return stages.made
         origin = early.snapshot()
-    dense = dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options)
-    made.add("dense", dense, round=0)
+    dense = stages.dense(model, epochs, round=0)
     origin = replace(origin, past=_part(dense, step))
 
-    def train(
-        method: str,
-        start: Snapshot | None,
-        *methods: Method,
-        masks: Masks | None = None,
-        found_by: Sequence[Run] = (),
-    ) -> Run:
-        files = stage(folder, f"round-{number:02d}-{method.replace(' ', '-')}")
-        given: dict[str, Any] = {"start": start, "masks": masks, "found_by": found_by, **files, **options}
-        return made.add(method, fit(model, data, *methods, epochs=epochs, **given), round=number)
+    def train(name: str, start: Snapshot | None, *methods: Method, **given: Any) -> Run:
+        file = f"round-{number:02d}-{name.replace(' ', '-')}"
+        return stages.train(name, model, *methods, file=file, round=number, epochs=epochs, start=start, **given)
 
     def rewound(run: Run) -> Snapshot:
         return origin if rewind == "weights" else replace(run.snapshot(), step=step)
 
     chain, plan = [dense], _plan(dense.weights, sparsity, rounds)
     for number in range(1, rounds + 1):
-        if ended(chain[-1]):
+        if stages.over:
             break
         score = chain[-1].score(criterion)
         target = plan[number - 1] if scope == "layer" else _share(sparsity, number / rounds)
@@ -108,8 +98,6 @@ def tickets(
         chain.append(train("ticket", rewound(chain[-1]), masks=masks, found_by=found))
         of_counts = found if scope == "global" else []
         for method in controls if compare == "each" or number == rounds else ():
-            if ended(made.last):
-                return made
             if method == "reinitialised":
                 train(method, Snapshot.of(redrawn(model, seed)), masks=masks, found_by=found)
             elif method == "random mask":
@@ -120,7 +108,7 @@ def tickets(
             else:
                 shares = keeping(dense.weights, masks.kept_by_layer)
                 train(method, None, Gradual(Cubic(shares)), found_by=of_counts)
-    return made
+    return stages.made
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from .. import _html
 from ..errors import ConfigError
-from ..layers.kinds import CONVS, HANDLED, LAYERS, inputs, is_depthwise, outputs
-from ..layers.modules import Attention, PadShortcut
+from ..layers.kinds import CONVS, LAYERS, inputs, is_depthwise, outputs
+from ..layers.modules import HANDLED, Attention, PadShortcut
 
 
 @dataclass(frozen=True)

@@ -22,24 +22,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from .. import methods, recipes
 from ..data.loading import available
 from ..errors import ConfigError
 from ..models.building import available as models_by_name
 from ..train.options import Options
-from ..typed import bounds, choices, expected, hints
+from ..typed import BelowOne, CountFromZero, PositiveFraction, Range, bounds, choices, expected, hints
 
-TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float, int),
-    "str": (str,),
-    "bool": (bool,),
-    "list": (list,),
-    "dict": (dict,),
-    "None": (type(None),),
-}
+TYPES: dict[str, tuple[type, ...]] = {kind.__name__: (kind,) for kind in (int, str, bool, list, dict)}
+TYPES |= {"float": (float, int), "None": (type(None),)}
+BY_NAME = {"sparsity": BelowOne, "density": PositiveFraction, "seed": CountFromZero, "epochs": CountFromZero}
+"""What a number is everywhere in the package, by its name."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +95,20 @@ class Parameter:
 
     def _impossible(self, value: Any) -> str:
         """What was expected instead, or nothing."""
-        if self.choices and str(value) not in self.choices:
-            near = get_close_matches(str(value), self.choices, 1)
-            return f"one of {', '.join(self.choices)}" + (f"; did you mean {near[0]}?" if near else "")
-        span, is_number = bounds(_field(self.help)), isinstance(value, int | float)
-        if span and is_number and value not in span:
-            return expected(_field(self.help))
-        number = r"(-?[\d.]+(?:e-?\d+)?)"
-        if (said := re.search(rf"\bbetween {number} and {number}", self.help)) and is_number:
+        known = self.choices or _names(self.name, value)
+        if known and str(value) not in known:
+            near = get_close_matches(str(value), known, 1)
+            return f"one of {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
+        span = bounds(self._type)
+        return expected(self._type) if span and isinstance(value, int | float) and value not in span else ""
+
+    @property
+    def _type(self) -> Any:
+        """The type that the help comment says or names, or that this name has everywhere in the package."""
+        if said := re.search(r"\bbetween (-?[\d.]+(?:e-?\d+)?) and (-?[\d.]+(?:e-?\d+)?)", self.help):
             low, high = map(float, said.groups())
-            if not low <= value <= high:
-                return f"a number between {low:g} and {high:g}"
-        return _by_name(self.name, value)
+            return Annotated[float, Range(low, high)]
+        return _field(self.help) or BY_NAME.get(re.sub(r"\w+_epochs$", "epochs", self.name))
 
 
 def _field(text: str) -> Any:
@@ -129,21 +126,13 @@ def _field(text: str) -> Any:
     return None
 
 
-def _by_name(name: str, value: Any) -> str:
-    """What a value by this name has to be, where the package gives the name a meaning and the value lacks it."""
-    if name == "data_name" and isinstance(value, str) and not value.startswith("folder:"):
-        known = [known for known, *_ in available()]
-        return "" if value in known else f"one of {', '.join(known)} or folder:PATH"
-    if name == "model_name" and isinstance(value, str) and not value.startswith("torchvision:"):
-        return "" if value in models_by_name() else f"one of {', '.join(models_by_name())} or torchvision:NAME"
-    if not isinstance(value, int | float):
-        return ""
-    if name == "sparsity" and not 0 <= value < 1:
-        return "a share of at least 0 and below 1"
-    if name == "density" and not 0 < value <= 1:
-        return "a share above 0 and of at most 1"
-    counted = name == "seed" or name == "epochs" or name.endswith("_epochs")
-    return "a whole number from 0 on" if counted and value < 0 else ""
+def _names(name: str, value: Any) -> Sequence[str]:
+    """The names that a parameter of this name may have; none where anything will do."""
+    if name == "data_name" and not str(value).startswith("folder:"):
+        return [*(known for known, *_ in available()), "folder:PATH"]
+    if name == "model_name" and not str(value).startswith("torchvision:"):
+        return [*models_by_name(), "torchvision:NAME"]
+    return ()
 
 
 def declared(notebook: Any) -> dict[str, Parameter]:
@@ -212,26 +201,24 @@ def read_grid(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: it is no grid file; its name has to end with .toml, .yaml or .yml.")
     try:
         text = path.read_text(encoding="utf-8")
-        content: Any = tomllib.loads(text) if path.suffix == ".toml" else _yaml(path, text)
+        content: Any = tomllib.loads(text) if path.suffix == ".toml" else _yaml(text)
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         kind = "names that are no text" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ConfigError(f"{path} holds {kind}; expected a name and its values on each line.")
     return content
 
 
-def _yaml(path: Path, text: str) -> Any:
+def _yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise ConfigError(f"{path} needs PyYAML: pip install pyyaml, or write the grid as TOML.") from None
+        raise ValueError("it needs PyYAML: pip install pyyaml, or write the grid as TOML") from None
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
+        raise ValueError(error) from None
 
 
 def source_hash(notebook: Any) -> str:

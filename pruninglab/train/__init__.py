@@ -2,13 +2,14 @@
 
 from .evaluate import evaluate
 from .fit import fit, prune
-from .losses import Distill, whole
+from .losses import Distill
 from .lr_schedules import ConstantLR, CosineLR, StepLR
 from .method import Method
-from .metrics import accuracy
+from .metrics import accuracy, whole
 from .options import FitOptions, Options
 from .run import Cut, Run
 from .snapshot import Snapshot
+from .training import Training
 
 __all__ = [
     "ConstantLR",
@@ -21,6 +22,7 @@ __all__ = [
     "Run",
     "Snapshot",
     "StepLR",
+    "Training",
     "accuracy",
     "evaluate",
     "fit",

@@ -12,7 +12,7 @@ from ..errors import ConfigError, DataError
 from ..layers.flops import Flops, count
 from ..layers.hooks import evaluating
 from ..layers.names import check_plain
-from .evaluate import loss_arguments
+from .losses import loss_arguments
 from .options import Options
 from .run import Run
 from .snapshot import Snapshot

@@ -15,6 +15,7 @@ from ..identity import describe, text
 from ..layers.hooks import evaluating
 from ..layers.precision import exact_dtype
 from ..randomness import generator
+from .losses import loss_arguments
 from .metrics import accuracy
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -95,8 +96,3 @@ def memory_watched() -> Generator[None]:
         ):
             raise OutOfMemory(str(error)) from None
         raise
-
-
-def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """`(logits, y)`, and x for a loss that asks for a third argument by the attribute `takes_input`."""
-    return (logits, y, x) if getattr(loss, "takes_input", False) else (logits, y)

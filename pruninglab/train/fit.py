@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.names import NOTHING, Pattern, check_plain, prunable
 from ..layers.precision import exact_dtype
-from ..masks.choose import keep_top
-from ..masks.masks import Masks, Sparsity, units
+from ..masks.choose import Scope, keep_top
+from ..masks.masks import Masks, Sparsity, Unit, units
 from ..randomness import generator, key, own_randomness
 from ..results.record import percent
 from ..terminal import Bar
@@ -29,9 +29,10 @@ from .options import FitOptions, Options, Session, resolved, signature
 from .record import _config, _hash_of, _proof, _result, _start
 from .run import Run, load_optimizer
 from .snapshot import Snapshot
+from .training import Training
 
 
-def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[FitOptions]) -> Run:
+def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[FitOptions]) -> Training:
     """Train `model` on `data` with `methods`, and measure what comes out.
 
     `model` may be a finished `Run`: its model goes on under its masks, and its steps count. What is
@@ -56,10 +57,20 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
 fit.__signature__ = signature(fit)
 
 
-def _fitted(run: Run, model: nn.Module | Run, session: Session) -> Run:
+def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: Options, session: Session) -> Training:
+    parent, source = (model, model.model) if isinstance(model, Run) else (None, model)
+    place = session.place
+    trained = (source if session.inplace else copy.deepcopy(source)).to(place)
+    origin, before = _start(parent, source, session, data)
+    return Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
+
+
+def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training:
     with settings(run.device), channels_last(run.model, run.device):
-        given = _given_masks(model, session)
-        _set_out(run, session, given)
+        given = session.masks
+        if given is None:
+            given = session.start.masks if session.start else model.masks if isinstance(model, Run) else None
+        _set_out(run, session.start, given)
         path = Path(session.checkpoint) if session.checkpoint else None
         loss_sum, seen = checkpoints.resume(run, path) if path and path.exists() else (0.0, 0)
         with interruptible(run):
@@ -70,29 +81,13 @@ def _fitted(run: Run, model: nn.Module | Run, session: Session) -> Run:
     return run
 
 
-def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: Options, session: Session) -> Run:
-    parent, source = (model, model.model) if isinstance(model, Run) else (None, model)
-    place = session.place
-    trained = (source if session.inplace else copy.deepcopy(source)).to(place)
-    run = Run(trained, data.to(place), methods, options, place)
-    run.tags = dict(session.tags)
-    run.origin, run.before = _start(parent, source, session, data)
-    return run
-
-
-def _given_masks(model: nn.Module | Run, session: Session) -> Mapping[str, Tensor] | None:
-    if session.masks is not None:
-        return session.masks
-    return session.start.masks if session.start else model.masks if isinstance(model, Run) else None
-
-
-def _set_out(run: Run, session: Session, given: Mapping[str, Tensor] | None) -> None:
+def _set_out(run: Training, start: Snapshot | None, given: Mapping[str, Tensor] | None) -> None:
     """Everything up to the first step: weights, masks, one batch tried, methods, optimizer."""
     run.model.zero_grad(set_to_none=True)
     if not run.model.training:  # a model in training keeps the layers that its owner has set to eval
         run.model.train()
-    if session.start:
-        _go_on_from(run, session.start)
+    if start:
+        _go_on_from(run, start)
     run.find_weights()
     if given:
         run.masks = Masks(given).over(run.weights)
@@ -104,9 +99,8 @@ def _set_out(run: Run, session: Session, given: Mapping[str, Tensor] | None) -> 
             method.on_start(run)
     run.find_weights()
     make_optimizer(run)
-    if session.start and session.start.optimizer:
-        load_optimizer(run, session.start.optimizer)
-    if session.start:
+    if start:
+        load_optimizer(run, start.optimizer or {})
         run.origin |= _proof(run)
     run.config = _config(run)
 
@@ -116,8 +110,8 @@ def prune(
     sparsity: Sparsity,
     criterion: str | Criterion = "magnitude",
     *,
-    scope: str = "global",
-    unit: str = "weight",
+    scope: Scope = "global",
+    unit: Unit = "weight",
     data: Data | None = None,
     masks: Mapping[str, Tensor] | None = None,
     skip: Pattern | Sequence[Pattern] = (),
@@ -152,16 +146,15 @@ def prune(
 
 
 def _train(
-    run: Run,
+    run: Training,
     loss_sum: float,
     seen: int,
     checkpoint: Path | None,
     every: int,
-    progress: bool | Callable[[Run], None],
+    progress: bool | Callable[[Any], None],
 ) -> None:
-    """The loop, in full."""
+    """The loop: epochs, steps, and what is saved and shown between them."""
     began, saved = time.perf_counter(), run.step
-    methods, randomness, loss_fn = run.methods, run.randomness, run.options.loss
     losses = torch.tensor(loss_sum, dtype=exact_dtype(run.device)).to(run.device)
     # the optimizer stands still once the loss is no number, so that the layer can be found at the end of the epoch
     broken = torch.tensor(float(not math.isfinite(loss_sum))).to(run.device)
@@ -173,57 +166,69 @@ def _train(
 
     with Bar(run.steps, run.name, progress is True) as bar:
         bar.update(run.step)
-        ending = False
-        while run.epoch < run.epochs and run.status == "running" and not run.interrupted:
+        last = False
+        while run.epoch < run.epochs and run.going:
             for run.x, run.y in _batches(run):  # noqa: B020 (these are attributes of it)
-                _set_rate(run)
-                with randomness:
-                    randomness.reseed("step", run.step)
-                    with run.autocast():
-                        run.logits = run.net(run.x)
-                        loss = loss_fn(*loss_arguments(loss_fn, run.logits, run.y, run.x))
-                    extra = [term for m in methods if (term := m.on_loss(run)) is not None]
-                    sum(extra, start=loss).backward()
-                    with torch.no_grad():
-                        for m in methods:
-                            m.on_grad(run)
-                        broken.logical_or_(~torch.isfinite(loss))
-                        run.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
-                        with torch._C.DisableTorchFunction():  # it draws nothing, and its many calls need no look
-                            run.optimizer.step()
-                            run.optimizer.zero_grad(set_to_none=True)
-                        run.step += 1
-                        for m in methods:
-                            m.on_step(run)
-                        run.apply_masks()
-                losses += loss.detach() * len(run.y)
+                losses += _step(run, broken) * len(run.y)
                 seen += len(run.y)
                 bar.update()
-                ending = not run.step % run.steps_per_epoch or run.status != "running" or run.interrupted
-                if callable(progress) and not ending:
+                last = run.between_epochs or not run.going
+                if callable(progress) and not last:
                     progress(run)
-                if run.status != "running" or run.interrupted:
+                if not run.going:
                     break
-                if run.step - saved >= every and run.step % run.steps_per_epoch:
+                if run.step - saved >= every and not run.between_epochs:
                     saved = save()
-            if run.interrupted and run.step % run.steps_per_epoch:
+            if run.interrupted and not run.between_epochs:
                 save()
-                run.status, run.reason = "interrupted", "by the user"
+                run.end("interrupted", "by the user")
             _end_of_epoch(run, float(losses) / seen, bar)
-            if callable(progress) and ending:
+            if callable(progress) and last:
                 progress(run)
             losses.zero_()
             seen = 0
-            due = run.step - saved >= every or run.epoch == run.epochs or run.status == "stopped" or run.interrupted
-            if due and run.status in ("running", "stopped"):
+            if _keeps(run, run.step - saved >= every):
                 saved = save()
         if run.interrupted and run.status == "running" and run.epoch < run.epochs:
-            run.status, run.reason = "interrupted", "by the user"
+            run.end("interrupted", "by the user")
         bar.last_line = _last_line(run)
     run.seconds += time.perf_counter() - began
 
 
-def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+def _keeps(run: Training, due: bool) -> bool:
+    """Whether the end of this epoch goes into the checkpoint. What has diverged does not."""
+    last = run.epoch == run.epochs or run.status == "stopped" or run.interrupted
+    return (due or last) and run.status in ("running", "stopped")
+
+
+def _step(run: Training, broken: Tensor) -> Tensor:
+    """One batch, in full: forward, backward, optimizer, masks, and the moments of the methods. Returns its loss."""
+    loss_fn, factor = run.options.loss, run.options.lr_factor(run.progress)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    with run.randomness:
+        run.randomness.reseed("step", run.step)
+        with run.autocast():
+            run.logits = run.net(run.x)
+            loss = loss_fn(*loss_arguments(loss_fn, run.logits, run.y, run.x))
+        extra = [term for m in run.methods if (term := m.on_loss(run)) is not None]
+        sum(extra, start=loss).backward()
+        with torch.no_grad():
+            for m in run.methods:
+                m.on_grad(run)
+            broken.logical_or_(~torch.isfinite(loss))
+            run.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
+            with torch._C.DisableTorchFunction():  # it draws nothing, and its many calls need no look
+                run.optimizer.step()
+                run.optimizer.zero_grad(set_to_none=True)
+            run.step += 1
+            for m in run.methods:
+                m.on_step(run)
+            run.apply_masks()
+    return loss.detach()
+
+
+def _batches(run: Training) -> Iterator[tuple[Tensor, Tensor]]:
     """What is left of this epoch. Order and augmentation follow from seed, epoch and step alone."""
     seed, done = run.options.seed, run.step % run.steps_per_epoch
     order = torch.randperm(len(run.data.train), generator=generator(seed, "order", run.epoch))
@@ -232,16 +237,9 @@ def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
     return run.data.train.batches(batches, seeds, key(seed, "items", run.epoch))
 
 
-def _set_rate(run: Run) -> None:
-    factor = run.options.lr_factor(run.progress)
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-
-
-def _end_of_epoch(run: Run, loss: float, bar: Bar) -> None:
+def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
     """Evaluate, note, keep the best, and let the methods act."""
-    within = run.step % run.steps_per_epoch
-    run.epoch += not within
+    run.epoch += run.between_epochs
     val = run.evaluate("val")
     run.history.append(
         {
@@ -256,11 +254,11 @@ def _end_of_epoch(run: Run, loss: float, bar: Bar) -> None:
     )
     bar.set_postfix_str(f"val {percent(val)}, sparsity {run.sparsity:.3f}", refresh=False)
     if culprit := _not_finite(run, loss, val["loss"]):
-        run.status, run.reason = "diverged", f"epoch {run.epoch + bool(within)}: {culprit}"
+        run.end("diverged", f"epoch {run.epoch + (not run.between_epochs)}: {culprit}")
     if run.status != "running":
         return
-    if run.settled and (run.best is None or val["accuracy"] > (run.best.score or 0.0)):
-        run.best = run.snapshot(val["accuracy"])
+    if run.settled:
+        run.remember(val["accuracy"])
     with run.randomness, torch.no_grad():
         run.randomness.reseed("epoch", run.epoch)
         for method in run.methods:
@@ -271,7 +269,7 @@ def _end_of_epoch(run: Run, loss: float, bar: Bar) -> None:
         run.stop(f"no better validation score in {patience} epochs")
 
 
-def _finish(run: Run) -> None:
+def _finish(run: Training) -> None:
     """Plain weights, exact zeros, the test split once, the record."""
     kept = "best" if run.options.keep == "best" and run.best else "last"
     if kept == "best" and run.best:
@@ -286,16 +284,18 @@ def _finish(run: Run) -> None:
     val, test = run.evaluate("val"), run.evaluate("test")
     if run.status == "running":
         missed = run.target is not None and units(run.masks, run.target["unit"])[0] > run.target["kept"]
-        run.status = "target_missed" if missed else "done"
-        if missed and run.target and not run.reason:
-            run.reason = f"sparsity {run.sparsity:.4f} was reached, {run.target['sparsity']} was asked for"
+        if missed and run.target:
+            asked = f"sparsity {run.sparsity:.4f} was reached, {run.target['sparsity']} was asked for"
+            run.end("target_missed", run.reason or asked)
+        else:
+            run.end("done", run.reason)
     if run.best is None and run.status in ("done", "stopped"):
         run.best = run.snapshot(val["accuracy"])
     run.model.eval()
     run.result = _result(run, kept, val, test)
 
 
-def _go_on_from(run: Run, start: Snapshot) -> None:
+def _go_on_from(run: Training, start: Snapshot) -> None:
     if start.step > run.steps:
         raise ConfigError(
             f"the snapshot is of step {start.step}, but epochs={run.epochs} is over after {run.steps} steps; epochs "

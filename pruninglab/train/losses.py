@@ -1,9 +1,7 @@
-"""Losses beyond torch's own, and a metric.
-
-Any `loss(logits, y)` serves; with `takes_input = True` it is called with x as well.
-"""
+"""Losses beyond torch's own. Any `loss(logits, y)` serves; with `takes_input = True` it is called with x as well."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -14,9 +12,9 @@ from torch.nn import functional as F
 from .run import Run
 
 
-def whole(logits: Tensor, y: Tensor) -> Tensor:
-    """A metric for sequences: 1 where every place is right. The default counts the share of places."""
-    return (logits.argmax(1) == y).flatten(1).all(1).float()
+def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """`(logits, y)`, and x for a loss that asks for a third argument by the attribute `takes_input`."""
+    return (logits, y, x) if getattr(loss, "takes_input", False) else (logits, y)
 
 
 @dataclass(frozen=True)

@@ -162,27 +162,14 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a function that takes `FitOptions`, with every option and its default written out."""
     own = inspect.signature(function)
     defaults = {f.name: f.default for kind in (Options, Session) for f in fields(kind)} | {"tags": {}}
-    empty = inspect.Parameter.empty
-    shown = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=empty if name == "epochs" else _Named.of(defaults[name])
-        )
-        for name in defaults
-        if name not in own.parameters
-    ]
-    kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    return own.replace(parameters=[*kept, *shown])
+    shown = {name: _Named(label(value)) if callable(value) else value for name, value in defaults.items()}
+    shown["epochs"] = inspect.Parameter.empty
+    options = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in shown.items()]
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return own.replace(parameters=[*kept, *options])
 
 
-class _Named:
+class _Named(str):
     """A default that shows itself by its name."""
 
-    def __init__(self, value: Any):
-        self.value = value
-
-    @classmethod
-    def of(cls, value: Any) -> Any:
-        return cls(value) if callable(value) else value
-
-    def __repr__(self) -> str:
-        return label(self.value)
+    __repr__ = str.__str__

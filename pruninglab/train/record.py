@@ -17,8 +17,8 @@ from ..results.record import LITTLE, Result
 from ..storage import sparse
 from .method import Method, state_of
 from .options import Session
-from .run import Run, optimizer_state
-from .snapshot import Costs, Snapshot
+from .run import Costs, Run, optimizer_state
+from .snapshot import Snapshot
 
 WIDER = "A name or a type of layer in include=, a shorter skip=, biases=True or norms=True"
 """The arguments of `fit` that widen the scope."""

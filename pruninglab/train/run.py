@@ -1,33 +1,27 @@
-"""`Run`, the one argument that methods get; `Snapshot`, all that a rewind restores; `evaluate`, the one measure."""
+"""`Run`, the one argument that methods get: the state of one training, its weights, and the verbs on masks."""
 
-import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import _html
-from ..criteria.registry import Criterion
-from ..data.dataset import Data
 from ..errors import ConfigError, RunError
-from ..identity import short_hash
-from ..layers.flops import Flops
-from ..layers.hooks import evaluating
 from ..layers.names import NOTHING, prunable
-from ..masks.choose import keep_top
-from ..masks.masks import Masks, Sparsity, units
+from ..masks.choose import Scope, keep_top
+from ..masks.masks import Masks, Sparsity, Unit, units
 from ..randomness import own_randomness
-from ..results.record import Result
-from .evaluate import Batches, OutOfMemory, Shuffled, evaluate, memory_watched, scored
-from .options import Options
-from .snapshot import Costs, Snapshot
 
 AnyMethod = TypeVar("AnyMethod")
+Costs = dict[str, dict[str, float]]
+Criterion = str | Callable[..., dict[str, Tensor]]
+Status = Literal["running", "done", "stopped", "interrupted", "diverged", "target_missed"]
 
 
 @dataclass(frozen=True)
@@ -40,47 +34,59 @@ class Cut:
     revived: int = 0
 
 
-class Run:
-    """One training: what methods see at each moment, and what is left to look at when it is over."""
+@dataclass(eq=False, repr=False)
+class Run(ABC):
+    """One training: what methods see at each moment, and what is left to look at when it is over.
+
+    `fit` makes a `Training`, which also scores, evaluates and remembers. So a method imports no more than it uses.
+    """
 
     model: nn.Module
-    net: Callable[..., Tensor]
+    data: Any
+    """The three splits: a `Data`."""
+    methods: list[Any]
+    options: Any
+    """What `fit` was asked for: `Options`."""
+    device: torch.device
+    tags: dict[str, Any]
+    origin: dict[str, Any]
+    before: Costs
+    """What had to be trained before, each training once: those it goes on from, and those that found its masks."""
+    net: Callable[..., Tensor] = field(init=False)
     """What is called in training and evaluation: `model`, or what a method puts around it for the time of the run."""
-    optimizer: torch.optim.Optimizer
-    x: Tensor
-    y: Tensor
-    logits: Tensor
-    result: Result
+    optimizer: torch.optim.Optimizer = field(init=False)
+    x: Tensor = field(init=False)
+    y: Tensor = field(init=False)
+    logits: Tensor = field(init=False)
+    result: Any = field(init=False)
+    """The record, a `Result`, when the run is over."""
+    best: Any = None
+    """The state with the best validation score among those at the final mask: a `Snapshot`, or None."""
+    step: int = 0
+    first_step: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+    status: Status = "running"
+    reason: str = ""
+    interrupted: bool = False
+    target: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    flops: Any = None
+    """Of one sample: a `Flops`, known before `on_start`."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What a reader of the record has to know."""
 
-    def __init__(self, model: nn.Module, data: Data, methods: Sequence[Any], options: Options, device: torch.device):
-        self.model = self.net = model
-        self.data = data
-        self.methods: list[Any] = list(methods)
-        self.options = options
-        self.device = device
-        self.step = self.first_step = self.epoch = 0
-        self.epochs = options.epochs
-        self.steps_per_epoch = len(self.batched(range(len(data.train))))
+    def __post_init__(self) -> None:
+        self.net = self.model
+        self.epochs = self.options.epochs
+        self.steps_per_epoch = len(self.batched(range(len(self.data.train))))
         self.steps = self.epochs * self.steps_per_epoch
-        self.history: list[dict[str, Any]] = []
-        self.cuts: list[Cut] = []
-        self.status, self.reason = "running", ""
-        self.interrupted = False
-        self.best: Snapshot | None = None
-        """The state with the best validation score among those at the final mask."""
-        self.target: dict[str, Any] | None = None
-        self.config: dict[str, Any] = {}
-        self.origin: dict[str, Any] = {}
-        self.before: Costs = {}
-        """What had to be trained before, each training once: those it goes on from, and those that found its masks."""
-        self.tags: dict[str, Any] = {}
-        self.eval_batch_size = options.eval_batch_size
-        self.warnings: list[str] = []
-        """What a reader of the record has to know."""
-        self.flops = Flops()
-        self.seconds = 0.0
-        self.param_groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-        self.randomness = own_randomness(options.seed, device)
+        self.eval_batch_size = self.options.eval_batch_size
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.param_groups: list[dict[str, Any]] = [{"params": trained}]
+        self.randomness = own_randomness(self.options.seed, self.device)
         self._masks = Masks()
         self.find_weights()
 
@@ -115,7 +121,7 @@ class Run:
         return self._measured.test
 
     @property
-    def _measured(self) -> Result:
+    def _measured(self) -> Any:
         if not hasattr(self, "result"):
             raise RunError("a run is measured when it is over; run.evaluate('val') measures it now.")
         return self.result
@@ -123,6 +129,15 @@ class Run:
     @property
     def progress(self) -> float:
         return self.step / self.steps if self.steps else 1.0
+
+    @property
+    def between_epochs(self) -> bool:
+        return not self.step % self.steps_per_epoch
+
+    @property
+    def going(self) -> bool:
+        """Whether nothing has ended this run before its time."""
+        return self.status == "running" and not self.interrupted
 
     @property
     def spent(self) -> int:
@@ -143,9 +158,9 @@ class Run:
         return {"steps": steps, "flops": flops, "seconds": self.seconds}
 
     @property
+    @abstractmethod
     def key(self) -> str:
         """A hash of all settings: the same for whoever trains the same."""
-        return short_hash(json.dumps(self.config, sort_keys=True))
 
     @property
     def trainings(self) -> Costs:
@@ -203,24 +218,27 @@ class Run:
         self._change(wanted, revived)
         return revived
 
-    def score(self, criterion: "str | Criterion", masked: bool = True) -> dict[str, Tensor]:
+    @abstractmethod
+    def score(self, criterion: Criterion, masked: bool = True) -> dict[str, Tensor]:
         """Scores of the weights in scope, taken in eval mode on shuffled training batches of this run's own.
 
         The masked network is scored, at whatever moment; with `masked=False` the weights as they are now.
         """
-        batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
-        with self.masked() if masked else nullcontext():
-            scores = scored(self.model, criterion, batches, self.weights)
-        return {name: score.to(self.device) for name, score in scores.items()}
 
-    def cut(
-        self, criterion: "str | Criterion", sparsity: Sparsity, scope: str = "global", unit: str = "weight"
-    ) -> None:
+    @abstractmethod
+    def evaluate(self, split: str | Iterable[tuple[Tensor, Tensor]] = "val") -> dict[str, float]:
+        """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
+
+    @abstractmethod
+    def snapshot(self, score: float | None = None) -> Any:
+        """A copy of all that a rewind needs, as it is now."""
+
+    def cut(self, criterion: Criterion, sparsity: Sparsity, scope: Scope = "global", unit: Unit = "weight") -> None:
         """Score, choose and cut. A sparsity below what is pruned already cuts nothing more."""
         scores = self.score(criterion)
         self.masks = keep_top(scores, sparsity, scope=scope, unit=unit, masks=self._masks, clamp=True)
 
-    def aim(self, sparsity: Sparsity, scope: str = "global", unit: str = "weight") -> None:
+    def aim(self, sparsity: Sparsity, scope: Scope = "global", unit: Unit = "weight") -> None:
         """Say in `on_start` what is to be reached: refused now where arithmetic rules it out, checked at the end.
 
         Of several methods' aims the sparsest counts.
@@ -233,46 +251,23 @@ class Run:
         if self.target is None or kept / total < self.target["kept"] / self.target["total"]:
             self.target = {"sparsity": sparsity, "scope": scope, "unit": unit, "kept": kept, "total": total}
 
-    def evaluate(self, split: "str | Batches" = "val") -> dict[str, float]:
-        """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
-        if isinstance(split, str) and split not in ("train", "val", "test"):
-            raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
-        if not isinstance(split, str):
-            return self._evaluated(split)
-        part, size = getattr(self.data, split), self.eval_batch_size
-        with suppress(OutOfMemory):
-            return self._evaluated(part.batches(size))
-        self.eval_batch_size = max(1, size // 2)
-        self.warn(
-            f"evaluation ran out of memory with batches of {size} and took batches of {self.eval_batch_size}; "
-            f"eval_batch_size={self.eval_batch_size} asks for them."
-        )
-        try:
-            return self._evaluated(part.batches(self.eval_batch_size))
-        except OutOfMemory as error:
-            raise RunError(
-                f"evaluation ran out of memory with batches of {self.eval_batch_size} too: {error}. "
-                "Give fit a smaller eval_batch_size=."
-            ) from None
-
-    def _evaluated(self, batches: Batches) -> dict[str, float]:
-        with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast(), memory_watched():
-            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
-
     def warn(self, text: str) -> None:
         """Put into the record what its reader has to know."""
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def snapshot(self, score: float | None = None) -> Snapshot:
-        """A copy of all that a rewind needs, as it is now."""
-        now = Snapshot.of(self.model, self._masks)
-        optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
-        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent, self.trainings)
+    def remember(self, score: float) -> None:
+        """Keep this state as the best, if it scores higher than the best so far."""
+        if self.best is None or score > (self.best.score or 0.0):
+            self.best = self.snapshot(score)
+
+    def end(self, status: Status, reason: str) -> None:
+        """The one place where a run gets its status; both go into the record."""
+        self.status, self.reason = status, reason
 
     def stop(self, reason: str) -> None:
-        """End after this step; the reason goes into the record."""
-        self.status, self.reason = "stopped", reason
+        """End after this step."""
+        self.end("stopped", reason)
 
     def interrupt(self) -> None:
         """End after this step with what was reached, as Ctrl-C does; a checkpoint goes on from here."""
@@ -317,9 +312,9 @@ class Run:
 
     def inherit_miss(self, before: "Run") -> None:
         """Training on under the same masks misses what the run before had missed."""
-        self.status = self.result.status = before.status
-        self.reason = self.result.reason = before.reason
-        self.target, self.result.target = before.target, before.result.target
+        self.end(before.status, before.reason)
+        self.target = before.target
+        self.result.status, self.result.reason, self.result.target = self.status, self.reason, before.result.target
 
     def save(self, path: str | Path) -> Path:
         """Write the record."""

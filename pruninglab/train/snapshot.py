@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, DataError
 from ..masks.masks import Masks
 from ..storage import files
-
-Costs = dict[str, dict[str, float]]
+from .run import Costs
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_masks_cost_at_most_five_percent_of_a_step(data):
     assert found <= 1.05
 
 
-def epoch(run: lab.Run) -> None:
+def epoch(run: lab.train.Training) -> None:
     """One more epoch of a run, through the trainer's own loop, without the evaluation at its end."""
     run.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     run.find_weights()
@@ -156,7 +156,7 @@ class TwoPasses(lab.Method):
 
 
 def test_relevance_costs_at_most_five_percent_of_a_step(data):
-    def trained(*made: lab.Method) -> lab.Run:
+    def trained(*made: lab.Method) -> lab.train.Training:
         return lab.fit(lab.build("lenet5", data), data, *made, epochs=1, progress=False)
 
     relevance = lab.methods.RelevanceL2

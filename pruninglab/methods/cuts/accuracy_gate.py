@@ -105,7 +105,7 @@ class PruneWhileAccurate(Method):
         above = units(run.masks, self.unit)[0] > self._wanted(run)
         missed = not self.accepted if self.target is None else above
         if missed and run.status in ("running", "stopped"):
-            run.status, run.reason = "target_missed", self._why(run)
+            run.end("target_missed", self._why(run))
 
     def _cut(self, run: Run) -> None:
         kept, total = units(run.masks, self.unit)
@@ -133,8 +133,8 @@ class PruneWhileAccurate(Method):
 
     def _remember(self, run: Run, reached: float) -> None:
         """The trainer does this only for a settled run, but the last cut is known only afterwards."""
-        if not run.settled and (run.best is None or reached > (run.best.score or 0.0)):
-            run.best = run.snapshot(reached)
+        if not run.settled:
+            run.remember(reached)
 
     def _why(self, run: Run) -> str:
         since = self._since_cut()

@@ -60,7 +60,7 @@ def keep_groups(
     *,
     skip_fraction: float = 0.5,
     granularity: str = "weight",
-    scope: str = "global",
+    scope: Scope = "global",
 ) -> Masks:
     """As many weights as `sparsity` leaves of those outside the skips, the share `skip_fraction` of them in the skips.
 
@@ -92,7 +92,7 @@ def keep_groups(
     return Masks({name: chosen[name] for name in scores})
 
 
-def _keep(scores: Mapping[str, Tensor], keep: int, scope: str) -> Masks:
+def _keep(scores: Mapping[str, Tensor], keep: int, scope: Scope) -> Masks:
     total = sum(score.numel() for score in scores.values())
     return keep_top(scores, 1 - keep / total, scope=scope)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...masks.choose import keep_top
-from ...masks.masks import Masks, units
+from ...masks.masks import Masks, Unit, units
 from ...masks.schedules import Cubic, Schedule
 from ...train.run import Run
 
@@ -31,7 +31,7 @@ def check(sparsity: float | Schedule | None, warmup: tuple[float, float], end: f
         raise ConfigError(f"warmup={warmup} has to end before end={end}, and its first number is the lower.")
 
 
-def begin(run: Run, method: str, sparsity: float | Schedule | None, unit: str = "weight") -> None:
+def begin(run: Run, method: str, sparsity: float | Schedule | None, unit: Unit = "weight") -> None:
     """Refuse what cannot be, and say what is to be reached."""
     if run.steps == 0:
         raise ConfigError(f"{method} learns in training, and epochs=0 has no step; use OneShot or more epochs.")
@@ -89,7 +89,7 @@ def tally(values: Tensor) -> list[int]:
 
 
 def choose(
-    run: Run, undecided: Masks, scores: Mapping[str, Tensor], sparsity: float | Schedule, unit: str = "weight"
+    run: Run, undecided: Masks, scores: Mapping[str, Tensor], sparsity: float | Schedule, unit: Unit = "weight"
 ) -> tuple[Masks, str]:
     """Exactly as many as `sparsity` leaves, by score, if `undecided` holds no more; else that, and the reason."""
     exact = keep_top(scores, schedule(sparsity).final, unit=unit, masks=run.masks, clamp=True)
@@ -104,4 +104,4 @@ def explain(run: Run, missed: str) -> None:
     """Give the reason why a target was missed, unless another has been given."""
     target = run.target
     if missed and run.status == "running" and target and units(run.masks, target["unit"])[0] > target["kept"]:
-        run.reason = run.reason or missed
+        run.end("target_missed", run.reason or missed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import ConfigError
-from ...train.evaluate import loss_arguments
+from ...train.losses import loss_arguments
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Positive, Strength

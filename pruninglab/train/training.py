@@ -1,0 +1,65 @@
+"""`Training`: a `Run` that scores, evaluates and remembers. `fit` makes it."""
+
+import json
+from contextlib import nullcontext, suppress
+
+import torch
+from torch import Tensor
+
+from ..criteria.registry import Criterion
+from ..data.dataset import Data
+from ..errors import ConfigError, RunError
+from ..identity import short_hash
+from ..layers.hooks import evaluating
+from ..results.record import Result
+from .evaluate import Batches, OutOfMemory, Shuffled, evaluate, memory_watched, scored
+from .options import Options
+from .run import Run, optimizer_state
+from .snapshot import Snapshot
+
+
+class Training(Run):
+    data: Data
+    options: Options
+    best: Snapshot | None
+    result: Result
+
+    @property
+    def key(self) -> str:
+        return short_hash(json.dumps(self.config, sort_keys=True))
+
+    def score(self, criterion: str | Criterion, masked: bool = True) -> dict[str, Tensor]:
+        batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
+        with self.masked() if masked else nullcontext():
+            scores = scored(self.model, criterion, batches, self.weights)
+        return {name: score.to(self.device) for name, score in scores.items()}
+
+    def evaluate(self, split: str | Batches = "val") -> dict[str, float]:
+        if isinstance(split, str) and split not in ("train", "val", "test"):
+            raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
+        if not isinstance(split, str):
+            return self._evaluated(split)
+        part, size = getattr(self.data, split), self.eval_batch_size
+        with suppress(OutOfMemory):
+            return self._evaluated(part.batches(size))
+        self.eval_batch_size = max(1, size // 2)
+        self.warn(
+            f"evaluation ran out of memory with batches of {size} and took batches of {self.eval_batch_size}; "
+            f"eval_batch_size={self.eval_batch_size} asks for them."
+        )
+        try:
+            return self._evaluated(part.batches(self.eval_batch_size))
+        except OutOfMemory as error:
+            raise RunError(
+                f"evaluation ran out of memory with batches of {self.eval_batch_size} too: {error}. "
+                "Give fit a smaller eval_batch_size=."
+            ) from None
+
+    def _evaluated(self, batches: Batches) -> dict[str, float]:
+        with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast(), memory_watched():
+            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
+
+    def snapshot(self, score: float | None = None) -> Snapshot:
+        now = Snapshot.of(self.model, self._masks)
+        optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
+        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent, self.trainings)
