@@ -146,7 +146,7 @@ def test_counts_are_exact_on_the_full_models(base):
     source = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}
     total = sum(s.numel() for n, s in scores.items() if not is_skip(n))
-    for density in DENSITIES if total < 10**7 else DENSITIES[1::2]:
+    for density in DENSITIES if total < 10**7 else DENSITIES[-1:]:
         assert_exact(keep_groups(scores, 1 - density), total, density, 0.5)
 
 
