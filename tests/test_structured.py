@@ -92,9 +92,9 @@ LARGE = (
     *(f"torchvision:{n}" for n in ("densenet121", "regnet_y_400mf", "efficientnet_b0", "convnext_tiny")),
 )
 SHARES = [
-    pytest.param(name, share, marks=[pytest.mark.slow] * (name in LARGE and share != 0.6))
+    pytest.param(name, share, marks=[pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])])
     for name in NETS
-    for share in (0.3, 0.6, 0.9)
+    for share, slow in ((0.3, name in LARGE), (0.6, False), (0.9, name in LARGE))
 ]
 
 
