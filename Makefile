@@ -10,8 +10,8 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 # One thread in each worker: two jobs of two threads on two cores are many times slower than one.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
-WORKERS := -n logical --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,12 +20,11 @@ demo: $(READY) ## prune a small network in the first notebook, headless, into ru
 	$(PY) -m pruninglab demo
 
 test: check ## ruff, pyright, the tests, and every notebook against its committed outputs
-	$(PYTEST) $(WORKERS) --dist loadgroup
-	$(PYTEST) $(WORKERS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
+	$(PYTEST) $(NBVAL) tests notebooks
 
 test-all: check ## everything that `make test` runs, and the long tests, with branch coverage
-	$(PYTEST) $(WORKERS) --dist loadgroup -m "slow or not slow" --cov
-	$(PYTEST) $(WORKERS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
+	$(PYTEST) -m "slow or not slow" --cov
+	$(PYTEST) $(NBVAL) tests/conftest.py notebooks
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab notebooks $(ARGS)

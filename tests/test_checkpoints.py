@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -17,45 +17,62 @@ import pruninglab as lab
 from pruninglab import storage
 
 SCRIPT = """
-import sys, torch, pruninglab as lab
+import os, sys, torch, torch._dynamo, pruninglab as lab
 torch.set_num_threads(1)
 data = lab.load("digits", train=300, test=60, size=14, augment="shift")
-model = lab.build("resnet20", data, seed=0, width=0.25)
-model.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), model.fc)
-run = lab.fit(
-    model, data, lab.methods.Gradual(lab.Cubic(0.9), reactivate=True), epochs=12, batch_size=30, optimizer="sgd",
-    lr=0.1, weight_decay=1e-3, keep="best", checkpoint=sys.argv[1], every_steps=4, record=sys.argv[2], progress=False,
-)
-print(lab.results.tensor_hash(run.model.state_dict()), run.masks.fingerprint)
+def train(name):
+    model = lab.build("resnet20", data, seed=0, width=0.25)
+    model.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), model.fc)
+    run = lab.fit(
+        model, data, lab.methods.Gradual(lab.Cubic(0.9), reactivate=True), epochs=8, batch_size=30, optimizer="sgd",
+        lr=0.1, weight_decay=1e-3, keep="best", checkpoint=f"{name}.safetensors", every_steps=4, record=f"{name}.json",
+        progress=False,
+    )
+    open(f"{name}.txt", "w").write(f"{lab.results.tensor_hash(run.model.state_dict())} {run.masks.fingerprint}")
+for line in sys.stdin:
+    if not (child := os.fork()):
+        train(line.strip())
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+"""Each line that it reads is a training, in a process of its own; it answers with the process and how that ended."""
 
 
-def start(folder: Path, name: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", SCRIPT, str(folder / f"{name}.safetensors"), str(folder / f"{name}.json")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def trainer(tmp_path) -> Iterator[Any]:
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
+    pipe: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(command, cwd=tmp_path, **pipe) as process:
+        yield process
 
 
-def test_killed_at_five_random_moments_gives_the_same_bits(tmp_path):
-    undisturbed = start(tmp_path, "whole").communicate(timeout=240)[0]
-    chance, kills, output = random.Random(0), 0, ""
-    for _ in range(40):
-        process = start(tmp_path, "killed")
-        checkpoint = tmp_path / "killed.safetensors"
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        while kills < 5 and process.poll() is None:
-            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:  # training has got further
-                time.sleep(chance.uniform(0.0, 0.2))
-                process.kill()
-                break
+def begin(trainer: Any, name: str) -> int:
+    print(name, file=trainer.stdin)
+    return int(trainer.stdout.readline())
+
+
+def ended(trainer: Any) -> int:
+    return int(trainer.stdout.readline())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_five_random_moments_gives_the_same_bits(trainer, tmp_path):
+    begin(trainer, "whole")
+    assert ended(trainer) == 0
+    chance, checkpoint = random.Random(0), tmp_path / "killed.safetensors"
+    for kill in range(5):
+        before = checkpoint.stat().st_mtime_ns if kill else 0
+        pid = begin(trainer, "killed")
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:  # until training has got further
             time.sleep(0.005)
-        output = process.communicate(timeout=240)[0]
-        if process.returncode == 0:
-            break
-        kills += process.returncode == -signal.SIGKILL
-    assert kills == 5
-    assert output == undisturbed
+        time.sleep(chance.uniform(0.0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+        assert ended(trainer) == -signal.SIGKILL
+    begin(trainer, "killed")
+    assert ended(trainer) == 0
+    assert (tmp_path / "killed.txt").read_text() == (tmp_path / "whole.txt").read_text()
     whole, killed = (lab.Result.read(tmp_path / f"{n}.json") for n in ("whole", "killed"))
-    assert killed.environment.pop("command") != whole.environment.pop("command")
     assert {k: v for k, v in vars(killed).items() if k != "times"} == {
         k: v for k, v in vars(whole).items() if k != "times"
     }

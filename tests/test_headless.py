@@ -58,8 +58,11 @@ def test_at_its_limit_the_kernel_and_what_it_started_are_killed(notebook, tmp_pa
     source = notebook(X, "import subprocess\nother = subprocess.Popen(['sleep', '600'])\n"
                          "open('pid', 'w').write(str(other.pid))\nother.wait()")  # fmt: skip
     pids: list[int] = []
-    with pytest.raises(headless.OutOfTime, match="time limit of 8 s was reached"):
-        execute(source, limit=8, on_start=pids.append)
+    for limit in (3, 9, 60):  # a busy machine needs longer to get there
+        with pytest.raises(headless.OutOfTime, match=f"time limit of {limit} s was reached"):
+            execute(source, limit=limit, on_start=pids.append)
+        if (tmp_path / "pid").exists():
+            break
     for pid in (*pids, int((tmp_path / "pid").read_text())):
         assert not is_alive(pid)
 

@@ -243,4 +243,4 @@ def test_descriptions_are_the_same_in_every_process():
             [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
         ).stdout
 
-    assert len({run(seed) for seed in ("0", "1", "77")}) == 1
+    assert run("1") == run("77")

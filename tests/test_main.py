@@ -9,6 +9,7 @@ import pytest
 
 import pruninglab as lab
 from pruninglab.__main__ import main
+from pruninglab.sweep import headless
 from pruninglab.terminal import Bar
 
 COMMITTED = Path(__file__).parent.parent / "notebooks" / "results" / "start"
@@ -35,7 +36,11 @@ def test_results_prints_a_table_or_writes_csv(tmp_path, capsys):
 
 
 def test_demo_leaves_a_notebook_a_page_records_and_a_table(tmp_path, capsys, monkeypatch):
+    """With other parameters than those of the notebook, which is run with its own as all notebooks are."""
     monkeypatch.chdir(tmp_path)
+    others = {"model_name": "lenet300", "sparsity": 0.8, "dense_epochs": 1, "epochs": 1, "seed": 3}
+    execute = headless.execute
+    monkeypatch.setattr(headless, "execute", lambda a, b, given, **o: execute(a, b, given | others, **o))
     assert main(["demo", "--out", "out"]) == 0
     shown = capsys.readouterr().out
     for name in ("dense", "random mask", "layer magnitude", "global magnitude", "gradual magnitude"):
@@ -43,6 +48,8 @@ def test_demo_leaves_a_notebook_a_page_records_and_a_table(tmp_path, capsys, mon
     assert "make lab" in shown
     executed: Any = nbformat.read(tmp_path / "out" / "00_start.ipynb", as_version=4)
     assert executed.metadata.papermill.exception is None
+    injected = next(cell for cell in executed.cells if "injected-parameters" in cell.metadata.tags)
+    assert all(f"{name} = " in injected.source for name in [*others, "out"])
     assert "<img" in (tmp_path / "out" / "00_start.html").read_text()
     frame = lab.results.load(tmp_path / "out")
     assert frame["status"].tolist() == ["done"] * 5

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -315,11 +315,15 @@ def test_torchvision_models_want_colour():
 
 
 def test_torchvision_imports_after_the_package_and_raises_no_warning():
-    code = "import torch, warnings; warnings.simplefilter('error'); import pruninglab.models, torchvision; "
+    """The package leaves to first use what is long to import."""
+    late = "{'matplotlib', 'nbformat', 'scipy.stats', 'sklearn', 'torch._dynamo', 'torchvision'}"
+    code = "import sys, torch, warnings; warnings.simplefilter('error'); import pruninglab; "
+    code += f"print({late} & sys.modules.keys()); import torchvision; "
     code += "from torchvision.transforms import v2; from torchvision import datasets, models; print(models.resnet18)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    assert done.stdout.startswith("set()\n")
     assert "resnet18" in done.stdout
 
 
@@ -348,38 +352,42 @@ def load_fresh() -> ModuleType:
 
 
 def test_nothing_is_patched_where_the_operators_load(beside: Callable[[str], ModuleType]):
+    for name in _torchvision._SCHEMAS:
+        assert hasattr(torch.ops.torchvision, name)  # the package defined them, or they loaded
     module = beside("number = 7")
     assert module.torchvision.number == 7
     assert module._library is None
 
 
-def test_a_missing_operator_is_repaired_once(beside: Callable[[str], ModuleType], tmp_path: Path):
-    state = tmp_path / "tries"
-    module = beside(
-        f"from pathlib import Path\ntries = Path({str(state)!r})\n"
-        "if not tries.exists():\n"
-        "    tries.touch()\n    raise RuntimeError('operator torchvision::nms does not exist')\n"
-    )
-    assert module.torchvision.tries.exists()
-    assert module._library is not None
+def test_missing_operators_are_defined(beside: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch):
+    defined: list[str] = []
+    monkeypatch.setattr(torch, "ops", SimpleNamespace(torchvision=SimpleNamespace(nms=None)))
+    library = type("Library", (), {"__init__": lambda *_: None, "define": lambda _, schema: defined.append(schema)})
+    monkeypatch.setattr(torch.library, "Library", library)
+    module = beside("number = 7")
+    assert defined == [_torchvision._SCHEMAS["qnms"]]
+    assert module.torchvision.number == 7
 
 
 def test_other_failures_of_torchvision_come_through(beside: Callable[[str], ModuleType]):
+    module = beside("raise RuntimeError('the moon is full')")
     with pytest.raises(RuntimeError, match=r"^the moon is full$"):
-        beside("raise RuntimeError('the moon is full')")
+        _ = module.torchvision
 
 
 def test_a_module_missing_inside_torchvision_comes_through(beside: Callable[[str], ModuleType]):
+    module = beside("import no_such_module")
     with pytest.raises(ModuleNotFoundError, match=r"no_such_module"):
-        beside("import no_such_module")
+        _ = module.torchvision
 
 
 def test_other_warnings_of_torchvision_come_through(beside: Callable[[str], ModuleType]):
+    module = beside(
+        "import warnings\nwarnings.warn('Failed to load image Python extension: no file')\n"
+        "warnings.warn('something else')"
+    )
     with pytest.warns(UserWarning, match=r"something else"):
-        beside(
-            "import warnings\nwarnings.warn('Failed to load image Python extension: no file')\n"
-            "warnings.warn('something else')"
-        )
+        _ = module.torchvision
 
 
 def test_missing_torchvision_is_said_when_it_is_needed(monkeypatch: pytest.MonkeyPatch):

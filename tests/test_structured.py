@@ -87,7 +87,18 @@ def equal(model: nn.Module, small: nn.Module, x: torch.Tensor, tolerance: float 
     return bool((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max())))
 
 
-@pytest.fixture(scope="module", params=NETS)
+LARGE = (
+    "resnet50",
+    *(f"torchvision:{n}" for n in ("densenet121", "regnet_y_400mf", "efficientnet_b0", "convnext_tiny")),
+)
+SHARES = [
+    pytest.param(name, share, marks=[pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])])
+    for name in NETS
+    for share, slow in ((0.3, name in LARGE), (0.6, False), (0.9, name in LARGE))
+]
+
+
+@pytest.fixture(scope="module")
 def net(request):
     size = NETS[request.param]
     options: dict[str, Any] = {"init_weights": False, "widths": THINNER} if "vgg11" in request.param else {}
@@ -96,7 +107,7 @@ def net(request):
     return model, x, structured.groups(model, x)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize(("net", "share"), SHARES, indirect=["net"])
 def test_equal_logits_and_no_layer_emptied(net, share):
     model, x, found = net
     pruned, masks = structured.prune(model, x, share, by_chance, groups=found)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
 from torch import fx, nn
 
 from ..errors import ConfigError
@@ -83,12 +83,12 @@ def channel_graph(model: nn.Module) -> tuple[Graph, int]:
             )
         strength = strength.view(len(strength), channels, -1).sum(2)
         for source in sources[node]:  # a shortcut that pads has fewer channels than its end
-            part = sparse.coo_array(strength[:, : widths[source]].numpy())
+            part = scipy.sparse.coo_array(strength[:, : widths[source]].numpy())
             blocks.append((part.data, part.row + first[joins.get(node, node)], part.col + first[source]))
     values, rows, columns = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     total = sum(widths.values())
-    upper = sparse.csr_array((values, (rows, columns)), shape=(total, total))
-    return sparse.csr_array(upper + upper.T), widths[entry]
+    upper = scipy.sparse.csr_array((values, (rows, columns)), shape=(total, total))
+    return scipy.sparse.csr_array(upper + upper.T), widths[entry]
 
 
 def _layer(model: nn.Module, node: fx.Node) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from ..data.dataset import Data
@@ -99,7 +99,7 @@ def _call(model: nn.Module, x: Tensor) -> Callable[[], None]:
 def _median(values: np.ndarray) -> tuple[float, float, float]:
     """With the interval that holds it in 95 % of samples of this size, whatever the distribution."""
     ordered = np.sort(values)
-    below = int(stats.binom.ppf(0.025, len(ordered), 0.5))
+    below = int(scipy.stats.binom.ppf(0.025, len(ordered), 0.5))
     low = max(below - 1, 0)
     return float(np.median(ordered)), float(ordered[low]), float(ordered[len(ordered) - 1 - low])
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import stats
 from torch import nn
 
 from .. import _html
@@ -212,8 +212,8 @@ def welch(a: np.ndarray, b: np.ndarray, level: float = 0.05, more: float = 0.0) 
         sure = {"t": 0.0 if same else np.copysign(np.inf, change), "df": float(len(a) + len(b) - 2)}
         return {"change": change, "low": change, "high": change, **sure, "p": float(same)}
     freedom = float(parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum())
-    half = float(stats.t.ppf(1 - level / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(change) / error, freedom))
+    half = float(scipy.stats.t.ppf(1 - level / 2, freedom)) * error
+    p = float(2 * scipy.stats.t.sf(abs(change) / error, freedom))
     return {
         "change": change, "low": change - half, "high": change + half, "t": change / error, "df": freedom, "p": p,
     }  # fmt: skip

@@ -4,7 +4,7 @@ from math import gamma, sqrt
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 NEAR = 0.01
 """Two densities are one level if they differ by less than this share of the smaller."""
@@ -20,7 +20,7 @@ def paired(differences: np.ndarray, more: float = 0.0, level: float = 0.05) -> d
     if deviation <= 1e-12:
         return {"n": n, "difference": mean, "low": low, "high": high, "p": float(abs(mean) <= 1e-12), "effect": np.nan}
     few = gamma((n - 1) / 2) / (sqrt((n - 1) / 2) * gamma((n - 2) / 2)) if n > 2 else np.nan
-    p = float(2 * stats.t.sf(abs(mean) / deviation * sqrt(n), n - 1))
+    p = float(2 * scipy.stats.t.sf(abs(mean) / deviation * sqrt(n), n - 1))
     return {"n": n, "difference": mean, "low": low, "high": high, "p": p, "effect": few * mean / deviation}
 
 
@@ -30,7 +30,7 @@ def interval(values: np.ndarray, more: float = 0.0, level: float = 0.05) -> tupl
     mean = float(values.mean()) if n else np.nan
     if n < 2:
         return np.nan, mean, np.nan
-    half = float(stats.t.ppf(1 - level / 2, n - 1)) * sqrt((float(values.var(ddof=1)) + more) / n)
+    half = float(scipy.stats.t.ppf(1 - level / 2, n - 1)) * sqrt((float(values.var(ddof=1)) + more) / n)
     return mean - half, mean, mean + half
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import seaborn as sns
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator, NullFormatter
-from scipy import stats
 
 from ..analysis import papers
 from ..analysis.compare import Comparison
@@ -263,7 +263,7 @@ def milliseconds(table: pd.DataFrame) -> Figure:
 def _half_interval(scores: np.ndarray) -> float:
     """Half the 95 % interval of the mean; nothing for a single run."""
     n = len(scores)
-    return float(stats.t.ppf(0.975, n - 1) * scores.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return float(scipy.stats.t.ppf(0.975, n - 1) * scores.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
 def _votes(counts: np.ndarray, names: Sequence[str]) -> str:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import sparse
-from scipy.sparse import csgraph
 from torch import Tensor, nn
 
 from .. import _html
@@ -320,8 +319,8 @@ def _with_grouped(model: nn.Module, found: Sequence[Group]) -> list[Group]:
 def _components(pairs: Sequence[tuple[int, int]], size: int) -> Tensor:
     """Which of `size` things hang together by these pairs: equal numbers do."""
     one, other = np.array(pairs, int).reshape(-1, 2).T
-    matrix = sparse.coo_array((np.ones(len(one)), (one, other)), shape=(size, size))
-    return torch.from_numpy(csgraph.connected_components(matrix, directed=False)[1]).long()
+    matrix = scipy.sparse.coo_array((np.ones(len(one)), (one, other)), shape=(size, size))
+    return torch.from_numpy(scipy.sparse.csgraph.connected_components(matrix, directed=False)[1]).long()
 
 
 def _heads(name: str, layer: nn.MultiheadAttention) -> Group:
