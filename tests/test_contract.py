@@ -78,9 +78,11 @@ METHODS: dict[str, list[lab.Method]] = {
     "VariationalDropout-missed": [methods.VariationalDropout(lab.Linear(0.9), lr=0.1, warmup=(0.2, 0.4))],
     "WeightMom": [methods.WeightMom(lab.Cubic(0.9))],
     "WeightMom-window": [
-        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, reading="formula", begin=0, end=1, watch=4)
+        methods.WeightMom(lab.Linear(0.8), "window_max", window=16, interpretation="formula", begin=0, end=1, watch=4)
     ],
-    "WeightMom-together": [methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, reading="off")],
+    "WeightMom-together": [
+        methods.WeightMom(lab.Linear(0.9), "consecutive_below", threshold=0.01, interpretation="off")
+    ],
     "N2NSkip": [methods.N2NSkip(0.9)],
     "N2NSkip-snip-channel": [methods.N2NSkip(0.8, "snip", 0.3, "channel", scope="layer")],
     "SET": [methods.SET(0.9)],

@@ -20,9 +20,9 @@ COLUMNS: dict[str, str] = {
     collapsed_layers:e864ec9daddb8491 commit:061dbd4a96552a2e control:2a50b5649b5e6577 data:0159ebfbd0bd6ffb
     dense_hash:45846d4df0ce63c4 device:90179e3097df1337 flops_dense:e18b3fdd92b96c2b
     flops_sparse:fb9621073ebd2e6d flops_training:4dc9c9608eda6e1a form:43d455b8356b59d6
-    init_seed:fbd4b248b90203a2 method:a0ac27c20197e043 methods:62783a7d3848899f metric:0deec7190bea1b42
+    init_seed:fbd4b248b90203a2 method:c41691e61a61545b methods:62783a7d3848899f metric:0deec7190bea1b42
     model:015c4a0d4c70bd00 nonzero:79fda01141ab4d97 parameters:7506cc9291822941 path:cdcdfa3598620b3f
-    payload_bytes:03dd4192dcf89199 seconds:cb90a19451e035e4 seed:fbd4b248b90203a2 settings:3b826c2a6a4f11a1
+    payload_bytes:03dd4192dcf89199 seconds:cb90a19451e035e4 seed:fbd4b248b90203a2 settings:898299385d67050b
     sparse_bytes:2dbfcd136f421609 sparsity_all:ea547cb8fcbfe14c sparsity_weights:c942c37c8ebe3b27
     sparsity_weights_and_biases:1ebba1310e4fe09c split:53efdc3a1b44a9cf start:73ef14cc5358fe17
     start_hash:385db5c2a3ed1c3d status:82e0e53e112428dd steps:a4dfc1997db51194 steps_before:8fa4bcfe3076cf9e

@@ -1,8 +1,9 @@
-"""WeightMom on trajectories and layers worked out by hand, and its exact targets in every reading and mode."""
+"""WeightMom on trajectories and layers worked out by hand, and its exact targets in every meaning and mode."""
 
+from collections.abc import Mapping
 from itertools import product
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 import pruninglab as lab
 from pruninglab.masks import Masks
 from pruninglab.methods import WeightMom
-from pruninglab.methods.cuts.weightmom import PAPER, _bits, importance, lowest_cut, positions
+from pruninglab.methods.cuts.interpretations import Interpretation, keeps, positions
+from pruninglab.methods.cuts.memory import Mode, bits, places
+from pruninglab.methods.cuts.weightmom import MEANINGS, PAPER, importance, lowest_cut
 
-READINGS = ("text", "formula", "formula_prune", "literal", "off")
-MODES = ("ema", "window_mean", "window_max", "consecutive_below")
+MODES = get_args(Mode)
+INTERPRETATIONS = get_args(Interpretation)
 BASES = ("size", "density")
 NETS: dict[str, dict[str, Any]] = {"lenet5": {}, "resnet20": {"width": 0.25}, "vgg16": {"width": 0.1}}
 SMALL: dict[str, dict[str, Any]] = {key: {"width": 0.1} for key in lab.models.MODELS} | {"lenet300": {}} | NETS
@@ -37,18 +40,22 @@ def train(name: str, data: lab.Data, method: WeightMom, **options: Any) -> tuple
 TRAJECTORY = [[4.0, 1, -8, 2], [2, -1, 8, 2], [-1, 1, 8, 6], [1, 1, -8, -6], [1, 5, 8, 0]]
 
 
+def without_training(weights: Mapping[str, Tensor], epochs: int) -> Any:
+    """What WeightMom sees of a run, for weights that no model uses: their order is that in which they are given."""
+    data = SimpleNamespace(val=SimpleNamespace(batches=lambda order: [(torch.zeros(1), None)]))
+    run: dict[str, Any] = {"weights": weights, "masks": Masks.full(weights), "model": nn.Identity(), "data": data}
+    return SimpleNamespace(**run, steps=9, epochs=epochs, epoch=0, aim=lambda _: None)
+
+
 def watch(method: WeightMom, trajectory: list[list[float]] = TRAJECTORY) -> tuple[Tensor, Tensor, SimpleNamespace]:
     """Momentum and eligibility after these epochs, without a cut."""
-    run: Any = SimpleNamespace(
-        weights={"fc.weight": torch.zeros(1, 4)}, steps=9, epochs=999, epoch=0, aim=lambda _: None
-    )
-    run.masks = Masks.full(run.weights)
+    run = without_training({"fc.weight": torch.zeros(1, 4)}, epochs=999)
     method.on_start(run)
     for values in trajectory:
         run.epoch += 1
         run.weights["fc.weight"].copy_(torch.tensor([values]))
         method.on_epoch(run)
-    return method.momentum(run.weights)["fc.weight"][0], method.eligible()["fc.weight"][0], run
+    return method.momentum()["fc.weight"][0], method.eligible()["fc.weight"][0], run
 
 
 def made(mode: str, window: int = 3, needed: int = 2, **options: Any) -> WeightMom:
@@ -87,10 +94,10 @@ def test_eligible_is_low_in_enough_epochs_of_the_window_or_in_a_row():
         assert watch(made("window_max", window, window), low_first[:-1])[1].tolist() == [False] * 4
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [(torch.int16, 15), (torch.int64, 62)])
-def test_low_epochs_are_counted_by_their_bits(dtype, bits):
-    numbers = [0, 1, 5, 2**bits - 1, 2 ** (bits - 1), 2**bits // 3]
-    assert _bits(torch.tensor(numbers, dtype=dtype)).tolist() == [n.bit_count() for n in numbers]
+@pytest.mark.parametrize(("dtype", "width"), [(torch.int16, 15), (torch.int64, 62)])
+def test_low_epochs_are_counted_by_their_bits(dtype, width):
+    numbers = [0, 1, 5, 2**width - 1, 2 ** (width - 1), 2**width // 3]
+    assert bits(torch.tensor(numbers, dtype=dtype)).tolist() == [n.bit_count() for n in numbers]
 
 
 def test_quantile_is_the_share_that_the_layer_loses_by_the_end():
@@ -122,54 +129,87 @@ def test_eligible_weights_go_first_and_others_are_counted():
 
 def test_importance_of_vgg16_by_hand():
     model = lab.models.vgg16((3, 32, 32), 10)
-    sizes = {name.rpartition(".")[0]: w.numel() for name, w in lab.prunable(model).items()}
-    places = positions(sizes)
+    sizes = {key.rpartition(".")[0]: w.numel() for key, w in lab.prunable(model).items()}
+    at = positions(sizes)
     total = 14_977_728  # 14,710,464 in thirteen convolutions, 262,144 and 5,120 in two linear layers
     assert sum(sizes.values()) == total
     by_hand = {"conv1_1": (1_728, 1), "conv1_2": (36_864, 2), "conv2_1": (73_728, 3), "fc2": (5_120, 15)}
     for layer, (size, place) in by_hand.items():
-        assert places[layer] == place
+        assert at[layer] == place
         relative = size * 15 / total
-        assert importance(sizes, places, "text")[layer] == pytest.approx(relative * place, rel=1e-12)
-        for reading in ("formula", "formula_prune"):
-            assert importance(sizes, places, reading)[layer] == pytest.approx(relative / place, rel=1e-12)
-        assert importance(sizes, places, "literal")[layer] == pytest.approx(total / place, rel=1e-12)
-        assert importance(sizes, places, "off")[layer] == 1
-    assert importance(sizes, places)["conv1_1"] == pytest.approx(0.00173057, rel=1e-5)
-    assert importance(sizes, places)["fc2"] == pytest.approx(0.0769142, rel=1e-5)
+        assert importance(sizes, at, "text")[layer] == pytest.approx(relative * place, rel=1e-12)
+        for name in ("formula", "formula_prune"):
+            assert importance(sizes, at, name)[layer] == pytest.approx(relative / place, rel=1e-12)
+        assert importance(sizes, at, "literal")[layer] == pytest.approx(total / place, rel=1e-12)
+        assert importance(sizes, at, "off")[layer] == 1
+    assert importance(sizes, at)["conv1_1"] == pytest.approx(0.00173057, rel=1e-5)
+    assert importance(sizes, at)["fc2"] == pytest.approx(0.0769142, rel=1e-5)
 
 
 def test_shortcuts_share_the_place_of_their_blocks_first_layer():
     model = lab.models.resnet20((3, 8, 8), 10, shortcut="B", width=0.25)
     layers = [name.rpartition(".")[0] for name in lab.prunable(model)]
-    places = positions(layers)
-    assert places["conv1"] == 1
-    assert places["block2_1.shortcut.conv"] == places["block2_1.conv1"] == 8
-    assert places["block2_2.conv1"] == 10
-    assert places["fc"] == 20
+    at = positions(layers)
+    assert at["conv1"] == 1
+    assert at["block2_1.shortcut.conv"] == at["block2_1.conv1"] == 8
+    assert at["block2_2.conv1"] == 10
+    assert at["fc"] == 20
     assert positions(layers, "sequential")["fc"] == 22
     torchvision_names = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.0.downsample.0", "fc"]
     assert list(positions(torchvision_names).values()) == [1, 2, 3, 2, 4]
 
 
+def test_every_interpretation_has_a_meaning():
+    assert set(MEANINGS) == set(INTERPRETATIONS)
+
+
+class Called(nn.Module):
+    """Equal layers that are defined in one order and called in another."""
+
+    def __init__(self, defined: str, called: str):
+        super().__init__()
+        for name in defined:
+            self.add_module(name, nn.Linear(144, 144))
+        self.called = called
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for name in self.called:
+            x = self.get_submodule(name)(x).relu()
+        return x
+
+
+@pytest.mark.parametrize("index", ["forward", "sequential"])
+@pytest.mark.parametrize("called", ["abcd", "dcba", "cacabd"])
+@pytest.mark.parametrize("defined", ["abcd", "dabc", "cbad"])
+def test_the_order_of_the_forward_pass_says_which_layer_is_late(defined, called, index, data):
+    """Of equal layers the share that is cut grows with the place, 1 to 4, wherever a layer is defined."""
+    method = WeightMom(lab.Linear(0.5), layer_index=index)
+    run = lab.fit(Called(defined, called), data, method, epochs=2, progress=False)
+    cut = {name: 144**2 - run.masks.kept_by_layer[f"{name}.weight"] for name in dict.fromkeys(called)}
+    assert list(cut.values()) == pytest.approx([0.2 * 144**2 * place for place in (1, 2, 3, 4)], abs=1)
+
+
 def test_shares_are_in_proportion_and_what_a_layer_cannot_give_the_others_do():
+    def left(sparsity: float, **settings: Any) -> list[int]:
+        method = WeightMom(lab.Cubic(sparsity), **settings)
+        grows = MEANINGS[method.interpretation].grows
+        return list(keeps(masks, sparsity, method.of_layers(masks), grows, method.floor).values())
+
     masks = Masks({f"{n}.weight": torch.ones(size, dtype=torch.bool) for n, size in (("a", 100), ("b", 200))})
     # π = W/mean·l: a 2/3, b 8/3; at 30 % b loses 2·4 parts of 9, a 1
-    keeps = WeightMom(lab.Cubic(0.3))._keeps(masks, 0.3)
-    assert keeps == {"a.weight": 90, "b.weight": 120}
+    assert left(0.3) == [90, 120]
     # at 80 % b would lose 240·8/9 = 213 of 200: it keeps a quarter of the density, 5 %
-    keeps = WeightMom(lab.Cubic(0.8), floor=0.25)._keeps(masks, 0.8)
-    assert keeps == {"a.weight": 50, "b.weight": 10}
+    assert left(0.8, floor=0.25) == [50, 10]
     # I = W/(l·mean): 2/3 and 2/3: an importance, so both keep 20 %
-    assert WeightMom(lab.Cubic(0.8), reading="formula")._keeps(masks, 0.8) == {"a.weight": 20, "b.weight": 40}
+    assert left(0.8, interpretation="formula") == [20, 40]
     # I = sum/l: a keeps twice the share of b, 2·100 parts of 400
-    assert WeightMom(lab.Cubic(0.8), reading="literal")._keeps(masks, 0.8) == {"a.weight": 30, "b.weight": 30}
+    assert left(0.8, interpretation="literal") == [30, 30]
     # density as the basis: equal ones leave the place alone, so b loses twice the share of a
-    dense = WeightMom(lab.Cubic(0.5), basis="density")
-    assert dense._keeps(masks, 0.5) == {"a.weight": 70, "b.weight": 80}
+    assert left(0.5, basis="density") == [70, 80]
     # nothing comes back: b, pruned to 60 before, stays there, and a gives the rest
     masks["b.weight"][60:] = False
-    assert WeightMom(lab.Cubic(0.5))._keeps(masks, 0.5) == {"a.weight": 90, "b.weight": 60}
+    assert left(0.5) == [90, 60]
 
 
 def test_in_one_ranking_the_ratio_weighs_the_momentum():
@@ -178,28 +218,28 @@ def test_in_one_ranking_the_ratio_weighs_the_momentum():
 
     def left(**options: Any) -> list[list[int]]:
         method = WeightMom(lab.Cubic(0.5), **settings, **options)
-        run: Any = SimpleNamespace(weights=weights, steps=9, epochs=1, epoch=1, aim=lambda _: None)
-        run.masks = Masks.full(weights)
+        run = without_training(weights, epochs=1)
+        run.epoch = 1
         method.on_start(run)
         method.on_epoch(run)
         assert method.not_eligible == 0  # the threshold is of the same ranking
         return [mask.int().tolist() for mask in run.masks.values()]
 
     # π = W/mean·l: 2/3 and 8/3. Over it 4.5 6 and 0.375 0.75 1.5 3, and of the shares a would lose 3·(4/3)/12 = 0
-    assert left(applied="scores") == [[1, 1], [0, 0, 0, 1]]
+    assert left(interpretation="text_scores") == [[1, 1], [0, 0, 0, 1]]
     # without the place 2/3 and 4/3: 4.5 6 and 0.75 1.5 3 6; as shares a loses 3·(4/3)/(20/3) = 1
-    assert left(applied="scores", depth_exponent=0) == [[1, 1], [0, 0, 0, 1]]
+    assert left(interpretation="text_scores", depth_exponent=0) == [[1, 1], [0, 0, 0, 1]]
     assert left(depth_exponent=0) == [[0, 1], [0, 0, 1, 1]]
     # I = sum/l: 6 and 3, an importance, so 18 24 and 3 6 12 24
-    assert left(applied="scores", reading="literal") == [[1, 1], [0, 0, 0, 1]]
-    assert left(applied="scores", reading="off") == [[0, 1], [0, 0, 1, 1]]
+    assert left(interpretation="literal_scores") == [[1, 1], [0, 0, 0, 1]]
+    assert left(interpretation="off") == [[0, 1], [0, 0, 1, 1]]
 
 
 def test_the_power_of_the_place():
-    sizes, places = {"a": 2.0, "b": 4.0}, {"a": 1, "b": 3}
-    assert importance(sizes, places, "text", 2) == pytest.approx({"a": 2 / 3, "b": 12})
-    assert importance(sizes, places, "formula", 2) == pytest.approx({"a": 2 / 3, "b": 4 / 27})
-    assert importance(sizes, places, "literal", 0) == {"a": 6, "b": 6}
+    sizes, at = {"a": 2.0, "b": 4.0}, {"a": 1, "b": 3}
+    assert importance(sizes, at, "text", 2) == pytest.approx({"a": 2 / 3, "b": 12})
+    assert importance(sizes, at, "formula", 2) == pytest.approx({"a": 2 / 3, "b": 4 / 27})
+    assert importance(sizes, at, "literal", 0) == {"a": 6, "b": 6}
 
 
 def test_a_bias_belongs_to_its_layer():
@@ -211,10 +251,10 @@ def test_a_bias_belongs_to_its_layer():
 @pytest.mark.parametrize("sparsity", [0.9, 1 - 1 / 15, 0.95, 0.98])
 @pytest.mark.parametrize("name", NETS)
 def test_targets_are_exact_and_no_layer_is_emptied(name, data, sparsity):
-    """Every reading with every mode is too many to train; each of both is there at every target."""
-    for i, reading in enumerate(READINGS):
+    """Every interpretation with every mode is too many to train; each of both is there at every target."""
+    for i, meaning in enumerate(INTERPRETATIONS):
         mode = MODES[(i + round(sparsity * 100)) % len(MODES)]
-        method = WeightMom(lab.Cubic(sparsity), mode, reading=reading, basis=BASES[i % 2])
+        method = WeightMom(lab.Cubic(sparsity), mode, interpretation=meaning, basis=BASES[i % 2])
         run, state = train(name, data, method, epochs=2, batch_size=50, lr=1e-2)
         assert run.status == "done"
         assert run.masks.kept == run.masks.total - lab.masks.count(run.masks.total, sparsity)
@@ -229,14 +269,15 @@ def test_fewer_weights_than_layers_are_refused_before_training(data):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_counts_are_exact_on_every_model_with_every_option(name, data):
-    """Every reading on both bases, the modes and the two kinds of places taking turns, down three cuts."""
+    """Every interpretation on both bases, the modes and the two kinds of places taking turns, down three cuts."""
     model = lab.build(name, data, seed=0, **SMALL[name])
-    for sparsity, (i, (reading, basis)) in product((0.9, 1 - 1 / 15, 0.95, 0.98), enumerate(product(READINGS, BASES))):
-        run: Any = SimpleNamespace(weights=lab.prunable(model), steps=9, epochs=3, aim=lambda _: None)
-        run.masks = Masks.full(run.weights)
+    for sparsity, (i, (meaning, basis)) in product(
+        (0.9, 1 - 1 / 15, 0.95, 0.98), enumerate(product(INTERPRETATIONS, BASES))
+    ):
+        run = without_training(lab.prunable(model), epochs=3)
         index = ("forward", "sequential")[i // 4 % 2]
-        options = {"basis": basis, "layer_index": index, "applied": ("shares", "scores")[i // 2 % 2], "end": 1.0}
-        method = WeightMom(lab.Cubic(sparsity), MODES[i % 4], reading=reading, **options)
+        options = {"basis": basis, "layer_index": index, "end": 1.0}
+        method = WeightMom(lab.Cubic(sparsity), MODES[i % 4], interpretation=meaning, **options)
         method.on_start(run)
         for run.epoch in (1, 2, 3):
             method.on_epoch(run)
@@ -245,12 +286,11 @@ def test_counts_are_exact_on_every_model_with_every_option(name, data):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("reading", READINGS)
-def test_every_reading_and_mode_cuts_exactly_without_training(mode, reading, data):
+@pytest.mark.parametrize("meaning", INTERPRETATIONS)
+def test_every_interpretation_and_mode_cuts_exactly_without_training(mode, meaning, data):
     model = lab.build("resnet20", data, seed=0, width=0.25, shortcut="B")
-    run: Any = SimpleNamespace(weights=lab.prunable(model), steps=9, epochs=10, epoch=0, aim=lambda _: None)
-    run.masks = Masks.full(run.weights)
-    method = WeightMom(lab.Cubic(0.98), mode, reading=reading, window=4, min_epochs_below=3)
+    run = without_training(lab.prunable(model), epochs=10)
+    method = WeightMom(lab.Cubic(0.98), mode, interpretation=meaning, window=4, min_epochs_below=3)
     method.on_start(run)
     before = run.masks
     with torch.no_grad():
@@ -266,7 +306,7 @@ def test_every_reading_and_mode_cuts_exactly_without_training(mode, reading, dat
 
 
 def test_the_record_says_what_was_cut_too_early(data):
-    run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e-9, reading="off"))
+    run, state = train("lenet5", data, WeightMom(lab.Linear(0.9), threshold=1e-9, interpretation="off"))
     assert state.not_eligible == run.masks.total - run.masks.kept
     assert run.result.methods[0]["not_eligible"] == state.not_eligible
     assert f"not_eligible {state.not_eligible:,}, short_windows 1" in repr(run)
@@ -279,7 +319,7 @@ def test_the_record_says_what_was_cut_too_early(data):
 
 
 def test_cuts_fall_on_the_scheduled_epochs(data):
-    run, _ = train("lenet5", data, WeightMom(lab.Linear(0.8), begin=0.25, end=0.75, interval=2), epochs=8)
+    run, _ = train("lenet5", data, WeightMom(lab.Linear(0.8), begin=0.25, end=0.75, every_epochs=2), epochs=8)
     # epochs 2, 4, 6 at progress 0, 1/2, 1; the first cuts nothing
     assert [(cut.step // run.steps_per_epoch, round(1 - cut.after / run.masks.total, 4)) for cut in run.cuts] == [
         (4, 0.4),
@@ -295,11 +335,11 @@ def test_shares_by_layer_may_be_given(data):
     assert kept[["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]].tolist() == [0.5, 0.5, 0.95, 0]
 
 
-@pytest.mark.parametrize(("mode", "tensors"), [("ema", 2), ("consecutive_below", 1), ("window_mean", 16)])
+@pytest.mark.parametrize(("mode", "tensors"), [("ema", 2), ("consecutive_below", 2), ("window_mean", 16)])
 def test_memory(mode, tensors):
     _, _, run = watch(method := WeightMom(lab.Cubic(0.5), mode))
     size = run.weights["fc.weight"].numel()
-    state = [*method.average.values(), *method.past.values(), *method.lows.values()]
+    state = [*method.past.values(), *method.lows.values()]
     assert sum(tensor.numel() for tensor in state) == tensors * size
 
 
@@ -307,10 +347,9 @@ def test_memory(mode, tensors):
     "wrong",
     [
         {"mode": "mean"},
-        {"reading": "size"},
+        {"interpretation": "size"},
         {"basis": "place"},
         {"layer_index": "backward"},
-        {"applied": "both"},
         {"depth_exponent": -1.0},
         {"window": 63},
         {"min_epochs_below": 16},
@@ -319,7 +358,7 @@ def test_memory(mode, tensors):
         {"threshold": 0.0},
         {"begin": 0.8},
         {"floor": 1.0},
-        {"interval": 0},
+        {"every_epochs": 0},
         {"watch": -1},
         {"schedule": 0.9},
     ],
@@ -330,13 +369,11 @@ def test_settings_that_make_no_sense_are_refused(wrong):
         WeightMom(**{"schedule": lab.Cubic(0.9)} | wrong)
 
 
-def test_few_weights_that_stay_are_watched_beside_as_many_large_ones(data):
+def test_few_weights_that_stay_are_watched_beside_as_many_large_ones():
     """Two times one weight may stay, and six are wanted: the six largest, and six others."""
-    method = WeightMom(lab.Cubic(0.9), watch=12)
-    size = torch.arange(40.0)
-    places = method._places(size, 2, 0)
-    assert places[:6].tolist() == [39, 38, 37, 36, 35, 34]
-    assert len(places.unique()) == 12
+    followed = places(torch.arange(40.0), watch=12, largest=2, seed=0)
+    assert followed[:6].tolist() == [39, 38, 37, 36, 35, 34]
+    assert len(followed.unique()) == 12
 
 
 def test_the_papers_setting_halves_the_rate_every_30_epochs(data):
@@ -357,15 +394,15 @@ def test_watched_weights_are_half_chosen_half_random_and_followed_to_the_end(dat
     plain, _ = train("lenet5", data, WeightMom(lab.Cubic(0.9), begin=0.25, end=0.75), epochs=4, seed=3)
     assert plain.masks.fingerprint == run.masks.fingerprint  # to look changes nothing
     first = lab.build("lenet5", data, seed=0)
-    for name, places in state.watched.items():
-        assert len(places.unique()) == 8
+    for name, followed in state.watched.items():
+        assert len(followed.unique()) == 8
         size = first.get_parameter(name).detach().abs().flatten()
-        ranks = size.argsort(descending=True, stable=True).argsort()[places]
+        ranks = size.argsort(descending=True, stable=True).argsort()[followed]
         most = min(2 * run.masks.kept_by_layer[name], len(size)) - 1
         assert ranks[:4].tolist() == torch.linspace(0, most, 4).round().long().tolist()
         magnitude, momentum, level = state.trajectories[name].unbind(1)
-        kept = run.masks[name].flatten()[places]
-        assert torch.equal(magnitude[-1], run.weights[name].detach().flatten()[places].abs())
+        kept = run.masks[name].flatten()[followed]
+        assert torch.equal(magnitude[-1], run.weights[name].detach().flatten()[followed].abs())
         assert (magnitude[-1] > 0).tolist() == kept.tolist()
         assert not magnitude.isnan().any()
         assert [bool(x) for x in momentum.isnan().all(1)] == [bool(x) for x in level.isnan().all(1)] == [0, 0, 0, 1]
@@ -378,7 +415,8 @@ def test_shares_of_the_full_models_are_exact(name):
     with torch.device("meta"):
         shapes = {n: w.shape for n, w in lab.prunable(lab.models.MODELS[name]((3, 32, 32), 10)).items()}
     masks = Masks({n: torch.ones(shape, dtype=torch.bool) for n, shape in shapes.items()})
-    for sparsity, reading, basis in product((0.9, 1 - 1 / 15, 0.95, 0.98), READINGS, BASES):
-        keeps = WeightMom(lab.Cubic(sparsity), reading=reading, basis=basis)._keeps(masks, sparsity)
-        assert sum(keeps.values()) == masks.total - lab.masks.count(masks.total, sparsity)
-        assert min(keeps.values()) >= 1
+    for sparsity, meaning, basis in product((0.9, 1 - 1 / 15, 0.95, 0.98), INTERPRETATIONS, BASES):
+        ratios = WeightMom(lab.Cubic(sparsity), interpretation=meaning, basis=basis).of_layers(masks)
+        left = keeps(masks, sparsity, ratios, MEANINGS[meaning].grows).values()
+        assert sum(left) == masks.total - lab.masks.count(masks.total, sparsity)
+        assert min(left) >= 1

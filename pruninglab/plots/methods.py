@@ -17,9 +17,9 @@ from ..errors import ConfigError
 from ..masks.masks import Masks, units
 from ..masks.schedules import Cubic
 from ..methods.channels.slimming import Slimming
-from ..methods.cuts import weightmom
 from ..methods.cuts.accuracy_gate import PruneWhileAccurate
-from ..methods.cuts.weightmom import WeightMom
+from ..methods.cuts.interpretations import Interpretation
+from ..methods.cuts.weightmom import MEANINGS, WeightMom, order_of
 from ..methods.noise import steering
 from ..methods.noise.l0 import L0
 from ..methods.noise.variational import VariationalDropout
@@ -89,21 +89,22 @@ def _fates(kept: Sequence[bool], lasts: Sequence[int]) -> str:
     return f"{stay} stay{when}"
 
 
-def importance(source: Run | Masks, readings: Sequence[str] = ("text", "formula")) -> Figure:
-    """WeightMom's importance ratio of each layer in several readings side by side, on logarithmic axes.
+def importance(source: Run | Masks, interpretations: Sequence[Interpretation] = ("text", "formula")) -> Figure:
+    """WeightMom's importance ratio of each layer in several interpretations side by side, on logarithmic axes.
 
     Of a run by its own `basis`, `layer_index` and `depth_exponent`, at its present masks.
     """
     masks = source.masks if isinstance(source, Run) else source
     own = [m for m in getattr(source, "methods", ()) if isinstance(m, WeightMom)]
     method = own[0] if own else WeightMom(Cubic(0.9))
-    ratios = {reading: replace(method, reading=reading).of_layers(masks) for reading in readings}
-    sizes = list(ratios[readings[0]])
+    order = order_of(source) if isinstance(source, Run) else ()
+    ratios = {name: replace(method, interpretation=name).of_layers(masks, order) for name in interpretations}
+    sizes = list(ratios[interpretations[0]])
     figure, panels = _figure(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)
-    for axes, (reading, of_layer), colour in zip(panels, ratios.items(), COLOURS, strict=False):
+    for axes, (name, of_layer), colour in zip(panels, ratios.items(), COLOURS, strict=False):
         axes.plot(list(of_layer.values()), range(len(of_layer)), "o", color=colour)
-        grows = "kept" if reading in weightmom.KEPT_SHARES else "cut"
-        axes.set(xscale="log", xlabel=f'"{reading}": the {grows} share grows with it', yticks=range(len(sizes)))
+        grows = MEANINGS[name].grows
+        axes.set(xscale="log", xlabel=f'"{name}": the {grows} share grows with it', yticks=range(len(sizes)))
         axes.set_yticklabels(sizes if axes is panels[0] else [], fontsize=8)
         axes.set(ylim=(len(sizes) - 0.5, -0.5))
         axes.margins(x=0.1)

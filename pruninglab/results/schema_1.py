@@ -10,7 +10,7 @@ TYPES: dict[str, str] = {
 }
 FIELDS: dict[str, dict[str, str]] = {
     "Gradual": {"start": "begin"},
-    "WeightMom": {"start": "begin"},
+    "WeightMom": {"start": "begin", "reading": "interpretation", "interval": "every_epochs"},
     "TargetedDropout": {"rate": "drop"},
     "SoftSharing": {"rates": "lrs"},
     "PGD": {"every": "every_steps"},
@@ -22,7 +22,7 @@ FIELDS: dict[str, dict[str, str]] = {
 }
 """Settings by type: their old and their new names."""
 ADDED: dict[str, dict[str, dict[str, Any]]] = {
-    "WeightMom": {"reading": {"applied": "shares", "depth_exponent": 1.0}},
+    "WeightMom": {"interpretation": {"depth_exponent": 1.0}},
     "RelevanceL2": {"decay": {"decay_rate": 1.0}},
     "LOBSTER": {"only_prunable": {"patience": None, "tolerance": 0.05}},
     "Sensitivity": {"only_prunable": {"threshold": None, "per_sample": False}},

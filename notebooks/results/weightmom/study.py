@@ -44,8 +44,8 @@ def ways(density: float) -> dict[str, lab.Method]:
         "N2NSkip": methods.N2NSkip(sparsity, "snip"),
         "gradual": methods.Gradual(curve, **span),
         "WeightMom": methods.WeightMom(curve, **memory),
-        "WeightMom, no ratio": methods.WeightMom(curve, reading="off", **memory),
-        "WeightMom, no memory": methods.WeightMom(curve, reading="off", window=1, min_epochs_below=1, **span),
+        "WeightMom, no ratio": methods.WeightMom(curve, interpretation="off", **memory),
+        "WeightMom, no memory": methods.WeightMom(curve, interpretation="off", window=1, min_epochs_below=1, **span),
     }
 
 
