@@ -76,7 +76,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
     run = Run(trained, data.to(place), methods, options, place)
     run.tags = dict(session.tags)
-    run.origin, run.before = _start(parent, source, session, data)
+    run.origin, run.before = _start(parent, source, session, data, options.loss)
     return run
 
 
