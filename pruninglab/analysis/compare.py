@@ -28,9 +28,11 @@ from .impact import holm
 from .statistics import crossing, interval, levels_of, paired, smallest
 
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
-_KNOWN = ("method", "control", "methods", "settings", "seed", "init_seed", "form", "start", "start_hash", "end_hash")
-_DECIDED = tuple(column for column in fairness.IN_PAIR if column != "new_weights")
-_USED = (*_KNOWN, "trace_hash", "status", "test_images", "collapsed_layers", "epochs", "search_steps", "flops_before")
+_DECIDED = [column for column in fairness.IN_PAIR if column != "new_weights"]
+_USED = """
+    method control methods settings seed init_seed form start start_hash end_hash trace_hash status test_images holds
+    collapsed_layers epochs search_steps flops_before flops_training flops_dense flops_sparse sparse_bytes seconds
+""".split()
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,15 +154,18 @@ class Comparison:
             rows.append(row | {"times": 1 / (1 - mean), "said": "; ".join(said)})
         return pd.DataFrame(rows)
 
+    def published(self, data: str | None = None, model: str | None = None) -> pd.DataFrame:
+        """The printed rows of this data and model, or of those that are given: "ImageNet" for a folder, say."""
+        return papers.published(data or " and ".join(dict.fromkeys(self.runs["holds"])), model or self.task[1])
+
     def beside_papers(self, data: str | None = None, model: str | None = None) -> pd.DataFrame:
-        """Each published row of this data and model, and beside it the methods with that density, give or take a tenth.
+        """Each row of `published`, and beside it the methods with that density, give or take a tenth.
 
         Density is counted as the paper does, and the metric is the paper's. What is published has no n and no interval.
-        `data="ImageNet"` says so where the name of a folder of images does not.
         """
         rows = []
         runs: Any = self.runs
-        printed = papers.published(data or self.task[0], model or self.task[1]).drop(columns=["data", "model"])
+        printed = self.published(data, model).drop(columns=["data", "model"])
         for row in printed.rename(columns={"method": "published"}).to_dict("records"):
             score = "test_top5" if row["metric"] == "top-5" else "test_accuracy"
             density = 1 - runs[f"sparsity_{row['counted']}"]

@@ -212,6 +212,7 @@ def _trace(result: Result) -> str | None:
 
 COLUMNS: dict[str, Callable[[Result], Any]] = {
     "data": lambda r: r.config["data"]["name"],
+    "holds": lambda r: r.config["data"].get("holds", r.config["data"]["name"]),
     "model": lambda r: r.config["model"]["name"],
     "methods": lambda r: r.name,
     "settings": lambda r: " + ".join(text(m) for m in r.config["methods"]),

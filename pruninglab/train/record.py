@@ -1,8 +1,9 @@
 """What a finished run writes into its record."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -148,6 +149,7 @@ def _config(run: Run) -> dict[str, Any]:
             "mean": describe(data.train.mean),
             "std": describe(data.train.std),
             **({"val_is_test": True} if data.val_is_test else {}),
+            **({"holds": "ImageNet"} if is_imagenet(data.class_names) else {}),
         },
         "model": {"name": type(run.model).__name__, **built, "form": form},
         "methods": [describe(method) for method in run.acting],
@@ -156,6 +158,11 @@ def _config(run: Run) -> dict[str, Any]:
         "masks": run.masks.fingerprint if run.sparsity else None,
         "device": run.device.type,
     }
+
+
+def is_imagenet(class_names: Sequence[str]) -> bool:
+    """A folder may have any name: those of ImageNet's thousand classes are numbers of WordNet."""
+    return len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
 
 
 def _start(
