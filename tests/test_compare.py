@@ -1,6 +1,7 @@
 """Fair or refused: what is compared, what is said of chance, and what is said to be missing."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy import stats
 
 import pruninglab as lab
 from pruninglab import plots
-from pruninglab.analysis import crossing, interval, paired
+from pruninglab.analysis import crossing, interval, paired, smallest
 from pruninglab.analysis.compare import CONTROLS
 
 NAMED = {
@@ -22,19 +23,28 @@ NAMED = {
     "global": ("OneShot(criterion=magnitude, scope=global, unit=weight)", "global magnitude"),
     "gradual": ("Gradual(schedule=Cubic(initial=0.0), end=0.75)", ""),
 }
+PROTOCOL: dict[str, Any] = {
+    "augmentation": "none", "normalisation": "[[0.1], [0.3]]", "loss": "cross_entropy", "teacher": None,
+    "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "lr_schedule": "CosineLR(warmup=0.0)",
+    "batch_size": 100, "precision": "fp32", "keep": "last", "patience": None, "scope": "weights", "scope_size": 1000,
+    "torch": "2.13.0", "device_type": "cpu", "epochs": 5,
+}  # fmt: skip
 
 
 def row(way: str, seed: int, sparsity: float, accuracy: float, **changes: Any) -> dict[str, Any]:
     """A record's row, as `results.load` gives it."""
     settings, control = NAMED[way]
     return {
-        "data": "digits", "model": "lenet5", "methods": settings.partition("(")[0], "settings": f"{settings}{sparsity}",
+        "data": "digits", "holds": changes.get("data", "digits"),
+        "model": "lenet5", "methods": settings.partition("(")[0], "settings": f"{settings}{sparsity}",
         "method": settings, "control": control, "seed": seed, "init_seed": seed, "chosen_on": "val", "status": "done",
         "collapsed_layers": 0, "test_accuracy": accuracy, "test_top5": None, "metric": "accuracy",
         "sparsity_weights": sparsity, "sparsity_weights_and_biases": sparsity, "sparsity_all": sparsity,
         "flops_dense": 100.0, "flops_sparse": 100.0 * (1 - sparsity), "sparse_bytes": 1000, "total_steps": 195,
-        "batch_size": 100, "start": "run", "start_hash": f"d{seed}", "dense_hash": f"d{seed}", "split": f"s{seed}",
+        "search_steps": 0, "flops_before": None,
+        "flops_training": 1.0, "start": "run", "start_hash": f"d{seed}", "dense_hash": f"d{seed}", "split": f"s{seed}",
         "form": "f", "test_images": 10_000, "device": "cpu", "commit": "abc", "seconds": 10.0 + seed,
+        "end_hash": f"{way}{seed}{sparsity}{accuracy}", "trace_hash": f"{way}{seed}{sparsity}", **PROTOCOL,
     } | changes  # fmt: skip
 
 
@@ -142,6 +152,36 @@ def test_paired_test_by_hand():
     assert paired(np.full(3, 0.01))["p"] == 0
     assert paired(np.full(3, 0.01), more=2 * 0.25 / 100**2)["p"] > 0.1  # one image of a hundred, three times
     assert interval(np.array([0.5]))[1] == 0.5
+
+
+@pytest.mark.parametrize(("n", "level"), [(2, 0.05), (3, 0.05), (3, 0.05 / 21), (5, 0.01), (10, 0.05 / 7), (40, 0.05)])
+def test_the_smallest_difference_is_found_in_four_of_five_studies(n, level):
+    """By scipy's noncentral t, and by drawing studies that are tested with scipy's t-test."""
+    least = smallest(0.02, n, level)
+    shift, critical = least / 0.02 * math.sqrt(n), stats.t.ppf(1 - level / 2, n - 1)
+    assert stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) == pytest.approx(0.8, abs=1e-4)
+    drawn = np.random.default_rng(0).normal(least, 0.02, (20_000, n))
+    assert (p_value(stats.ttest_1samp(drawn, 0, axis=1)) < level).mean() == pytest.approx(0.8, abs=0.01)
+    assert smallest(0.04, n, level) == pytest.approx(2 * least)
+    assert smallest(0.02, n, level, power=0.5) < least
+    assert math.isnan(smallest(0.02, 1, level))
+
+
+def test_beside_what_is_not_distinguishable_stands_what_could_have_been():
+    """Of six tests Holm's first asks for 0.05 / 6, and for more with each that is claimed."""
+    noisy = changed(rows(), {"method": NAMED["layer"][0], "seed": 0}, test_accuracy=0.99)
+    found = lab.compare(noisy)
+    tests = found.tests().sort_values("p").to_dict("records")
+    claimed = sum(test["adjusted"] < 0.05 for test in tests)
+    assert 0 < claimed < len(tests)
+    for place, test in enumerate(tests):
+        own = 0.05 / (len(tests) - min(place, claimed))
+        assert test["smallest"] == pytest.approx(smallest(test["deviation"], 3, own))
+        said = re.search(r"The smallest difference that this could show is ([\d.]+) points\.$", test["verdict"])
+        assert bool(said) == (place >= claimed)
+        if said:
+            assert float(said[1]) == pytest.approx(100 * test["smallest"], rel=0.05)
+            assert said[0] in " ".join(found.words())
 
 
 def test_pairs_see_what_means_alone_do_not():
@@ -255,12 +295,9 @@ def test_names_say_what_tells_ways_apart():
     assert lab.compare(frame).methods == ["Gradual(scope=global)", "Gradual(scope=layer)"]
 
 
-def test_other_hardware_code_and_batches_are_said():
-    frame = changed(rows(), {"method": NAMED["global"][0]}, commit="def", batch_size=50)
-    assert lab.compare(frame).notes == (
-        "They differ in batch size.",
-        "They differ in version of the code.",
-    )
+def test_other_hardware_and_code_are_said():
+    frame = changed(rows(), {"method": NAMED["global"][0]}, commit="def", device="another")
+    assert lab.compare(frame).notes == ("They differ in hardware.", "They differ in version of the code.")
 
 
 def test_real_runs_from_one_dense_start_are_comparable(tmp_path: Path):

@@ -4,10 +4,13 @@ import math
 from typing import Any
 
 import pytest
+from torch import nn
 
+import pruninglab as lab
 from pruninglab import analysis
 from pruninglab.analysis import papers
 from pruninglab.errors import ConfigError
+from pruninglab.train.record import is_imagenet
 
 LENET5 = {"Conv1": 500, "Conv2": 25_000, "FC1": 400_000, "FC2": 5_000}
 VGG16 = {"Convolutional": 14_710_464, "FC": 123_633_664}
@@ -108,3 +111,48 @@ def test_published_rows_stand_in_the_words_of_records():
 def test_a_table_that_is_not_there():
     with pytest.raises(ConfigError, match="no table 7 of 'admm'"):
         papers.table("admm", 7)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "rows"),
+    [
+        ("folder:/data/ImageNet", "torchvision:alexnet", 18),
+        ("folder:images/imagenet-1k/", "alexnet", 18),
+        ("folder:/data/ILSVRC2012", "torchvision:vgg16", 11),
+        ("ImageNet", "torchvision:resnet50", 5),
+        ("Fashion-MNIST", "LeNet5", 5),
+        ("folder:/data/ImageNet", "torchvision:vgg16_bn", 0),
+        ("folder:/data/imagenet100", "torchvision:alexnet", 0),
+        ("folder:/ImageNet/flowers", "torchvision:alexnet", 0),
+        ("folder:/data/photos", "torchvision:alexnet", 0),
+        ("MNIST", "torchvision:alexnet", 0),
+    ],
+)
+def test_names_of_records_find_the_papers_rows(data, model, rows):
+    assert len(analysis.published(data, model)) == rows
+
+
+def test_every_table_is_found_by_the_names_that_a_record_would_have():
+    known = analysis.published(copied=True)
+    for data, model in {*zip(known["data"], known["model"], strict=True)}:
+        mine = known[(known["data"] == data) & (known["model"] == model)]
+        for asked in ((data, model), (f"folder:/x/{data}", f"torchvision:{model}"), (data.lower(), model.upper())):
+            assert analysis.published(*asked, copied=True).equals(mine.reset_index(drop=True))
+
+
+def test_a_folder_of_a_thousand_wordnet_classes_is_imagenet_whatever_its_name():
+    names = [f"n{number:08}" for number in range(1000)]
+    assert is_imagenet(names)
+    assert not is_imagenet(names[1:])
+    assert not is_imagenet([*names[1:], "tench"])
+
+
+def test_a_comparison_finds_them_by_what_its_folder_holds(blobs):
+    model = nn.Linear(10, 4)
+    vars(model)["_pruninglab"] = {"name": "torchvision:alexnet"}
+    result = lab.fit(model, blobs, epochs=0, progress=False).result
+    assert lab.compare([result]).beside_papers().empty
+    assert len(lab.compare([result]).beside_papers("ImageNet")) == 18
+    result.config["data"] |= {"name": "folder:/data/photos", "holds": "ImageNet"}
+    assert len(lab.compare([result]).beside_papers()) == 18
+    assert "on folder:/data/photos" in repr(lab.compare([result]))

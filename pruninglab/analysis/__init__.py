@@ -6,7 +6,7 @@ from .connectivity import Graph, channel_graph, distance, heat
 from .cost import latency, truth
 from .impact import Impact, Votes, calibration_error, holm, impact, welch
 from .papers import published
-from .statistics import crossing, interval, paired
+from .statistics import crossing, interval, paired, smallest
 
 __all__ = [
     "Comparison",
@@ -28,6 +28,7 @@ __all__ = [
     "paired",
     "published",
     "sensitivity",
+    "smallest",
     "tolerated",
     "truth",
     "welch",

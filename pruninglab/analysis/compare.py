@@ -2,8 +2,10 @@
 
     lab.compare("runs/**")          a folder, loaded records, or runs
 
-Refused, unless asked for: other data, splits, initial weights or total steps, another dense start, other seeds. Runs of
-one seed are pairs: what the seed decides, it decides for all methods alike, and differences within pairs are tested.
+Refused, unless asked for: another protocol (data, split, augmentation, loss, optimizer and its settings, precision,
+scope, total steps and the like), other initial weights, another dense start, other seeds. What was asked for stands in
+columns of its own. Runs of one seed are pairs: what the seed decides, it decides for all methods alike, and differences
+within pairs are tested.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,32 +23,16 @@ from ..errors import ConfigError
 from ..results.record import Result
 from ..results.tables import load
 from ..train.run import Run
-from . import papers
+from . import fairness, papers
 from .impact import holm
-from .statistics import crossing, interval, levels_of, paired
+from .statistics import crossing, interval, levels_of, paired, smallest
 
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
-
-
-# The rule. Column: its name in a refusal, and the word that `allow` takes.
-SAME_IN_ALL = {
-    "data": ("the data set", "data"),
-    "model": ("the model", "model"),
-    "chosen_on": ("the images that choices were made on", "chosen_on"),
-    "metric": ("the metric", "metric"),
-    "total_steps": ("the number of steps in all", "steps"),
-}
-
-
-SAME_IN_PAIR = {
-    "split": ("the split", "split"),
-    "dense_hash": ("the dense start", "start"),
-    "new_weights": ("the draw of the initial weights", "start"),
-}
-
-
-ALLOWED = (*dict.fromkeys(word for _, word in (*SAME_IN_ALL.values(), *SAME_IN_PAIR.values())), "seeds")
-_USED = ("method", "control", "seed", "init_seed", "form", "start", "start_hash", "status", "test_images", "settings")
+_DECIDED = [column for column in fairness.IN_PAIR if column != "new_weights"]
+_USED = """
+    method control methods settings seed init_seed form start start_hash end_hash trace_hash status test_images holds
+    collapsed_layers epochs search_steps flops_before flops_training flops_dense flops_sparse sparse_bytes seconds
+""".split()
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +44,8 @@ class Comparison:
     score: str
     counted: str
     notes: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
+    """Columns of the protocol in which these runs differ, as was asked for."""
 
     @cached_property
     def levels(self) -> list[float]:
@@ -77,7 +65,8 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """One row for each method at each level: n, mean and 95 % interval of the accuracy, what was reached, its cost.
 
-        Training FLOPs are those of a dense computation, a dense start's included; seconds are of the run alone.
+        Training FLOPs are those of a dense computation, of all that was trained before included; seconds are of the run
+        alone. What was allowed to differ are the last columns.
         """
         rows = []
         groups: Any = self.runs.groupby(["level", "method"], sort=False)
@@ -98,8 +87,9 @@ class Comparison:
                     "start": " and ".join(sorted(set(of["start"]))),
                     "flops_left": float((of["flops_sparse"] / of["flops_dense"]).mean()),
                     "sparse_bytes": float(of["sparse_bytes"].astype(float).mean()),
-                    "training_gflops": 3e-9 * float((of["flops_dense"] * of["batch_size"] * of["total_steps"]).mean()),
+                    "training_gflops": 1e-9 * float(_training_flops(of).mean()),
                     "seconds": float(of["seconds"].astype(float).mean()),
+                    **{column: _values(of, column) for column in self.differing},
                 }
             )
         order = {method: i for i, method in enumerate(self.methods)}
@@ -114,6 +104,8 @@ class Comparison:
         The dense net, which is cut nowhere, stands at every sparsity. Paired t-test, two-sided; `adjusted` is Holm's p
         over the whole table. `effect` is the mean difference in its own standard deviations, corrected for few pairs
         (Hedges' g). Accuracy is counted in whole images: each difference has one more image a side that a coin decides.
+        `smallest` is the difference that so many pairs, spread like this, show in four of five studies, at the level
+        that Holm's correction left for this test.
         """
         against = against or next((c for c in reversed(list(self.controls.values())) if c), self.methods[0])
         if against not in (*self.methods, "all"):
@@ -124,17 +116,17 @@ class Comparison:
         runs: Any = self.runs
         for at in self.levels or [0.0]:
             here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(["method", "pair"])
-            scores = here.pivot_table(index="pair", columns="method", values=self.score, sort=False, dropna=False)
+            scores = here.pivot_table(self.score, ["data", "pair"], "method", sort=False, dropna=False)
             pairs = combinations([method for method in self.methods if method in scores], 2)
-            chosen = [p for p in pairs if against == "all" or against in p]
-            for first, second in chosen:
+            for first, second in (pair for pair in pairs if against == "all" or against in pair):
                 method, other = (first, second) if second == against or against == "all" else (second, first)
                 differences = (scores[method] - scores[other]).dropna().to_numpy(float)
-                rows.append(
-                    {"level": at, "method": method, "against": other} | paired(differences, 2 * _coin(here), level)
-                )
+                if len(differences):
+                    named = {"level": at, "method": method, "against": other}
+                    rows.append(named | paired(differences, 2 * _coin(here), level))
         found = pd.DataFrame(rows, columns=pd.Index(_TESTED))
         found["adjusted"] = holm(found["p"].fillna(1.0).to_numpy()) if len(found) else found["p"]
+        found["smallest"] = _smallest(found, level)
         found["verdict"] = [_verdict(row, level) for row in found.to_dict("records")]
         return found
 
@@ -162,19 +154,19 @@ class Comparison:
             rows.append(row | {"times": 1 / (1 - mean), "said": "; ".join(said)})
         return pd.DataFrame(rows)
 
-    def beside_papers(self) -> pd.DataFrame:
-        """Each published row of this data and model, and beside it the methods with that density, give or take a tenth.
+    def published(self, data: str | None = None, model: str | None = None) -> pd.DataFrame:
+        """The printed rows of this data and model, or of those that are given: "ImageNet" for a folder, say."""
+        return papers.published(data or " and ".join(dict.fromkeys(self.runs["holds"])), model or self.task[1])
+
+    def beside_papers(self, data: str | None = None, model: str | None = None) -> pd.DataFrame:
+        """Each row of `published`, and beside it the methods with that density, give or take a tenth.
 
         Density is counted as the paper does, and the metric is the paper's. What is published has no n and no interval.
         """
         rows = []
         runs: Any = self.runs
-        for row in (
-            papers.published(*self.task)
-            .drop(columns=["data", "model"])
-            .rename(columns={"method": "published"})
-            .to_dict("records")
-        ):
+        printed = self.published(data, model).drop(columns=["data", "model"])
+        for row in printed.rename(columns={"method": "published"}).to_dict("records"):
             score = "test_top5" if row["metric"] == "top-5" else "test_accuracy"
             density = 1 - runs[f"sparsity_{row['counted']}"]
             near = runs[(density / (1 - row["sparsity"]) - 1).abs() < 0.1].assign(density=density)
@@ -193,22 +185,23 @@ class Comparison:
     def words(self, against: str | None = None) -> list[str]:
         """What may be said, one sentence for each test, then what is missing and what else differs."""
         tests = self.tests(against)
-        said = [f"At {_share(row['level'])}, {row['method']} {row['verdict']}" for row in tests.to_dict("records")]
+        said = [
+            f"At {fairness.percent(row['level'])}, {row['method']} {row['verdict']}" for row in tests.to_dict("records")
+        ]
         missing = [name for name, method in self.controls.items() if method is None]
         if missing:
             said.append(f"Controls that are missing: {', '.join(missing)}.")
         return [*said, *self.notes]
 
     def __repr__(self) -> str:
-        lines = [self._title()]
-        widths = [max(len(row[i]) for row in self._shown()) for i in range(len(_HEAD))]
-        for row in (_HEAD, *self._shown()):
-            lines.append("  ".join(f"{cell:{max(w, len(h))}}" for cell, w, h in zip(row, widths, _HEAD, strict=True)))
-        return "\n".join([*(line.rstrip() for line in lines), *(f"- {line}" for line in self.words())])
+        lines = [self._head(), *self._shown()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([self._title(), *text, *(f"- {line}" for line in self.words())])
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{_html.cell(line)}</li>" for line in self.words())
-        return _html.table(_HEAD, self._shown(), self._title()) + f"<ul>{said}</ul>"
+        return _html.table(self._head(), self._shown(), self._title()) + f"<ul>{said}</ul>"
 
     @property
     def task(self) -> tuple[str, str]:
@@ -222,24 +215,26 @@ class Comparison:
         budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
         return f"{model} on {data}, {self.score.replace('_', ' ')}, {budget} steps in all"
 
+    def _head(self) -> tuple[str, ...]:
+        return (*_HEAD, *map(fairness.heading, self.differing))
+
     def _shown(self) -> list[tuple[str, ...]]:
         rows = []
         for row in self.table().to_dict("records"):
             bounds = f"{row['low']:.2%} to {row['high']:.2%}" if row["n"] > 1 else "one run"
             status = row["status"] + (f", {row['emptied_layers']} layers emptied" if row["emptied_layers"] else "")
+            scores = (f"{row['sparsity']:.2%}", str(row["n"]), f"{row['accuracy']:.2%}", bounds, status, row["start"])
             counts = (f"{row['flops_left']:.1%}", f"{row['sparse_bytes'] / 1000:,.1f}")
             costs = (f"{row['training_gflops']:,.0f}", f"{row['seconds']:,.1f}")
-            rows.append((row["method"], f"{row['sparsity']:.2%}", str(row["n"]), f"{row['accuracy']:.2%}", bounds,
-            status,
-                         row["start"], *counts, *costs))  # fmt: skip
+            rows.append((row["method"], *scores, *counts, *costs, *(row[column] for column in self.differing)))
         return rows
 
 
-_HEAD = ("method", "zeros", "n", "accuracy", "95 % interval", "status", "start", "FLOPs left", "KB", "training GFLOPs",
-         "seconds of it")  # fmt: skip
-
-
-_TESTED = ("level", "method", "against", "n", "difference", "low", "high", "p", "effect")
+_HEAD = (
+    *("method", "zeros", "n", "accuracy", "95 % interval", "status", "start"),
+    *("FLOPs left", "KB", "training GFLOPs", "seconds of it"),
+)
+_TESTED = ("level", "method", "against", "n", "difference", "low", "high", "p", "effect", "deviation")
 
 
 def compare(
@@ -254,32 +249,40 @@ def compare(
 
     `by` is the column that names the methods; without it they are the methods with their settings but for how much is
     cut. `counted` is of what sparsity is taken: "weights", "weights_and_biases" or "all". `allow` lists what may differ
-    all the same (`compare.ALLOWED`); the comparison then says so. With "seeds" only those that all methods have are
-    compared.
+    all the same (`allow="lr"`, say; a refusal names the word). The comparison then says so and shows it in a column. A
+    method that has several runs of one seed only by that difference gets it into its name. With "seeds" only those that
+    all methods have are compared, or, if there is none, each two methods by those that both have.
+
+    Records of a study may lie under a file `study.toml`. It says what differs there on purpose, and why.
     """
     frame: Any = _frame(results)
-    allowed = [allow] if isinstance(allow, str) else list(allow)
-    if unknown := [word for word in allowed if word not in ALLOWED]:
-        raise ConfigError(f"allow={unknown[0]!r} is unknown; expected some of {', '.join(ALLOWED)}.")
+    study = fairness.Study.of(frame["path"].dropna()) if "path" in frame else fairness.Study()
+    allowed = [*([allow] if isinstance(allow, str) else allow), *study.allow]
+    fairness.check_allowed(allowed)
+    sparsity = f"sparsity_{counted}"
     named = [by] if by else []
-    _check_columns(frame, [*_USED, *SAME_IN_ALL, "split", "dense_hash", score, f"sparsity_{counted}", *named])
-    notes = _left_out(frame)
+    fairness.check_columns(frame, [*_USED, *fairness.IN_ALL, *_DECIDED, score, sparsity, *named])
+    fairness.check_possible(frame, score, sparsity)
+    names = frame[by].astype(str) if by else _short_names(frame)
     frame = frame.assign(
-        method=frame[by].astype(str) if by else _short_names(frame),
+        method=study.names(frame["path"], names) if study.methods and not by else names,
         pair=[_pair(s, i) for s, i in zip(frame["seed"], frame["init_seed"], strict=True)],
-        level=levels_of(frame[f"sparsity_{counted}"]),
+        level=levels_of(frame[sparsity]),
         new_weights=frame["start_hash"].where((frame["start"] == "model") & (frame["start_hash"].notna())),
     )
-    found = _differences(frame)
-    _refuse(found, allowed)
-    frame, repeated = _without_repeats(frame, score)
-    frame, seeds = _paired(frame, "seeds" in allowed)
-    found += [("seeds", line) for line in seeds]
-    _refuse(found, allowed)
+    fairness.check_copies(frame)
+    broken = fairness.differences(frame)
+    fairness.refuse(broken, allowed)
+    differing = [column for column, _ in broken] + ["epochs"] * (len(set(frame["epochs"])) > 1)
+    frame, repeated = _without_repeats(fairness.named_apart(frame, differing), score)
+    frame, unpaired = fairness.unpaired(frame, "seeds" in allowed)
+    fairness.refuse(unpaired, allowed)
     if frame.empty:
         raise ConfigError("no seed is common to all methods, so there is no pair; run them with the same seeds.")
-    notes += [f"Not fair, but asked for: {line}." for _, line in found] + repeated + _also_different(frame)
-    return Comparison(frame.reset_index(drop=True), score, counted, tuple(notes))
+    asked = [f"Not fair, but asked for: {line}." for _, line in broken + unpaired]
+    reason = [f"The study says: {study.why}"] if asked and study.why else []
+    notes = (*_left_out(frame), *asked, *reason, *repeated, *_also_different(frame))
+    return Comparison(frame.reset_index(drop=True), score, counted, notes, tuple(differing))
 
 
 def _frame(results: Any) -> pd.DataFrame:
@@ -292,23 +295,6 @@ def _frame(results: Any) -> pd.DataFrame:
     if frame.empty:
         raise ConfigError("there are no records to compare; is the folder right?")
     return frame
-
-
-def _refuse(found: Sequence[tuple[str, str]], allowed: Sequence[str]) -> None:
-    if refused := [(word, line) for word, line in found if word not in allowed]:
-        words = ", ".join(repr(word) for word in dict.fromkeys([*allowed, *(word for word, _ in refused)]))
-        raise ConfigError(
-            f"these runs do not compare: {'; '.join(line for _, line in refused)}. Choose runs that agree, or pass "
-            f"allow=[{words}] to see them side by side all the same."
-        )
-
-
-def _check_columns(frame: pd.DataFrame, needed: Iterable[str]) -> None:
-    if missing := [column for column in needed if column not in frame]:
-        raise ConfigError(
-            f"this table lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}. Read the records "
-            "with lab.results.load."
-        )
 
 
 def _left_out(frame: pd.DataFrame) -> list[str]:
@@ -353,73 +339,46 @@ def _without_repeats(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, lis
         columns = ["settings", "total_steps", "split", "dense_hash", "commit", score]
         differ = [c for c in columns if c in of and len(set(of[c].astype(str))) > 1]
         raise ConfigError(
-            f"{method} has {len(of)} different runs with {pair} at {_share(level)}; they differ in "
+            f"{method} has {len(of)} different runs with {pair} at {fairness.percent(level)}; they differ in "
             f"{', '.join(differ)}. Name the methods by a column that tells them apart (by=), or choose one of them."
         )
     gone = len(frame) - len(once)
     return once, [f"{gone} records repeat another one and count once."] if gone else []
 
 
-def _differences(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """What rule out a comparison: the word that allows it, and what differs, with examples."""
-    found = []
-    for column, (said, word) in SAME_IN_ALL.items():
-        if len(set(frame[column])) > 1:
-            found.append((word, f"{said} differs ({_examples(frame, column)})"))
-    for column, (said, word) in SAME_IN_PAIR.items():
-        groups = frame.groupby(["pair", "form"] if column == "new_weights" else "pair", sort=False)
-        of = next((of for _, of in groups if len(set(of[column].dropna())) > 1), None)
-        if of is not None:
-            found.append((word, f"{said} differs at {of['pair'].iloc[0]} ({_examples(of, column)})"))
-    return found
-
-
-def _examples(frame: pd.DataFrame, column: str) -> str:
-    """`195 of dense; 65 of OneShot`."""
-    groups = frame.dropna(subset=[column]).groupby(column, sort=False)["method"].unique()
-    shown = [f"{f'{v:,}' if isinstance(v, int) else v} of {', '.join(methods[:3])}" for v, methods in groups.items()]
-    return "; ".join(shown[:4]) + (" and others" if len(shown) > 4 else "")
-
-
-def _paired(frame: Any, common: bool) -> tuple[pd.DataFrame, list[str]]:
-    """Refuse methods with other seeds. One that missed its target stands at a level of its own, and is not missed
-    here.
-    """
-    seeds = {method: set(of["pair"]) for method, of in frame.groupby("method", sort=False)}
-    shared = set.intersection(*seeds.values())
-    problems = [
-        f"{method} lacks {', '.join(sorted(set().union(*seeds.values()) - own))}, which others have"
-        for method, own in seeds.items()
-        if own != set().union(*seeds.values())
-    ]
-    missed = {
-        (method, pair) for method, pair, status in frame[["method", "pair", "status"]].to_numpy() if status != "done"
-    }
-    for level, here in frame.groupby("level"):
-        there = {method: set(of["pair"]) for method, of in here.groupby("method", sort=False)}
-        every = set().union(*there.values()) & shared
-        for method, own in there.items():
-            if lacking := sorted(p for p in every - own if (method, p) not in missed):
-                problems.append(f"{method} lacks {', '.join(lacking)} at {_share(level)}, which others have there")
-    if common and problems:
-        frame = frame[frame["pair"].isin(shared)]
-        for _, here in frame.groupby("level"):
-            own = [set(of["pair"]) for _, of in here.groupby("method")]
-            frame = frame.drop(here.index[~here["pair"].isin(set.intersection(*own))])
-    return frame, problems
-
-
 def _also_different(frame: pd.DataFrame) -> list[str]:
     """What the rule does not ask for, and a reader should know."""
-    said = {"batch_size": "batch size", "device": "hardware", "commit": "version of the code"}
+    said = {"device": "hardware", "commit": "version of the code"}
     notes = [f"They differ in {what}." for c, what in said.items() if c in frame and len(set(frame[c].dropna())) > 1]
     kinds = {method: " and ".join(sorted(set(of["start"]))) for method, of in frame.groupby("method", sort=False)}
     if len(set(kinds.values())) > 1:
         begun = ", ".join(f"{method} from a {kind}" for method, kind in kinds.items())
         notes.append(f"They begin differently: {begun}.")
+    if len(unknown := dict.fromkeys(frame.loc[frame["search_steps"].isna(), "method"])):
+        notes.append(f"What the search for their masks took is not known, and not counted: {', '.join(unknown)}.")
     for status, of in frame[~frame["status"].isin(["done", "stopped"])].groupby("status"):
         notes.append(f"{len(of)} {str(status).replace('_', ' ')}: {', '.join(dict.fromkeys(of['method']))}.")
     return notes
+
+
+def _training_flops(frame: Any) -> Any:
+    """Of all trainings that a run needed; older records do not say what those before it took."""
+    batches = pd.to_numeric(frame["batch_size"], errors="coerce")
+    known = frame["flops_before"].astype(float) + frame["flops_training"].astype(float)
+    return known.fillna(3 * frame["flops_dense"] * batches * frame["total_steps"])
+
+
+def _values(frame: pd.DataFrame, column: str) -> str:
+    """Of what a seed decides, the beginning of each hash is enough."""
+    values = dict.fromkeys(map(fairness.shown, frame[column]))
+    return " and ".join(value[:8] if column in fairness.IN_PAIR else value for value in values)
+
+
+def _smallest(tests: Any, level: float) -> list[float]:
+    """Holm tests the smallest p at level / m, the next at level / (m - 1) and so on, until one is not below."""
+    claimed, place = int((tests["adjusted"] < level).sum()), tests["p"].rank(method="first", na_option="bottom") - 1
+    levels = level / (len(tests) - place.clip(upper=min(claimed, len(tests) - 1)))
+    return [smallest(d, n, at) for d, n, at in zip(tests["deviation"], tests["n"], levels, strict=True)]
 
 
 def _coin(frame: Any) -> float:
@@ -432,10 +391,10 @@ def _verdict(row: dict[Any, Any], level: float) -> str:
     if n < 2:
         return f"and {against}: one pair, so nothing can be said."
     if not row["adjusted"] < level:
-        return f"is not distinguishable from {against} at n = {n}."
+        least = 100 * row["smallest"]
+        return (
+            f"is not distinguishable from {against} at n = {n}. The smallest difference that this could show is "
+            f"{f'{least:.2g}' if least < 10 else f'{least:.0f}'} points."
+        )
     side = "above" if points > 0 else "below"
     return f"is {abs(points):.1f} points {side} {against} (p = {row['adjusted']:.2g} after Holm, n = {n})."
-
-
-def _share(sparsity: float) -> str:
-    return f"{100 * sparsity:.4g} % zeros"

@@ -1,6 +1,7 @@
 """Differences of pairs, intervals of means, where two curves cross: what a comparison calculates with."""
 
 from math import gamma, sqrt
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,17 +12,37 @@ NEAR = 0.01
 
 
 def paired(differences: np.ndarray, more: float = 0.0, level: float = 0.05) -> dict[str, float]:
-    """Mean difference, its interval, two-sided p of the paired t-test, Hedges' g; `more` is added to the variance."""
+    """Mean difference, its interval, two-sided p of the paired t-test, Hedges' g, and the deviation.
+
+    `more` is added to the variance.
+    """
     n = len(differences)
     low, mean, high = interval(differences, more, level)
+    deviation = sqrt(float(differences.var(ddof=1)) + more) if n > 1 else np.nan
+    found = {"n": n, "difference": mean, "low": low, "high": high, "p": np.nan, "effect": np.nan}
+    if n > 1 and deviation <= 1e-12:
+        found["p"] = float(abs(mean) <= 1e-12)
+    elif n > 1:
+        few = gamma((n - 1) / 2) / (sqrt((n - 1) / 2) * gamma((n - 2) / 2)) if n > 2 else np.nan
+        found["p"] = float(2 * scipy.stats.t.sf(abs(mean) / deviation * sqrt(n), n - 1))
+        found["effect"] = few * mean / deviation
+    return found | {"deviation": deviation}
+
+
+def smallest(deviation: float, n: int, level: float = 0.05, power: float = 0.8) -> float:
+    """The true mean difference that a two-sided paired t-test of `n` pairs finds with probability `power`."""
     if n < 2:
-        return {"n": n, "difference": mean, "low": low, "high": high, "p": np.nan, "effect": np.nan}
-    deviation = sqrt(float(differences.var(ddof=1)) + more)
-    if deviation <= 1e-12:
-        return {"n": n, "difference": mean, "low": low, "high": high, "p": float(abs(mean) <= 1e-12), "effect": np.nan}
-    few = gamma((n - 1) / 2) / (sqrt((n - 1) / 2) * gamma((n - 2) / 2)) if n > 2 else np.nan
-    p = float(2 * scipy.stats.t.sf(abs(mean) / deviation * sqrt(n), n - 1))
-    return {"n": n, "difference": mean, "low": low, "high": high, "p": p, "effect": few * mean / deviation}
+        return np.nan
+    nodes, weights = np.polynomial.legendre.leggauss(400)  # scipy's noncentral t gives NaN for few pairs
+    spread = np.sqrt(scipy.stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))  # the measured deviation over the true one
+    edge = float(scipy.stats.t.ppf(1 - level / 2, n - 1)) * spread
+
+    def missing(shift: float) -> float:
+        found = scipy.stats.norm.sf(edge - shift) + scipy.stats.norm.cdf(-edge - shift)
+        return power - float(found @ weights) / 2
+
+    shift: Any = scipy.optimize.brentq(missing, 0, edge.max() + 10)
+    return shift * deviation / sqrt(n)
 
 
 def interval(values: np.ndarray, more: float = 0.0, level: float = 0.05) -> tuple[float, float, float]:

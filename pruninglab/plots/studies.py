@@ -11,7 +11,6 @@ import seaborn as sns
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from ..analysis import papers
 from ..analysis.compare import Comparison
 from ..analysis.impact import Impact
 from ..errors import ConfigError
@@ -126,7 +125,7 @@ def frontier(found: Comparison) -> Figure:
     figure = by_method(found.runs.assign(sparsity=found.runs["level"]), found.score)
     (axes,) = figure.axes
     metric = "top-5" if found.score == "test_top5" else "top-1"
-    printed = papers.published(*found.task)
+    printed = found.published()
     printed = printed[(printed["metric"] == metric) & (printed["counted"] == found.counted) & (printed["sparsity"] > 0)]
     if printed.empty:
         return figure

@@ -12,8 +12,9 @@ import pandas as pd
 
 from .. import _html
 from ..errors import ConfigError, DataError
-from ..identity import text
+from ..identity import short_hash, text
 from ..storage import files
+from .protocol import ENTRIES, protocol, protocol_hash
 from .schema_1 import from_schema_1
 
 SCHEMA = 2
@@ -116,6 +117,11 @@ class Result:
         """The share of all parameters that the run may cut."""
         return self.scope["weights"] / max(self.scope["parameters"], 1)
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What has to be alike in two runs, so that their difference is that of their methods."""
+        return protocol(self)
+
     def row(self) -> dict[str, Any]:
         """One line of a table: what is compared, without the history; then the tags."""
         return {name: of(self) for name, of in COLUMNS.items()} | self.tags
@@ -191,8 +197,22 @@ def _total_steps(result: Result) -> int:
     return result.steps["before"] + own
 
 
+def _search(result: Result) -> int | None:
+    """Steps that found the masks; None where they were handed over without the runs that found them."""
+    given = result.method == "given masks" and result.origin["kind"] != "run"
+    return result.origin.get("search", None if given else 0)
+
+
+def _trace(result: Result) -> str | None:
+    """A hash of all losses: no two trainings of other seeds have the same ones."""
+    losses = [h[name] for h in result.history for name in ("loss", "val_loss")]
+    losses = losses or [result.accuracy[split].get("loss") for split in ("val", "test")]
+    return None if None in losses else short_hash(json.dumps(losses))
+
+
 COLUMNS: dict[str, Callable[[Result], Any]] = {
     "data": lambda r: r.config["data"]["name"],
+    "holds": lambda r: r.config["data"].get("holds", r.config["data"]["name"]),
     "model": lambda r: r.config["model"]["name"],
     "methods": lambda r: r.name,
     "settings": lambda r: " + ".join(text(m) for m in r.config["methods"]),
@@ -222,12 +242,14 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "sparse_bytes": lambda r: r.size.get("sparse_bytes"),
     "steps": lambda r: r.steps["own"],
     "steps_before": lambda r: r.steps["before"],
-    "search_steps": lambda r: r.origin.get("search", 0),
+    "search_steps": _search,
     "total_steps": _total_steps,
-    "batch_size": lambda r: r.config["batch_size"],
+    "protocol": protocol_hash,
     "start": lambda r: r.origin["kind"],
     "start_hash": lambda r: r.origin["weights"],
     "dense_hash": lambda r: r.origin["dense"],
+    "end_hash": lambda r: r.accuracy.get("weights"),
+    "trace_hash": _trace,
     "split": lambda r: r.config["data"]["fingerprint"],
     "init_seed": lambda r: r.config["model"].get("seed"),
     "form": lambda r: r.config["model"]["form"],
@@ -237,6 +259,7 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "commit": lambda r: r.environment["commit"],
     "seconds": lambda r: r.times.get("seconds"),
     "seconds_before": lambda r: r.times.get("seconds_before"),
+    **ENTRIES,
 }
 """What a table of records shows of each."""
 _OWN_COLUMNS = COLUMNS.keys() - {"method"} | {"path"}

@@ -61,7 +61,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     parent, source = (model, model.model) if isinstance(model, Run) else (None, model)
     place = session.place
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
-    origin, before = _start(parent, source, session, data)
+    origin, before = _start(parent, source, session, data, options.loss)
     return Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
 
 

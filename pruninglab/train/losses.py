@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .run import Run
+from .run import Costs, Run
 
 
 def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -24,10 +24,13 @@ class Distill:
     teacher: "nn.Module | Run"
     temperature: float = 4.0
     weight: float = 0.9
+    trainings: Costs = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What the teacher cost, where it is a run: it counts as the cost of each run that it teaches."""
     takes_input: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         model = self.teacher.model if isinstance(self.teacher, Run) else self.teacher
+        object.__setattr__(self, "trainings", self.teacher.trainings if isinstance(self.teacher, Run) else {})
         object.__setattr__(self, "teacher", copy.deepcopy(model).eval())  # the caller's stays where and as it is
 
     def __call__(self, logits: Tensor, y: Tensor, x: Tensor) -> Tensor:

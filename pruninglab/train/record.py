@@ -1,8 +1,9 @@
 """What a finished run writes into its record."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..errors import ConfigError
 from ..identity import describe, tensor_hash
 from ..layers.names import canonical_parameters, owner_of, prunable
 from ..results.environment import environment
+from ..results.protocol import training
 from ..results.record import LITTLE, Result
 from ..storage import sparse
 from .method import Method, state_of
@@ -53,7 +55,13 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
             "samples": round(cost["steps"] * len(run.data.train) / run.steps_per_epoch),
         },
         target=describe(run.target),
-        accuracy={"metric": describe(run.options.metric), "val": val, "test": test, "state": kept_state},
+        accuracy={
+            "metric": describe(run.options.metric),
+            "val": val,
+            "test": test,
+            "state": kept_state,
+            "weights": _hash_of(run.model),
+        },
         sparsity={
             "weights": run.sparsity,
             "weights_and_biases": pruned / max(sum(parameters[name] for name in with_biases), 1),
@@ -141,33 +149,45 @@ def _config(run: Run) -> dict[str, Any]:
             "mean": describe(data.train.mean),
             "std": describe(data.train.std),
             **({"val_is_test": True} if data.val_is_test else {}),
+            **({"holds": "ImageNet"} if is_imagenet(data.class_names) else {}),
         },
         "model": {"name": type(run.model).__name__, **built, "form": form},
         "methods": [describe(method) for method in run.acting],
         **{k: v for k, v in describe(run.options).items() if k != "type"},
-        "origin": run.origin,
+        "origin": {k: v for k, v in run.origin.items() if k != "earlier"},
         "masks": run.masks.fingerprint if run.sparsity else None,
         "device": run.device.type,
     }
 
 
-def _start(parent: Run | None, source: nn.Module, session: Session, data: Data) -> tuple[dict[str, Any], Costs]:
-    """Where a run begins, and what had to be trained before it.
+def is_imagenet(class_names: Sequence[str]) -> bool:
+    """A folder may have any name: those of ImageNet's thousand classes are numbers of WordNet."""
+    return len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
 
-    `steps` counts each training before it once. `search` is what of them found the masks and is not in the weights.
+
+def _start(
+    parent: Run | None, source: nn.Module, session: Session, data: Data, loss: Any = None
+) -> tuple[dict[str, Any], Costs]:
+    """Where a run begins, and what had to be trained before it, the teacher of `loss` included.
+
+    `steps` counts each training before it once. `search` is what of them is not in the weights: it found the masks, or
+    taught. `earlier` are the protocols of the trainings that are in them.
     """
     carried = (parent.trainings if parent else {}) | _past(session.start)
-    before = dict(carried)
+    before = carried | getattr(loss, "trainings", {})
     for run in session.found_by:
         if not isinstance(run, Run):
             raise ConfigError(f"found_by holds a {type(run).__name__}; expected finished runs.")
         before |= run.trainings
     steps = _total(before)["steps"]
-    searched = {"search": steps - _total(carried)["steps"]} if session.found_by else {}
+    more: dict[str, Any] = {"search": steps - _total(carried)["steps"]} if session.found_by or before != carried else {}
+    if parent:
+        passed = [*parent.origin.get("earlier", []), training(parent.config)]
+        more["earlier"] = [past for i, past in enumerate(passed) if past not in passed[:i]]
     kind = "run" if parent else "snapshot" if session.start else "model"
     weights = _hash_of(source)
     dense = _dense_start(parent, weights, data) if parent else None
-    return {"kind": kind, "weights": weights, "steps": steps, "dense": dense, **searched}, before
+    return {"kind": kind, "weights": weights, "steps": steps, "dense": dense, **more}, before
 
 
 def _past(start: Snapshot | None) -> Costs:
