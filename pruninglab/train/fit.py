@@ -57,16 +57,16 @@ fit.__signature__ = signature(fit)
 
 
 def _fitted(run: Run, model: nn.Module | Run, session: Session) -> Run:
-    with settings(run.device), channels_last(run.model, run.device):
+    path = Path(session.checkpoint) if session.checkpoint else None
+    with checkpoints.alone(path), settings(run.device), channels_last(run.model, run.device):
         given = _given_masks(model, session)
         _set_out(run, session, given)
-        path = Path(session.checkpoint) if session.checkpoint else None
-        loss_sum, seen = checkpoints.resume(run, path) if path and path.exists() else (0.0, 0)
+        loss_sum, seen = checkpoints.resume(run, path) if path and checkpoints.is_there(path) else (0.0, 0)
         with interruptible(run):
             _train(run, loss_sum, seen, path, session.every_steps or run.steps_per_epoch, session.progress)
         _finish(run)
     if session.record:
-        run.save(session.record)
+        checkpoints.write_record(run, session.record)
     return run
 
 
@@ -258,7 +258,7 @@ def _end_of_epoch(run: Run, loss: float, bar: Bar) -> None:
     if run.status != "running":
         return
     if run.settled and (run.best is None or val["accuracy"] > (run.best.score or 0.0)):
-        run.best = run.snapshot(val["accuracy"])
+        run.best = checkpoints.best(run, val["accuracy"])
     with run.randomness, torch.no_grad():
         run.randomness.reseed("epoch", run.epoch)
         for method in run.methods:
@@ -288,7 +288,7 @@ def _finish(run: Run) -> None:
         if missed and run.target and not run.reason:
             run.reason = f"sparsity {run.sparsity:.4f} was reached, {run.target['sparsity']} was asked for"
     if run.best is None and run.status in ("done", "stopped"):
-        run.best = run.snapshot(val["accuracy"])
+        run.best = checkpoints.best(run, val["accuracy"])
     run.model.eval()
     run.result = _result(run, kept, val, test)
 
