@@ -3,11 +3,20 @@
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+
+
+def alert(text: str) -> None:
+    """A warning, which never ends what it warns of: where warnings are errors, a line on the error stream."""
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:
+        print(f"pruninglab: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -1,13 +1,17 @@
 """Killed at any moment and resumed: the same bits. Another configuration or a damaged file: refused, and why."""
 
+import errno
 import os
 import random
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -89,7 +93,7 @@ def fit(data, tmp_path):
     def go(*methods, path=tmp_path / "c.safetensors", **options):
         model = lab.build("lenet300", data, seed=options.pop("model_seed", 0))
         settings: dict[str, Any] = {"epochs": 2, **options}
-        return lab.fit(model, data, *methods, progress=False, checkpoint=path, **settings)
+        return lab.fit(model, data, *methods, checkpoint=path, **{"progress": False, **settings})
 
     return go
 
@@ -174,10 +178,222 @@ def test_another_kind_of_file_is_refused(fit, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(fit, tmp_path):
     path = tmp_path / "c.safetensors"
-    fit()
+    fit(epochs=1)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(lab.DataError, match=r"c\.safetensors cannot be read as a state file"):
-        fit()
+        fit(epochs=1)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone"])
+def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(fit, tmp_path, harm):
+    path, method = tmp_path / "c.safetensors", lab.methods.Gradual(lab.Cubic(0.5))
+    whole = fit(method, epochs=3, keep="best", path=tmp_path / "whole")
+    fit(method, epochs=3, keep="best")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.unlink() if harm == "gone" else path.write_bytes(content[: {"cut": 999, "empty": 0}.get(harm)])
+    with pytest.warns(RuntimeWarning, match=r"c\.safetensors was (damaged|gone)"):
+        again = fit(method, epochs=3, keep="best", record=tmp_path / "r.json")
+    assert again.history == whole.history
+    assert torch.equal(again.model.fc1.weight, whole.model.fc1.weight)
+    assert "the one before it" in " ".join(lab.Result.read(tmp_path / "r.json").warnings)
+    again = fit(method, epochs=3, keep="best")  # whole again, and the word of the damage stays in the record
+    assert "the one before it" in " ".join(again.result.warnings)
+    assert sorted(p.name for p in tmp_path.glob("c.*")) == ["c.safetensors", "c.safetensors.previous"]
+
+
+def test_a_checkpoint_of_another_run_is_no_damage(fit, tmp_path):
+    fit(epochs=3)
+    whole = (tmp_path / "c.safetensors").read_bytes()
+    with pytest.raises(lab.RunError, match="epochs was 3 there and is 4 now"):
+        fit(epochs=4)
+    assert (tmp_path / "c.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_checkpoint_is_at_most_four_times_the_model(fit, tmp_path, keep, optimizer):
+    stop: Any = {"keep": keep, "optimizer": optimizer, "epochs": 6, "every_steps": 1}
+    run = fit(lab.methods.OneShot(0.3), **stop, progress=lambda run: run.interrupt() if run.step == 7 else None)
+    assert run.best is not None
+    assert run.best.step < run.step
+    size = (tmp_path / "c.safetensors").stat().st_size
+    assert size <= 4 * len(storage.state_bytes(run.model))
+
+
+def test_a_method_that_goes_back_finds_the_memory_of_then(blobs, tmp_path):
+    def go(path: Path, at: int = -1) -> lab.Run:
+        gate = lab.methods.PruneWhileAccurate(lower_bound=0.5, every_steps=2, restore=True, patience=None)
+        stop = {"progress": lambda run: run.interrupt() if run.step == at else None}
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(10, 4))
+        options: Any = {"epochs": 6, "batch_size": 20, "checkpoint": path, "every_steps": 1, **stop}
+        return lab.fit(model, blobs, gate, **options)
+
+    whole = go(tmp_path / "whole")
+    go(tmp_path / "broken", at=23)
+    again = go(tmp_path / "broken")
+    assert lab.results.tensor_hash(again.model.state_dict()) == lab.results.tensor_hash(whole.model.state_dict())
+    assert again.best is not None
+    assert again.best.optimizer
+
+
+LEAVES = """
+import os, sys
+from pruninglab import storage
+os.replace = os.fsync = lambda *_: os.kill(os.getpid(), 9)
+storage.write_atomic(sys.argv[1], b"new")
+"""
+
+
+def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
+    storage.write_atomic(tmp_path / "f", b"old")
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", LEAVES, str(tmp_path / "f")]).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 2
+    other = tmp_path / ".f2.12345678.partial"
+    other.write_bytes(b"of another file")
+    storage.write_atomic(tmp_path / "f", b"newer")
+    assert sorted(os.listdir(tmp_path)) == [".f2.12345678.partial", "f"]
+    assert (tmp_path / "f").read_bytes() == b"newer"
+
+
+def test_a_writer_at_work_is_left_alone(tmp_path, monkeypatch):
+    """Two that write one file: each finds its own part, and the last one counts."""
+    replace = os.replace
+
+    def meanwhile(*names: Any) -> None:
+        monkeypatch.undo()
+        storage.write_atomic(tmp_path / "f", b"second")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    storage.write_atomic(tmp_path / "f", b"first")
+    assert (tmp_path / "f").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_the_folder_is_flushed_too(tmp_path, monkeypatch):
+    flushed: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_mode) or fsync(file))
+    storage.write_atomic(tmp_path / "f", b"x")
+    assert [stat.S_ISDIR(mode) for mode in flushed] == [False, True]
+
+
+def test_without_links_a_file_keeps_its_predecessor(tmp_path, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for content in (b"1", b"2", b"3"):
+        storage.write_atomic(tmp_path / "f", content, keep_previous=True)
+    assert (tmp_path / "f").read_bytes() == b"3"
+    assert (tmp_path / "f.previous").read_bytes() == b"2"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+# -- one writer -------------------------------------------------------------------------------------------------------
+
+HOLDS = """
+import sys, time, torch, pruninglab as lab
+data = lab.load("digits", train=200, test=60, size=8)
+def slow(run):
+    print("training", flush=True)
+    time.sleep(600)
+model = lab.build("lenet300", data)
+if sys.argv[2] == "recipe":
+    lab.recipes.iterative(model, data, 0.5, epochs=2, finetune=1, folder=sys.argv[1], progress=slow)
+else:
+    lab.fit(model, data, epochs=2, checkpoint=sys.argv[1] + "/c.safetensors", progress=slow)
+"""
+
+
+@pytest.mark.parametrize("kind", ["fit", "recipe"])
+def test_a_second_process_is_refused_by_name_and_takes_over_from_a_dead_one(tmp_path, data, monkeypatch, kind):
+    monkeypatch.setattr(storage.locks, "WAIT", 0.2)
+    first = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)
+    assert first.stdout
+    assert first.stdout.readline() == "training\n"
+    model = lab.build("lenet300", data)
+
+    def second() -> Any:
+        if kind == "recipe":
+            options: Any = {"epochs": 2, "finetune": 1, "folder": tmp_path, "progress": False}
+            return lab.recipes.iterative(model, data, 0.5, **options)
+        return lab.fit(model, data, epochs=2, checkpoint=tmp_path / "c.safetensors", progress=False)
+
+    with pytest.raises(lab.RunError, match=rf"in use by process {first.pid} on .*\. "):
+        second()
+    first.kill()
+    first.communicate()
+    second()
+    assert not [name for name in os.listdir(tmp_path) if "lock" in name]
+
+
+# -- a disk that fails ------------------------------------------------------------------------------------------------
+
+
+def full(*_: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["write", "replace", "fsync"])
+def test_a_full_disk_loses_nothing_that_was_trained(fit, tmp_path, monkeypatch, call):
+    whole = fit(path=tmp_path / "whole", epochs=4)
+    real = getattr(os, call)
+
+    def filling(run: lab.Run) -> None:
+        monkeypatch.setattr(os, call, full if 3 <= run.step < 6 else real)
+
+    options: Any = {"epochs": 4, "every_steps": 1, "batch_size": 100, "record": tmp_path / "r.json"}
+    with pytest.warns(RuntimeWarning, match=r"c\.safetensors could not be written \(No space left") as said:
+        run = fit(**options, progress=filling)
+    assert len(said) == 1
+    assert run.status == "done"
+    assert run.history == whole.history
+    assert "could not be written" in " ".join(lab.Result.read(tmp_path / "r.json").warnings)
+    assert lab.storage.load_state(tmp_path / "c.safetensors")["progress"]["step"] == run.steps
+    assert not [name for name in os.listdir(tmp_path) if "partial" in name]
+
+
+def test_a_disk_that_stays_full_gives_the_run_back(fit, tmp_path, monkeypatch):
+    options: Any = {"record": tmp_path / "r.json", "progress": lambda _: monkeypatch.setattr(os, "write", full)}
+    with pytest.warns(RuntimeWarning, match=r"could not be written") as said:
+        run = fit(**options)
+    assert len(said) == 2
+    assert run.status == "done"
+    assert len(run.result.warnings) == 2
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_removed_is_made_again(fit, tmp_path):
+    def remove(run: lab.Run) -> None:
+        if run.step == 3:
+            shutil.rmtree(tmp_path / "x")
+
+    options: Any = {"path": tmp_path / "x" / "c", "record": tmp_path / "x" / "r", "every_steps": 1, "progress": remove}
+    with pytest.warns(RuntimeWarning, match=r"x was removed"):
+        run = fit(**options, batch_size=100)
+    assert lab.Result.read(tmp_path / "x" / "r").warnings == run.result.warnings
+    assert fit(**{**options, "progress": False}, batch_size=100).history == run.history
+
+
+LIMITED = """
+import resource, sys, pruninglab as lab
+data = lab.load("digits", train=200, test=60, size=8)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+run = lab.fit(lab.build("lenet300", data), data, epochs=2, checkpoint=sys.argv[1] + "/c", record=sys.argv[1] + "/r")
+print(run.status, len(run.history), run.result.warnings)
+"""
+
+
+def test_a_limit_of_file_sizes_is_survived(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.startswith("done 2 [")
+    assert "File too large" in done.stdout
+    assert "could not be written" in done.stderr
+    assert os.listdir(tmp_path) == ["r"]
 
 
 def test_state_makes_the_round_trip(tmp_path):

@@ -209,7 +209,7 @@ def test_the_lists_name_every_method_and_every_recipe():
 @pytest.mark.parametrize(("net", "name"), CASES, indirect=["net"])
 def test_methods(net, name, tmp_path, monkeypatch):
     (model, data), options = net, {}
-    made, kind = METHODS[name], model.made_of
+    made, kind = METHODS[name], vars(model)["made_of"]
     if why := REFUSED.get((kind["name"], name.partition("-")[0])):
         with pytest.raises(lab.ConfigError, match=why):
             train(net, made)
@@ -240,7 +240,7 @@ def test_methods(net, name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes(net, name, tmp_path):
     (model, data), (recipe, sparsity) = net, RECIPES[name]
-    if why := REFUSED.get((model.made_of["name"], name)):
+    if why := REFUSED.get((vars(model)["made_of"]["name"], name)):
         with pytest.raises(lab.ConfigError, match=why):
             recipe(model, data, progress=never)
         return
@@ -299,7 +299,7 @@ def is_plain(run: lab.Run, model: nn.Module) -> None:
     assert list(run.model.state_dict()) == list(model.state_dict())
     assert [type(m) for m in run.model.modules()] == [type(m) for m in model.modules()]
     pickled = pickle.loads(pickle.dumps(copy.deepcopy(run.model)))  # noqa: S301
-    kind = run.model.made_of
+    kind = vars(run.model)["made_of"]
     fresh = build(kind["name"], run.data, seed=9, **kind["options"], widths=kind.get("widths"))
     fresh.load_state_dict(run.model.state_dict())
     x, _ = next(iter(run.data.test))

@@ -61,7 +61,7 @@ def setting(nets: Any, net: str, name: str) -> tuple[nn.Module, lab.Data, list[l
     if (net, name.partition("-")[0]) in REFUSED:
         pytest.skip(REFUSED[net, name.partition("-")[0]])
     if "N2NSkip" in name:
-        kind = model.made_of
+        kind = vars(model)["made_of"]
         model = build("n2nskip", data, seed=0, base=kind["name"], **kind["options"])
     made, options = ELSEWHERE.get(net, {}).get(name, (METHODS[name], {}))
     return model, data, made, options

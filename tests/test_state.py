@@ -87,6 +87,27 @@ def test_what_a_state_file_cannot_hold_is_refused_before_anything_is_written(tmp
     assert os.listdir(tmp_path) == ["s"]
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64, torch.float16], ids=str)
+def test_zeros_and_masks_take_little_room_and_come_back_to_the_bit(tmp_path, kind):
+    draw = torch.Generator().manual_seed(0)
+    dense = torch.randn(40, 5, 50, generator=draw).to(kind)
+    mask = torch.rand(dense.shape, generator=draw) < 0.1
+    odd = torch.where(mask, dense, 0)
+    odd[0, 0, :4] = torch.tensor([-0.0, math.inf, math.nan, 1e-45], dtype=kind)
+    state = {"mask": mask, "pruned": odd, "turned": odd.mT, "none": torch.zeros(2000).to(kind), "empty": mask[:0]}
+    storage.save_state(tmp_path / "s", state)
+    again = storage.load_state(tmp_path / "s")
+    for name, tensor in state.items():
+        assert again[name].dtype == tensor.dtype
+        assert again[name].shape == tensor.shape
+        assert bits(again[name]) == bits(tensor)
+    assert (tmp_path / "s").stat().st_size < 0.45 * 2 * dense.numel() * dense.element_size()
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
 def flipped(path: Path, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
@@ -124,8 +145,11 @@ def test_every_flipped_bit_is_noticed_and_the_file_is_named(blobs, tmp_path, kin
 
 def test_a_forged_structure_is_a_data_error(tmp_path):
     path = tmp_path / "s"
-    for structure in ("[]", "3", '{"items": 3}', '{"items": [[1]]}', '{"tensor": "none"}', '{"items": [[["a"], 1]]}'):
-        storage.files.write_state(path, {}, structure)
+    forged = ['{"bits": ["b", [80000000000]]}', '{"bits": ["b", [-8]]}', '{"bits": ["b", [1.0]]}', '{"bits": "b"}']
+    forged += ['{"sparse": ["b", {"bits": ["b", [16]]}]}', '{"sparse": ["b", {"tensor": "b"}]}', "[" * 100_000]
+    forged += ["[]", "3", '{"items": 3}', '{"items": [[1]]}', '{"tensor": "none"}', '{"items": [[["a"], 1]]}']
+    for structure in forged:
+        storage.files.write_state(path, {"b": torch.ones(2, dtype=torch.uint8)}, structure)
         with pytest.raises(lab.DataError, match="s cannot be read as a state file"):
             storage.load_state(path)
     with pytest.raises(lab.DataError, match="cannot be read"):

@@ -18,6 +18,7 @@ from ..methods.penalties.plain import L1, L2
 from ..methods.penalties.relevance import RelevanceL2
 from ..methods.penalties.sensitivity import Sensitivity
 from ..models import build
+from ..train.checkpoints import write_record
 from ..train.lr_schedules import LRSchedule
 from ..train.method import Method
 from ..train.options import TrainingOptions
@@ -76,7 +77,7 @@ def prune_while_accurate(
     if (pruned.status, tuned.status) == ("target_missed", "done"):
         tuned.inherit_miss(pruned)
         if folder:
-            tuned.save(Path(folder, "fine-tuned.json"))
+            write_record(tuned, Path(folder, "fine-tuned.json"))
     return stages.made
 
 

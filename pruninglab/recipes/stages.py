@@ -4,8 +4,8 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -20,8 +20,9 @@ from ..errors import ConfigError
 from ..identity import code_hash, describe, tensor_hash
 from ..layers.names import NOTHING, prunable
 from ..masks.masks import Masks
-from ..storage import files
+from ..storage import files, locks
 from ..storage.levels import Bits, by_layer
+from ..train.checkpoints import write_record
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.options import FitOptions, Options, TrainingOptions, refuse_unknown, resolved
@@ -43,13 +44,43 @@ class Files(TypedDict, total=False):
 
 
 def recipe(function: Callable[P, Made]) -> Callable[P, Made]:
+    """A recipe: its call is checked, and its folder is its own while it runs."""
+    form = inspect.signature(function)
+
+    @wraps(function)
+    def held(*args: P.args, **named: P.kwargs) -> Made:
+        with _own(form.bind(*args, **named).arguments.get("folder")):
+            return function(*args, **named)
+
+    return checked(held)
+
+
+@contextmanager
+def _own(folder: str | Path | None) -> Generator[None]:
+    """A folder for one process. One that is made here and stays empty, since the call was wrong, goes again."""
+    if folder is None:
+        yield
+        return
+    path = Path(folder).expanduser()
+    is_new = not path.exists()
+    files.check_writable(path / "record.json", "folder")
+    try:
+        with locks.alone(path, "Wait until that has ended, or give another folder=."):
+            yield
+    finally:
+        with suppress(OSError):
+            if is_new:
+                path.rmdir()
+
+
+def checked(function: Callable[P, Made]) -> Callable[P, Made]:
     """Refuse a call before anything is trained: a misspelt or missing argument by its name, a value by its type."""
     form = inspect.signature(function)
     own = [name for name, p in form.parameters.items() if p.kind is not p.VAR_KEYWORD]
     (rest,) = form.parameters.keys() - own
 
     @wraps(function)
-    def checked(*args: P.args, **named: P.kwargs) -> Made:
+    def call(*args: P.args, **named: P.kwargs) -> Made:
         refuse_own(function.__name__, named)
         refuse_unknown(named, f"recipes.{function.__name__}", own)
         try:
@@ -59,7 +90,7 @@ def recipe(function: Callable[P, Made]) -> Callable[P, Made]:
         given.arguments |= check_arguments(function, {k: v for k, v in given.arguments.items() if k != rest})
         return function(*given.args, **given.kwargs)
 
-    return checked
+    return call
 
 
 def refuse_own(caller: str, options: Mapping[str, Any], *more: str) -> None:
@@ -68,7 +99,7 @@ def refuse_own(caller: str, options: Mapping[str, Any], *more: str) -> None:
         raise ConfigError(f"{caller} sets {', '.join(sorted(own))} by itself; for files give folder=.")
 
 
-@recipe
+@checked
 def dense_start(
     model: nn.Module | Run,
     data: Data,
@@ -98,7 +129,7 @@ def dense_start(
     with FileLock(checkpoint.with_suffix(".lock")) if shared and checkpoint else nullcontext():
         run = fit(model, data, epochs=epochs, checkpoint=checkpoint, **options)  # a process that dies drops its lock
     if name and folder:
-        run.save(Path(folder, f"{name}.json"))
+        write_record(run, Path(folder, f"{name}.json"))
     return run
 
 

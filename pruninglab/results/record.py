@@ -1,6 +1,5 @@
 """`Result`: what one run leaves on disk, as one JSON record, and all records read back as one table."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +19,6 @@ from .schema_1 import from_schema_1
 SCHEMA = 2
 LITTLE = 0.1
 """A run with less than this share of all parameters in scope says so."""
-_BLANK = "0" * 16
 
 
 @dataclass
@@ -55,24 +53,14 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         path = files.check_writable(path, "record")
-        content = json.dumps({"sha256": _BLANK, **finite(asdict(self))}, indent=1).encode() + b"\n"
-        files.write_atomic(path, _with_checksum(content, _digest(content, _BLANK)))
+        files.save_json(path, finite(asdict(self)))
         return path
 
     @classmethod
     def read(cls, path: str | Path) -> "Result":
+        record = files.load_json(path, since=("schema", SCHEMA))
         try:
-            content = Path(path).read_bytes().replace(b"\r\n", b"\n")
-            record = json.loads(content)
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} is no record: {error}.") from None
-        schema = record.get("schema") if isinstance(record, dict) else None
-        if schema not in (1, SCHEMA):
-            raise DataError(f"{path} is no record of schema 1 or {SCHEMA} (schema: {schema}); run it again.")
-        if schema == SCHEMA and _digest(content, written := str(record.get("sha256"))) != written:
-            raise DataError(f"{path} was altered since it was written: it does not match its checksum. Run it again.")
-        try:
-            record = from_schema_1(record) if schema == 1 else record
+            record = from_schema_1(record) if record["schema"] == 1 else record
             return cls(**{f.name: record[f.name] for f in fields(cls)})
         except (LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is a damaged record: {type(error).__name__} {error}.") from None
@@ -316,19 +304,6 @@ def _number(value: float | None) -> float:
 def _bytes(size: Mapping[str, int]) -> str:
     kinds = {"bytes": "dense", "bzip2_bytes": "after bzip2", "sparse_bytes": "in a sparse file"}
     return ", ".join(f"{size[kind]:,} bytes {words}" for kind, words in kinds.items() if size.get(kind))
-
-
-def _with_checksum(content: bytes, digest: str) -> bytes:
-    return content.replace(_marked(_BLANK), _marked(digest), 1)
-
-
-def _marked(digest: str) -> bytes:
-    return f'"sha256": "{digest}"'.encode()
-
-
-def _digest(content: bytes, written: str) -> str:
-    """Of the file with zeros in the place of its checksum."""
-    return hashlib.sha256(content.replace(_marked(written), _marked(_BLANK), 1)).hexdigest()[:16]
 
 
 def percent(scores: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Records read back as one table."""
 
 import glob
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,11 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DataError
+from ..storage.files import load_json
 from ..storage.sparse import sizes
 from .record import COLUMNS, Result, percent
+
+CELL_SCHEMA = 2
 
 
 def load(pattern: str | Path) -> pd.DataFrame:
@@ -27,10 +29,10 @@ def load(pattern: str | Path) -> pd.DataFrame:
     here = Path.cwd()
     places = ["", *(above / "notebooks" for above in (here, *here.parents))]
     for path in next(filter(None, (_found(Path(place, pattern)) for place in places)), []):
-        if os.path.basename(path) == "cell.json" and (cell := _cell(path)):
-            cells[os.path.dirname(path)] = cell
-            continue
         try:
+            if os.path.basename(path) == "cell.json":
+                cells[os.path.dirname(path)] = read_cell(path)
+                continue
             rows.append({**Result.read(path).row(), "path": path})
         except (DataError, KeyError, TypeError, AttributeError) as error:
             skipped[path] = str(error)
@@ -51,13 +53,12 @@ def _found(pattern: Path) -> list[str]:
     return sorted(glob.glob(text, recursive=True))
 
 
-def _cell(path: str) -> dict[str, Any] | None:
+def read_cell(path: str | Path) -> dict[str, Any]:
     """The record of a sweep's cell."""
-    try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and {"sweep", "parameters", "status"} <= content.keys() else None
+    record = load_json(path, since=("sweep", CELL_SCHEMA))
+    if not {"name", "parameters", "status", "error", "seconds"} <= record.keys():
+        raise DataError(f"{path} is no whole record of a cell; run it again.")
+    return record
 
 
 def _cell_of(path: str, cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -13,15 +13,14 @@ import pandas as pd
 from filelock import FileLock
 
 from ..data.stored import cache_folder
-from ..errors import RunError
+from ..errors import DataError, RunError
 from ..identity import __version__
 from ..results import environment, tables
 from ..results.record import finite
-from ..storage.files import write_atomic
+from ..storage.files import save_json, write_atomic
 from . import headless
 
 RECORD = "cell.json"
-SCHEMA = 1
 
 
 def run_cell(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes] | None]:
@@ -71,13 +70,13 @@ def _run_in(work: Path, job: dict[str, Any], environment: dict[str, str]) -> dic
     _thumbnail(output, work / "thumbnail.png")
     record = _made(name, job["parameters"], status, error, time.time() - began) | {"reached": _reached(work)}
     if status != "out of time":  # the last file: with it the cell is whole
-        write_atomic(work / RECORD, json.dumps(finite(record), indent=1).encode())
+        save_json(work / RECORD, finite(record))
     return record
 
 
 def _made(name: str, parameters: dict[str, Any], status: str, error: str, seconds: float) -> dict[str, Any]:
     return {
-        "sweep": SCHEMA,
+        "sweep": tables.CELL_SCHEMA,
         "name": name,
         "parameters": parameters,
         "status": status,
@@ -92,10 +91,9 @@ def _made(name: str, parameters: dict[str, Any], status: str, error: str, second
 def _record(folder: Path) -> dict[str, Any] | None:
     """The record of a cell that is whole."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return tables.read_cell(folder / RECORD)
+    except DataError:
         return None
-    return record if isinstance(record, dict) and record.get("sweep") == SCHEMA else None
 
 
 def _reached(work: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A sweep: one notebook run with many parameters on Dask workers."""
 
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,7 @@ from .. import _html
 from .._html import Raw
 from ..errors import ConfigError, RunError
 from ..results import environment
-from ..storage.files import check_writable, write_atomic
+from ..storage.files import check_writable, save_json, write_atomic
 from ..terminal import on_first_ctrl_c
 from .cell import RECORD, _made, _record, run_cell
 from .parameters import Parameter, declared, grid, name_of, source_hash
@@ -165,7 +164,7 @@ class Sweep:
                 write_atomic(work / path, content)
         work.mkdir(parents=True, exist_ok=True)
         if not (work / RECORD).exists():  # its worker died too often to write one
-            write_atomic(work / RECORD, json.dumps(record, indent=1).encode())
+            save_json(work / RECORD, record)
         if (self.out / name).exists():  # a folder without a record, which is no cell
             self._discard(name)
         os.rename(work, self.out / name)

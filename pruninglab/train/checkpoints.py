@@ -1,16 +1,19 @@
 """A run on disk: one file, written atomically, from which `fit` goes on to the bits of an undisturbed run."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import DataError, RunError
+from ..errors import ConfigError, DataError, RunError
 from ..masks.masks import Masks
-from ..storage import files
+from ..storage import files, locks
+from ..terminal import alert
 from .method import Method, state_of
 from .run import Cut, Run, load_optimizer, optimizer_state
 from .snapshot import Snapshot
@@ -30,15 +33,73 @@ def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> No
         "cuts": [asdict(cut) for cut in run.cuts],
         "progress": {"step": run.step, "epoch": run.epoch, "seconds": run.seconds + seconds},
         "epoch_so_far": {"loss_sum": loss_sum, "seen": seen},
+        "warnings": run.warnings,
         "status": run.status if run.status == "stopped" else "running",
         "reason": run.reason if run.status == "stopped" else "",
     }
-    files.save_state(path, state)
+    _keep(run, path, lambda: files.save_state(path, state, keep_previous=True))
+
+
+def write_record(run: Run, path: str | Path) -> None:
+    """Write the record of a run; where that cannot be, the run says so and is not lost."""
+    _keep(run, Path(path), lambda: run.save(path))
+
+
+def _keep(run: Run, path: Path, write: Callable[[], object]) -> None:
+    """Write a file of a run. Where that fails, the run goes on in memory and says so once; it tries again next time."""
+    try:
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+            _say(run, f"the folder {path.parent} was removed while the run was training; it has been made again.")
+        write()
+    except (OSError, ConfigError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        _say(run, f"{path} could not be written ({why}); the run went on in memory and tried again each time.")
+
+
+def _say(run: Run, text: str) -> None:
+    """What nobody may miss: at once, and in the record."""
+    if text in run.warnings:
+        return
+    run.warn(text)
+    if hasattr(run, "result"):
+        run.result.warnings.append(text)
+    alert(text)
+
+
+def _packed(best: Snapshot, masks: Masks) -> dict[str, Any]:
+    """A snapshot, without the masks where they are those of the run."""
+    state = {f.name: getattr(best, f.name) for f in fields(Snapshot)}
+    return state | {"masks": None} if best.masks.fingerprint == masks.fingerprint else state
+
+
+def alone(path: Path | None) -> AbstractContextManager[None]:
+    """One process at a time trains into a checkpoint."""
+    return locks.alone(path, "Wait until that has ended, or give another checkpoint=.")
+
+
+def is_there(path: Path | None) -> bool:
+    return path is not None and (path.exists() or files.previous(path).exists())
+
+
+def _load(run: Run, path: Path) -> dict[Any, Any]:
+    """The newest checkpoint; where that is damaged or gone, the one before it takes its place."""
+    try:
+        return files.load_state(path)
+    except DataError as error:
+        before = files.previous(path)
+        if not before.exists() or (path.exists() and not isinstance(error, files.Damaged)):
+            raise
+        state, lost = files.load_state(before), "damaged" if path.exists() else "gone"
+    with suppress(OSError):
+        os.replace(before, path)
+    _say(run, f"the checkpoint {path} was {lost}; the run went on from the one before it.")
+    return state
 
 
 def resume(run: Run, path: Path) -> tuple[float, int]:
     """Set everything that `save` kept; returns the sum of losses and its samples in the epoch that was broken off."""
-    state = files.load_state(path)
+    state = _load(run, path)
     if "epoch_so_far" not in state:
         raise DataError(f"{path} is a state file, but no checkpoint of a run; give another checkpoint=, or delete it.")
     if different := _differences(state["config"], run.config):
@@ -47,7 +108,7 @@ def resume(run: Run, path: Path) -> tuple[float, int]:
             "Give the same settings to resume it, another checkpoint= to start anew, or delete the file."
         )
     Snapshot(state["model"], {}, Masks()).load_into(run.model)
-    run._masks = state["masks"].to(run.device)
+    run._masks = Masks(state["masks"]).to(run.device).over(run.weights)
     run.find_weights()
     run.optimizer.state.clear()
     load_optimizer(run, state["optimizer"])
@@ -55,13 +116,18 @@ def resume(run: Run, path: Path) -> tuple[float, int]:
     for method, kept in [*zip(run.acting, state["methods"], strict=True), *watching]:
         for name, value in kept.items():
             setattr(method, name, _like(getattr(method, name, None), value, run.device))
-    run.best = Snapshot(**state["best"]) if state["best"] else None
+    run.best = Snapshot(**_unpacked(state["best"], run.masks)) if state["best"] else None
     run.history = state["history"]
+    run.warnings = list(dict.fromkeys([*state["warnings"], *run.warnings]))
     run.cuts = [Cut(**cut) for cut in state["cuts"]]
     progress = state["progress"]
     run.step, run.epoch, run.seconds = progress["step"], progress["epoch"], progress["seconds"]
     run.status, run.reason = state["status"], state["reason"]
     return state["epoch_so_far"]["loss_sum"], state["epoch_so_far"]["seen"]
+
+
+def _unpacked(state: dict[str, Any], masks: Masks) -> dict[str, Any]:
+    return state if state["masks"] is not None else state | {"masks": masks.clone()}
 
 
 def _observers(run: Run) -> dict[tuple[str, int], Method]:

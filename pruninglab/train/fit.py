@@ -66,18 +66,18 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
 
 
 def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training:
-    with settings(run.device), channels_last(run.model, run.device):
+    path = Path(session.checkpoint) if session.checkpoint else None
+    with checkpoints.alone(path), settings(run.device), channels_last(run.model, run.device):
         given = session.masks
         if given is None:
             given = session.start.masks if session.start else model.masks if isinstance(model, Run) else None
         _set_out(run, session.start, given)
-        path = Path(session.checkpoint) if session.checkpoint else None
-        loss_sum, seen = checkpoints.resume(run, path) if path and path.exists() else (0.0, 0)
+        loss_sum, seen = checkpoints.resume(run, path) if path and checkpoints.is_there(path) else (0.0, 0)
         with interruptible(run):
             _train(run, loss_sum, seen, path, session.every_steps or run.steps_per_epoch, session.progress)
         _finish(run)
     if session.record:
-        run.save(session.record)
+        checkpoints.write_record(run, session.record)
     return run
 
 
@@ -290,7 +290,7 @@ def _finish(run: Training) -> None:
         else:
             run.end("done", run.reason)
     if run.best is None and run.status in ("done", "stopped"):
-        run.best = run.snapshot(val["accuracy"])
+        run.remember(val["accuracy"])
     run.model.eval()
     run.result = _result(run, kept, val, test)
 

@@ -26,6 +26,9 @@ class Method:
     observes: ClassVar[bool] = False
     """True for a method that only looks, a log say: the record is the same with it and without it."""
 
+    goes_back = False
+    """True for a method that returns to `run.best` while training, and so needs what the optimizer remembered then."""
+
     def on_start(self, run: Run) -> None:
         """Model on the device, optimizer not built: may change the model, `run.param_groups`, and cut."""
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -257,9 +257,14 @@ class Run(ABC):
             self.warnings.append(text)
 
     def remember(self, score: float) -> None:
-        """Keep this state as the best, if it scores higher than the best so far."""
+        """Keep this state as the best, if it scores higher than the best so far.
+
+        What the optimizer remembers is kept only for a method that goes back to it.
+        """
         if self.best is None or score > (self.best.score or 0.0):
-            self.best = self.snapshot(score)
+            now = self.snapshot(score)
+            goes_back = any(method.goes_back for method in self.methods)
+            self.best = now if goes_back else replace(now, optimizer=None)
 
     def end(self, status: Status, reason: str) -> None:
         """The one place where a run gets its status; both go into the record."""

@@ -57,6 +57,10 @@ class PruneWhileAccurate(Method):
                 "point under that at the start."
             )
 
+    @property
+    def goes_back(self) -> bool:
+        return self.restore
+
     def on_start(self, run: Run) -> None:
         if self.target is not None:
             run.aim(self.target, self.scope, self.unit)
