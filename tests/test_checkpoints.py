@@ -19,6 +19,7 @@ import torch
 
 import pruninglab as lab
 from pruninglab import storage
+from pruninglab.storage import locks
 
 SCRIPT = """
 import os, sys, torch, torch._dynamo, pruninglab as lab
@@ -92,8 +93,8 @@ def data() -> lab.Data:
 def fit(data, tmp_path):
     def go(*methods, path=tmp_path / "c.safetensors", **options):
         model = lab.build("lenet300", data, seed=options.pop("model_seed", 0))
-        settings: dict[str, Any] = {"epochs": 2, **options}
-        return lab.fit(model, data, *methods, checkpoint=path, **{"progress": False, **settings})
+        settings: dict[str, Any] = {"epochs": 2, "progress": False, **options}
+        return lab.fit(model, data, *methods, checkpoint=path, **settings)
 
     return go
 
@@ -241,6 +242,7 @@ def test_a_method_that_goes_back_finds_the_memory_of_then(blobs, tmp_path):
 LEAVES = """
 import os, sys
 from pruninglab import storage
+from pruninglab.storage import locks
 os.replace = os.fsync = lambda *_: os.kill(os.getpid(), 9)
 storage.write_atomic(sys.argv[1], b"new")
 """
@@ -311,7 +313,7 @@ else:
 
 @pytest.mark.parametrize("kind", ["fit", "recipe"])
 def test_a_second_process_is_refused_by_name_and_takes_over_from_a_dead_one(tmp_path, data, monkeypatch, kind):
-    monkeypatch.setattr(storage.locks, "WAIT", 0.2)
+    monkeypatch.setattr(locks, "WAIT", 0.2)
     first = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)
     assert first.stdout
     assert first.stdout.readline() == "training\n"
