@@ -185,12 +185,13 @@ def test_a_name_is_the_criterion_with_its_defaults(data, name, criterion):
 def test_counts_are_exact_on_every_model_with_every_criterion_and_scope(data, name):
     model = lab.build(name, data, seed=0, **SMALL[name])
     total = sum(w.numel() for w in lab.prunable(model).values())
+    # The targets take turns.
     targets: list[tuple[float, Scope]] = [
         (0.9, "global"),
         (1 - 1 / 15, "layer"),
         (0.95, "erk"),
         (0.98, "global"),
-    ]  # they take turns
+    ]
     for turn, criterion in enumerate(("snip", SNIP(init="fresh"), "grasp", "synflow", "random"), [*SMALL].index(name)):
         sparsity, scope = targets[turn % 4]
         _, masks = lab.prune(model, sparsity, criterion, scope=scope, data=data)
