@@ -249,6 +249,13 @@ def test_a_run_prunes_a_network_of_the_users_own_whole():
         assert torch.equal(weight != 0, run.masks[name])
 
 
+def test_a_model_that_returns_no_tensor_is_refused_before_training():
+    data = lab.load("digits", train=60, test=30, size=8)
+    model = Called(lambda self, x: {"logits": self.fc(x.flatten(1))}, fc=nn.Linear(64, 10))
+    with pytest.raises(lab.ConfigError, match=r"Called returns a dict; expected one tensor of logits"):
+        lab.fit(model, data, epochs=1, progress=False)
+
+
 def test_a_kind_is_one_entry():
     class Scaled(nn.Module):
         def __init__(self):
