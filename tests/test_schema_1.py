@@ -45,7 +45,8 @@ def first() -> dict[str, lab.Result]:
 
 
 def test_every_column_has_the_values_that_it_had(first):
-    frame = pd.DataFrame([{**result.row(), "path": path} for path, result in first.items()])
+    rows = [{**dataclasses.replace(result, tags={}).row(), "path": path} for path, result in first.items()]
+    frame = pd.DataFrame(rows)
     assert len(frame) == 449
     assert set(COLUMNS) <= set(frame.columns)
     for name, expected in COLUMNS.items():
@@ -86,20 +87,32 @@ def test_an_old_record_saved_anew_is_the_same(first, tmp_path):
 
 def test_what_an_old_record_cannot_know_is_empty(first):
     result = first[next(iter(first))]
-    assert (result.tags, result.warnings, result.scope["left_out"]) == ({}, [], {})
+    assert (result.warnings, result.scope["left_out"]) == ([], {})
     assert 0.9 < result.in_scope < 1
     assert "of all parameters in scope" in repr(result).splitlines()[0]
+
+
+def test_old_records_have_tags_that_tell_them_apart(first):
+    """Within a study no two runs of a seed have the same tags, so that nobody reads file names."""
+    for study in {path.partition("/")[0] for path in first}:
+        mine = {
+            path: (*result.tags.items(), result.config["seed"])
+            for path, result in first.items()
+            if path.startswith(f"{study}/")
+        }
+        assert all(result.tags for path, result in first.items() if path in mine)
+        assert len(set(mine.values())) == len(mine), study
 
 
 def test_a_damaged_old_record_is_a_data_error_and_is_left_out(tmp_path):
     whole = json.loads(next(RECORDS.rglob("s0.json"), next(RECORDS.rglob("*.json"))).read_text())
     for name in whole:
-        if name != "schema":
+        if name not in ("schema", "tags"):
             (tmp_path / f"no-{name}.json").write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
             (tmp_path / f"bad-{name}.json").write_text(json.dumps(whole | {name: 3}))
     frame = results.load(tmp_path)
     lacking = {p for p in frame.attrs["skipped"] if Path(p).name.startswith("no-")}
-    assert len(lacking) == len(whole) - 1
+    assert len(lacking) == len(whole) - 2
     for path in lacking:
         with pytest.raises(lab.DataError, match="damaged record"):
             lab.Result.read(path)

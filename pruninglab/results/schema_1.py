@@ -46,7 +46,7 @@ def from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
         "target": _renamed(content["target"]),
         "accuracy": _renamed(content["accuracy"]),
         "scope": {**scope, "left_out": {}},
-        "tags": {},
+        "tags": content.get("tags", {}),
         "warnings": [],
         "schema": 2,
     }

@@ -18,7 +18,7 @@ HERE, RUNS = Path(__file__).parent, Path("runs/gates")
 def main(seed: int) -> None:
     def phase(name: str, start: Any, epochs: int, *methods: lab.Method) -> lab.Run:
         files: dict[str, Any] = {"record": HERE / f"MNIST/seed-{seed}/{name}.json"}
-        files["checkpoint"] = RUNS / f"seed-{seed}/{name}.safetensors"
+        files |= {"checkpoint": RUNS / f"seed-{seed}/{name}.safetensors", "tags": {"stage": name}}
         run = lab.fit(start, data, *methods, epochs=epochs, seed=seed, precision="bf16", progress=False, **files)
         print(seed, name, run.sparsity, run.result.accuracy["val"], run.result.times["seconds"], flush=True)
         return run

@@ -33,6 +33,7 @@ WAYS: dict[str, lab.Method] = {
 def main(optimizer: str, method: str, seed: int) -> None:
     name = f"{optimizer}/{method}-seed-{seed}"
     files: dict[str, Any] = {"record": HERE / f"{name}.json", "checkpoint": RUNS / f"{name}.safetensors"}
+    files["tags"] = {"group": optimizer, "method": method}
     if not files["record"].exists():
         data = lab.load("textures", seed=seed)
         model = lab.build("resnet20", data, seed=seed)

@@ -65,7 +65,8 @@ def main(cell: tuple[int, float, str], name: str, epochs: int, size: int | None,
         other: dict[str, Any] = {"base": "resnet20"} if method == "N2NSkip" else {}
         model = lab.build("n2nskip" if other else "resnet20", data, seed=seed, **other)
         trained: dict[str, Any] = {**TRAINED, "batch_size": BATCH[name], "epochs": epochs, "precision": precision}
-        files: dict[str, Any] = {"record": working, "checkpoint": working.with_suffix(".safetensors")}
+        tags = {"group": group, "density": density, "method": method}
+        files: dict[str, Any] = {"record": working, "checkpoint": working.with_suffix(".safetensors"), "tags": tags}
         run = lab.fit(model, data, ways(density)[method], seed=seed, **trained, **files)
     except (lab.ConfigError, lab.DataError, lab.RunError) as error:  # the others go on
         return f"{at}: {error}"
