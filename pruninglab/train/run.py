@@ -16,7 +16,6 @@ from ..errors import ConfigError, RunError
 from ..layers.names import NOTHING, prunable
 from ..masks.choose import Scope, keep_top
 from ..masks.masks import Masks, Sparsity, Unit, units
-from ..randomness import own_randomness
 
 AnyMethod = TypeVar("AnyMethod")
 Costs = dict[str, dict[str, float]]
@@ -58,6 +57,8 @@ class Run(ABC):
     x: Tensor = field(init=False)
     y: Tensor = field(init=False)
     logits: Tensor = field(init=False)
+    randomness: Any = field(init=False)
+    """What random numbers come from within methods: an `own_randomness`, set anew for each step."""
     result: Any = field(init=False)
     """The record, a `Result`, when the run is over."""
     best: Any = None
@@ -86,7 +87,6 @@ class Run(ABC):
         self.eval_batch_size = self.options.eval_batch_size
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.param_groups: list[dict[str, Any]] = [{"params": trained}]
-        self.randomness = own_randomness(self.options.seed, self.device)
         self._masks = Masks()
         self.find_weights()
 
