@@ -5,19 +5,21 @@ import os
 import pickle
 import signal
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from test_contract import METHODS
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab import identity, randomness
-from pruninglab.methods import Gradual, OneShot
+from pruninglab.methods import Gradual, OneShot, SynFlow
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 
@@ -705,3 +707,62 @@ def test_a_method_without_dataclass_is_refused(blobs):
 
     with pytest.raises(lab.ConfigError, match="@dataclass"):
         lab.fit(mlp(), blobs, Bare(), epochs=1, **QUIET)
+
+
+# -- what its owner has frozen --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images() -> lab.Data:
+    return lab.load("digits", train=48, test=20, size=16)
+
+
+def backbone_and_head(data: lab.Data) -> nn.Module:
+    """Two convolutions and two linear layers, the first of each frozen, as for training a head on a backbone."""
+    torch.manual_seed(0)
+    layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(1, 8, 3), "norm1": nn.BatchNorm2d(8), "relu1": nn.ReLU()}
+    layers |= {"conv2": nn.Conv2d(8, 8, 3), "norm2": nn.BatchNorm2d(8), "relu2": nn.ReLU()}
+    layers |= {"pool": nn.AdaptiveAvgPool2d(3), "flat": nn.Flatten(), "fc1": nn.Linear(72, 32), "relu3": nn.ReLU()}
+    model = nn.Sequential(OrderedDict(layers | {"fc2": nn.Linear(32, 10)}))
+    for name in ("conv1", "norm1", "fc1"):
+        model.get_submodule(name).requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "N2NSkip" not in name])  # it needs skip connections
+def test_no_method_changes_what_is_frozen(images, name):
+    model = backbone_and_head(images)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    run = lab.fit(model, images, *METHODS[name], epochs=2, batch_size=16, **QUIET)
+    after = dict(run.model.named_parameters())
+    assert [n for n, p in frozen.items() if not torch.equal(after[n], p)] == []
+    assert not frozen.keys() & run.weights.keys()
+    assert not any(after[n].requires_grad for n in frozen)
+    assert run.weights.keys() == {"conv2.weight", "fc2.weight"}
+
+
+def test_what_is_frozen_is_in_scope_by_its_name_alone(images):
+    model = backbone_and_head(images)
+    before = model.get_parameter("conv1.weight").detach().clone()
+    dense = model.requires_grad_(True)
+    pruned = lab.fit(dense, images, OneShot(0.5), epochs=1, batch_size=16, **QUIET)
+    pruned.model.get_submodule("conv1").requires_grad_(False)
+    with pytest.raises(lab.ConfigError, match=r"name conv1.weight, which are frozen.*include=\['conv1.weight'\]"):
+        lab.fit(pruned, images, epochs=1, **QUIET)
+    held = lab.fit(pruned, images, epochs=1, include="conv1.weight", **QUIET)
+    assert held.masks.fingerprint == pruned.masks.fingerprint
+    without = {name: mask for name, mask in pruned.masks.items() if name != "conv1.weight"}
+    freed = lab.fit(pruned, images, masks=without, epochs=1, **QUIET)
+    kept = pruned.model.get_parameter("conv1.weight")
+    assert not torch.equal(kept, before)
+    for run in (held, freed):
+        assert torch.equal(run.model.get_parameter("conv1.weight"), kept)
+    cut = lab.fit(pruned, images, OneShot(0.9), epochs=1, include="conv1.weight", **QUIET)
+    assert torch.equal(cut.model.get_parameter("conv1.weight"), kept * cut.masks["conv1.weight"])
+    assert cut.masks["conv1.weight"].sum() < pruned.masks["conv1.weight"].sum()
+
+
+def test_a_score_that_needs_gradients_says_that_frozen_weights_have_none(images):
+    for method in (OneShot(0.5, "snip"), SynFlow(0.5)):
+        with pytest.raises(lab.ConfigError, match=r"gave no score for conv1.weight.*frozen has no gradient"):
+            lab.fit(backbone_and_head(images), images, method, epochs=1, include="conv1.weight", **QUIET)

@@ -85,18 +85,24 @@ class _Counter(TorchDispatchMode):
                 return whole
         out = func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
-        owners = [(t.numel(), name) for t in given if (name := self._owner(t))]
-        owner = max(owners)[1] if owners else ""
+        owner = max(((t.numel(), name) for t in given if (name := self._owner(t))), default=(0, ""))[1]
         alone = bool(given) and all(self._owner(t) is not None for t in given)
         if formula and not (alone and str(kind) in _MORE):  # as torch counts: not the vectors of a spectral norm
             self._add(owner, float(formula(*args, **kwargs, out_val=out)))
         if alone:
-            for made in (t for t in tree_leaves(out) if isinstance(t, Tensor) and self._owner(t) is None):
-                self._note(made, owner)
-                self.made.append(made)
-        elif owner and not formula and not _is_free(func) and any(t.ndim > 1 and self._owner(t) for t in given):
-            self.found.not_counted += [] if str(kind) in self.found.not_counted else [str(kind)]
+            self._keep(out, owner)
+        elif owner and not formula and not _is_free(func):
+            self._miss(str(kind), given)
         return out
+
+    def _keep(self, out: Any, owner: str) -> None:
+        for made in (t for t in tree_leaves(out) if isinstance(t, Tensor) and self._owner(t) is None):
+            self._note(made, owner)
+            self.made.append(made)
+
+    def _miss(self, kind: str, given: list[Tensor]) -> None:
+        if kind not in self.found.not_counted and any(t.ndim > 1 and self._owner(t) for t in given):
+            self.found.not_counted.append(kind)
 
     def _add(self, owner: str, flops: float) -> None:
         if owner:

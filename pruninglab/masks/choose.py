@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..randomness import generator
 from .masks import UNITS, Masks, Scores, Sparsity, Unit, unit_alive, whole
 
 Scope = Literal["global", "layer", "erk"]
@@ -217,13 +216,3 @@ def _growable(count: int, dead: Tensor) -> int:
     if not 0 <= count <= (most := int(dead.sum())):
         raise ConfigError(f"cannot grow {count:,} weights; between 0 and {most:,} are pruned here.")
     return count
-
-
-def scattered(masks: Mapping[str, Tensor], seed: int, unit: str = "weight") -> Masks:
-    """As many units of each layer, at random places."""
-    moved = Masks()
-    for name, mask in masks.items():
-        units = mask.flatten(0, min(UNITS[unit] or mask.ndim, mask.ndim) - 1)
-        order = torch.randperm(len(units), generator=generator(seed, f"scattered {name}"))
-        moved[name] = units[order.to(mask.device)].view_as(mask)
-    return moved

@@ -11,7 +11,8 @@ from ..criteria.registry import Criterion, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.widths import narrow_
-from ..masks.choose import Scope, keep_top, scattered
+from ..masks.at_random import scattered
+from ..masks.choose import Scope, keep_top
 from ..masks.masks import Masks, Sparsity
 from ..methods.cuts.oneshot import OneShot
 from ..randomness import own_randomness

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..criteria.registry import Criterion, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
-from ..masks.choose import count, keep_top, scattered, spread
+from ..masks.at_random import scattered
+from ..masks.choose import count, keep_top, spread
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic, Exponential
 from ..methods.cuts.gradual import Gradual

@@ -21,7 +21,7 @@ from ..randomness import generator, key, own_randomness
 from ..results.record import percent
 from ..terminal import Bar
 from . import checkpoints
-from .checks import _not_finite, _try_one_batch, check_inputs, check_memory
+from .checks import _not_finite, _try_one_batch, check_inputs, check_masks, check_memory
 from .evaluate import Shuffled, loss_arguments, scored
 from .machine import channels_last, interruptible, make_optimizer, settings
 from .method import Method, fresh
@@ -90,6 +90,7 @@ def _set_out(run: Training, start: Snapshot | None, given: Mapping[str, Tensor] 
         _go_on_from(run, start)
     run.find_weights()
     if given:
+        check_masks(given, run)
         run.masks = Masks(given).over(run.weights)
         run.cuts.clear()
     run.flops = _try_one_batch(run)

@@ -70,7 +70,7 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
         layers=layers,
         collapsed=run.masks.collapsed,
         flops={
-            "dense": run.dense_flops,
+            "dense": run.flops.dense,
             "sparse": round(run.flops.sparse(run.masks), 1),
             "training": cost["flops"],
             "before": before["flops"],

@@ -16,7 +16,6 @@ from ..errors import ConfigError, RunError
 from ..layers.names import NOTHING, prunable
 from ..masks.choose import Scope, keep_top
 from ..masks.masks import Masks, Sparsity, Unit, units
-from ..randomness import own_randomness
 
 AnyMethod = TypeVar("AnyMethod")
 Costs = dict[str, dict[str, float]]
@@ -58,6 +57,8 @@ class Run(ABC):
     x: Tensor = field(init=False)
     y: Tensor = field(init=False)
     logits: Tensor = field(init=False)
+    randomness: Any = field(init=False)
+    """What random numbers come from within methods: an `own_randomness`, set anew for each step."""
     result: Any = field(init=False)
     """The record, a `Result`, when the run is over."""
     best: Any = None
@@ -86,7 +87,6 @@ class Run(ABC):
         self.eval_batch_size = self.options.eval_batch_size
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.param_groups: list[dict[str, Any]] = [{"params": trained}]
-        self.randomness = own_randomness(self.options.seed, self.device)
         self._masks = Masks()
         self.find_weights()
 
@@ -145,16 +145,11 @@ class Run(ABC):
         return self.origin.get("steps", 0) + self.step - self.first_step
 
     @property
-    def dense_flops(self) -> float:
-        """Of one sample, forward."""
-        return self.flops.dense
-
-    @property
     def cost(self) -> dict[str, float]:
         """Steps, FLOPs and seconds of this training alone. FLOPs are those of the dense computation."""
         steps = self.step - self.first_step
         # backward costs twice the forward pass
-        flops = 3 * self.dense_flops * len(self.data.train) * steps / self.steps_per_epoch
+        flops = 3 * self.flops.dense * len(self.data.train) * steps / self.steps_per_epoch
         return {"steps": steps, "flops": flops, "seconds": self.seconds}
 
     @property
@@ -174,8 +169,7 @@ class Run(ABC):
     @masks.setter
     def masks(self, masks: Mapping[str, Tensor]) -> None:
         """Cut at once. Never revives: what is pruned stays pruned whatever `masks` says; `grow` is the other verb."""
-        Masks(masks).check(self.weights)
-        self._change(self._masks & {name: mask.to(self.device) for name, mask in masks.items()})
+        self._change(self._masks & self._fitting(masks))
 
     @property
     def last_cut(self) -> Cut | None:
@@ -192,8 +186,7 @@ class Run(ABC):
 
     def grow(self, masks: Mapping[str, Tensor]) -> int:
         """Bring weights back. They start at 0, and so does what the optimizer remembers of them. Returns how many."""
-        Masks(masks).check(self.weights)
-        return self.exchange(self._masks | {name: mask.to(self.device) for name, mask in masks.items()})
+        return self.exchange(self._masks | self._fitting(masks))
 
     @torch.no_grad()
     def exchange(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> int:
@@ -202,8 +195,7 @@ class Run(ABC):
         With `values` a weight comes back with its entry there, and with the optimizer's memory of it as it is: for
         weights that were trained on while they were out.
         """
-        Masks(masks).check(self.weights)
-        wanted = Masks({name: mask.to(self.device) for name, mask in masks.items()})
+        wanted = self._fitting(masks)
         new = wanted & ~self._masks
         states = self.optimizer.state if hasattr(self, "optimizer") else {}
         for name, grown in new.items():
@@ -330,6 +322,11 @@ class Run(ABC):
 
     def _repr_html_(self) -> str:
         return self.result._repr_html_() if hasattr(self, "result") else f"<code>{_html.cell(repr(self))}</code>"
+
+    def _fitting(self, masks: Mapping[str, Tensor]) -> Masks:
+        """These masks, of this model and on its device."""
+        Masks(masks).check(self.weights)
+        return Masks(masks).to(self.device)
 
     def _change(self, masks: Masks, revived: int = 0) -> None:
         before, after = self._masks.kept, masks.kept

@@ -11,6 +11,7 @@ from ..data.dataset import Data
 from ..errors import ConfigError, RunError
 from ..identity import short_hash
 from ..layers.hooks import evaluating
+from ..randomness import own_randomness
 from ..results.record import Result
 from .evaluate import Batches, OutOfMemory, Shuffled, evaluate, memory_watched, scored
 from .options import Options
@@ -23,6 +24,11 @@ class Training(Run):
     options: Options
     best: Snapshot | None
     result: Result
+    randomness: own_randomness
+
+    def __post_init__(self) -> None:
+        self.randomness = own_randomness(self.options.seed, self.device)
+        super().__post_init__()
 
     @property
     def key(self) -> str:
