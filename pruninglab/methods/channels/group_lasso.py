@@ -57,6 +57,5 @@ class GroupLasso(Method):
         for name, weight in run.weights.items():
             if weight.ndim > 1:
                 norm = group_norms(weight, self.over)
-                self.norms.append(
-                    {"step": run.step, "layer": name, "small": float((norm < norm.max() / 100).float().mean())}
-                )
+                small = float((norm < norm.max() / 100).float().mean())
+                self.norms.append({"step": run.step, "layer": name, "small": small})

@@ -1,7 +1,6 @@
 """ADMM quantization: Ye et al., "A unified framework of DNN weight pruning and weight clustering/quantization using
 ADMM", 2018 (arXiv 1811.01907); the numbers of Table 6 in their "Progressive weight pruning of DNNs using ADMM".
 """
-# pyright: reportPrivateImportUsage=false
 
 import math
 from dataclasses import dataclass, field
