@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 import pruninglab as lab
 from pruninglab import methods
 from pruninglab.methods import SET, DynamicSurgery, GlobalSparseMomentum, OneShot, RigL, SparseMomentum
-from pruninglab.methods.regrowth import turnover
-from pruninglab.methods.regrowth.set import _without_closest
+from pruninglab.methods.regrowth import dynamic_surgery, turnover
+from pruninglab.methods.regrowth.set import without_closest
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
@@ -151,7 +151,7 @@ def test_a_layer_drops_no_more_than_it_could_grow():
 def test_set_drops_of_both_signs():
     weights = {"w": torch.tensor([0.1, 0.15, -0.2, -0.8])}
     masks, two = lab.Masks.full(weights), {"w": 2}
-    assert _without_closest(weights, masks, two)["w"].tolist() == [False, True, False, True]
+    assert without_closest(weights, masks, two)["w"].tolist() == [False, True, False, True]
     assert turnover.without_smallest(weights, masks, two)["w"].tolist() == [False, False, True, True]
 
 
@@ -348,11 +348,10 @@ def test_surgery_keeps_its_sparsity_and_stops_at_the_end(blobs):
 
 def test_what_was_cut_needs_more_to_come_back_than_what_is_kept_to_stay():
     """All are 1 or so; with a margin of 0.9 and 1.1 only the last has become large enough to take a place."""
-    method = DynamicSurgery(0.5, low=0.9, high=1.1, end=1.0)
-    method.allowed = lab.Masks({"w": torch.ones(4, dtype=torch.bool)})
-    masks = lab.Masks({"w": torch.tensor([True, True, False, False])})
-    assert method._as_many(masks, {"w": torch.tensor([1.0, 1.1, 1.2, 1.4])})["w"].tolist() == [False, True, False, True]
-    assert method._as_many(masks, {"w": torch.tensor([1.0, 1.1, 1.2, 1.2])})["w"].tolist() == [True, True, False, False]
+    kept, allowed = torch.tensor([True, True, False, False]), torch.ones(4, dtype=torch.bool)
+    for last, best in ((1.4, [3, 1]), (1.2, [1, 0])):
+        scores = dynamic_surgery.deviations(torch.tensor([1.0, 1.1, 1.2, last]), kept, allowed, 0.9, 1.1)
+        assert scores.topk(2).indices.tolist() == best
 
 
 def test_surgery_becomes_rare(blobs):
@@ -361,7 +360,7 @@ def test_surgery_becomes_rare(blobs):
         for g in (0.0, 1.0)
     )
     assert len(rare.cuts) < len(often.cuts) / 4
-    assert DynamicSurgery(0.8, gamma=1.0, power=2.0)._probability(3) == pytest.approx(1 / 16)
+    assert dynamic_surgery.probability(3, gamma=1.0, power=2.0) == pytest.approx(1 / 16)
 
 
 def test_surgery_brings_back_nothing_that_was_pruned_before(blobs):

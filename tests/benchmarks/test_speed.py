@@ -19,6 +19,9 @@ import pruninglab as lab
 from pruninglab import train
 from pruninglab._torchvision import torchvision
 from pruninglab.data import Split
+from pruninglab.methods.penalties.plain import add_terms, shrink
+from pruninglab.methods.projection import admm
+from pruninglab.methods.regrowth.sparse_momentum import moving_average
 from pruninglab.train import machine
 from pruninglab.train.fit import _train
 from pruninglab.widgets.live import EXPECTED
@@ -142,6 +145,33 @@ def test_a_network_without_seventy_percent_of_its_channels_is_three_times_faster
         found, by_masks = (ratio(lambda: model(x), lambda net=net: net(x)) for net in (small, masked.eval()))
     print(f"\nVGG16, batch 64, dense / removed 70 % of its channels: {found:.2f} x; dense / masked: {by_masks:.2f} x")
     assert found >= 3
+
+
+SIZES = {"lenet5": [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)], "200 small": [(16, 16)] * 200}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_one_call_for_all_layers_beside_a_loop_over_them(name):
+    """What the methods do in every step, which is why they say `torch._foreach_` where a loop would be plainer."""
+    w, z, u, g = ([1e-6 * torch.randn(size) for size in SIZES[name]] for _ in range(4))
+    for weight, gradient in zip(w, g, strict=True):
+        weight.grad = gradient
+    rho = [1e-3] * len(w)
+
+    def loop(each: Callable[..., object]) -> Callable[[], object]:
+        return lambda: [each(*tensors) for tensors in zip(w, z, u, g, strict=True)]
+
+    sides: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "ADMM's pull": (loop(lambda w, z, u, g: (w - z).add_(u).mul_(1e-3)), lambda: admm.pull(w, z, u, rho)),
+        "a term of the gradient": (loop(lambda w, z, u, g: g.add_(u, alpha=1e-3)), lambda: add_terms(w, u, 1e-3)),
+        "shares of the weights": (
+            loop(lambda w, z, u, g: w.addcmul_(w, z.nan_to_num_(0.0), value=-1.0)),
+            lambda: shrink(w, z),
+        ),
+        "a moving average": (loop(lambda w, z, u, g: u.lerp_(g, 0.1)), lambda: moving_average(u, g, 0.9)),
+    }
+    for what, (plain, ours) in sides.items():
+        print(f"\n{what}, {name}: loop / one call {ratio(plain, ours, rounds=101):.2f}", end="")
 
 
 @dataclass

@@ -12,6 +12,18 @@ from ...train.run import Run
 from ...typed import Strength
 
 
+def group_norms(weight: Tensor, kind: str) -> Tensor:
+    """‖w_g‖ of each group, in a shape that divides the weight."""
+    over = (0,) if kind == "columns" else (0, *range(2, weight.ndim)) if kind == "channels" else range(1, weight.ndim)
+    return torch.linalg.vector_norm(weight.detach(), dim=tuple(over), keepdim=True)
+
+
+def subgradient(weight: Tensor, kind: str, strength: float) -> Tensor:
+    """λ·w/‖w_g‖, the gradient of λ·Σ‖w_g‖; 0 in groups that are 0."""
+    norm = group_norms(weight, kind)
+    return strength * weight / norm.masked_fill(norm == 0, math.inf)
+
+
 @dataclass
 class GroupLasso(Method):
     """Adds λ·Σ‖w_g‖ over groups g of weights to the loss, so that whole groups go to 0 together.
@@ -38,20 +50,12 @@ class GroupLasso(Method):
     def on_grad(self, run: Run) -> None:
         for weight in run.weights.values():
             if weight.grad is not None and weight.ndim > 1:
-                norm = group_norms(weight, self.over)
-                weight.grad.addcdiv_(weight, norm.masked_fill(norm == 0, math.inf), value=self.strength)
+                weight.grad.add_(subgradient(weight, self.over, self.strength))
 
     @torch.no_grad()
     def on_epoch(self, run: Run) -> None:
         for name, weight in run.weights.items():
             if weight.ndim > 1:
                 norm = group_norms(weight, self.over)
-                self.norms.append(
-                    {"step": run.step, "layer": name, "small": float((norm < norm.max() / 100).float().mean())}
-                )
-
-
-def group_norms(weight: Tensor, kind: str) -> Tensor:
-    """The Euclidean norm of each group, in a shape that divides the weight."""
-    over = (0,) if kind == "columns" else (0, *range(2, weight.ndim)) if kind == "channels" else range(1, weight.ndim)
-    return torch.linalg.vector_norm(weight.detach(), dim=tuple(over), keepdim=True)
+                small = float((norm < norm.max() / 100).float().mean())
+                self.norms.append({"step": run.step, "layer": name, "small": small})

@@ -4,13 +4,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...layers.kinds import Norm
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Positive, Strength
+
+
+def subgradient(scale: Tensor, strength: float) -> Tensor:
+    """λ·sgn(γ), the gradient of λ·|γ|; 0 where γ is 0."""
+    return strength * scale.sign()
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Slimming(Method):
     def on_grad(self, run: Run) -> None:
         for scale in scales(run.model).values():
             if scale.grad is not None:
-                scale.grad.add_(scale.sign(), alpha=self.strength)
+                scale.grad.add_(subgradient(scale, self.strength))
 
     def on_epoch(self, run: Run) -> None:
         sizes = {name: scale.detach().abs().tolist() for name, scale in scales(run.model).items()}

@@ -3,6 +3,7 @@ weights' pruning", 2022, section 2, steps 2 and 3.
 """
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 
 from ...criteria.registry import Criterion
@@ -124,12 +125,8 @@ class PruneWhileAccurate(Method):
         return total - count(total, self.target)
 
     def _since_cut(self) -> list[float]:
-        rejected: list[float] = []
-        for entry in reversed(self.evaluations):
-            if entry["accepted"]:
-                break
-            rejected.append(entry["accuracy"])
-        return rejected[::-1]
+        rejected = takewhile(lambda entry: not entry["accepted"], reversed(self.evaluations))
+        return [entry["accuracy"] for entry in rejected][::-1]
 
     def _stalled(self) -> bool:
         since = self._since_cut()

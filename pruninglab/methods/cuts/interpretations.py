@@ -29,17 +29,8 @@ import torch
 from ...masks.choose import count, keep_top, spread
 from ...masks.masks import Masks, Sparsity
 
-Interpretation = Literal[
-    "text",
-    "formula",
-    "formula_prune",
-    "literal",
-    "off",
-    "text_scores",
-    "formula_scores",
-    "formula_prune_scores",
-    "literal_scores",
-]
+Ranked = Literal["text_scores", "formula_scores", "formula_prune_scores", "literal_scores"]
+Interpretation = Literal["text", "formula", "formula_prune", "literal", "off", Ranked]
 
 
 def formula(size: float, sizes: Collection[float], place: float) -> float:

@@ -19,6 +19,49 @@ from ...train.run import Run
 from ...typed import BelowOne, PartialFraction, check
 
 
+def shares(total: int, sparsity: float, skip_fraction: float) -> tuple[int, int]:
+    """How many weights stay of a base of `total`, skips counted in, and how many of these are in the skips."""
+    keep = total - count(total, sparsity)
+    return keep, floor(keep * skip_fraction + 0.5)
+
+
+def keep_groups(
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    *,
+    skip_fraction: float = 0.5,
+    granularity: str = "weight",
+    scope: Scope = "global",
+) -> Masks:
+    """As many weights as `sparsity` leaves of those outside the skips, the share `skip_fraction` of them in the skips.
+
+    `scope` is that of `keep_top` in each of the two groups. `granularity="kernel"` takes whole kernels in the skips,
+    from each skip the same share; "channel" gives each channel on a skip's narrower side as many partners, in whole
+    kernels too, as the authors' code does. Shares are rounded up as far as they go, and what is left goes to the base:
+    the sum is exact.
+    """
+    check("skip_fraction", skip_fraction, PartialFraction)
+    check("granularity", granularity, Unit)
+    skips = {name: score for name, score in scores.items() if is_skip(name)}
+    base = {name: score for name, score in scores.items() if name not in skips}
+    if not skips or not base:
+        raise ConfigError('there are no skip connections to share with; build the model with lab.build("n2nskip", …).')
+    keep, in_skips = shares(sum(score.numel() for score in base.values()), sparsity, skip_fraction)
+    room = sum(score.numel() for score in skips.values())
+    if not 0 < in_skips <= room:
+        raise ConfigError(
+            f"skip_fraction={skip_fraction:g} of {keep:,} weights is {in_skips:,}, and the skips hold {room:,}; "
+            f"expected 1 to {room:,}: choose another sparsity, fraction or skip_span."
+        )
+    if granularity == "weight":
+        kept = _keep(skips, in_skips, scope)
+    else:
+        parts = _parts(skips, in_skips, granularity)
+        kept = Masks({name: _whole_kernels(score, parts[name], granularity) for name, score in skips.items()})
+    chosen = dict(kept) | _keep(base, keep - kept.kept, scope)
+    return Masks({name: chosen[name] for name in scores})
+
+
 @dataclass
 class N2NSkip(Method):
     """Cut a model with skip connections before training; `sparsity` is that of its base, skips counted in.
@@ -52,44 +95,6 @@ class N2NSkip(Method):
         run.masks = masks
         self.kept_in_skips = sum(int(mask.sum()) for name, mask in masks.items() if is_skip(name))
         self.density_of_base = masks.kept / sum(mask.numel() for name, mask in masks.items() if not is_skip(name))
-
-
-def keep_groups(
-    scores: Mapping[str, Tensor],
-    sparsity: float,
-    *,
-    skip_fraction: float = 0.5,
-    granularity: str = "weight",
-    scope: Scope = "global",
-) -> Masks:
-    """As many weights as `sparsity` leaves of those outside the skips, the share `skip_fraction` of them in the skips.
-
-    `scope` is that of `keep_top` in each of the two groups. `granularity="kernel"` takes whole kernels in the skips,
-    from each skip the same share; "channel" gives each channel on a skip's narrower side as many partners, in whole
-    kernels too, as the authors' code does. Shares are rounded up as far as they go, and what is left goes to the base:
-    the sum is exact.
-    """
-    check("skip_fraction", skip_fraction, PartialFraction)
-    check("granularity", granularity, Unit)
-    skips = {name: score for name, score in scores.items() if is_skip(name)}
-    base = {name: score for name, score in scores.items() if name not in skips}
-    if not skips or not base:
-        raise ConfigError('there are no skip connections to share with; build the model with lab.build("n2nskip", …).')
-    total = sum(score.numel() for score in base.values())
-    keep = total - count(total, sparsity)
-    in_skips, room = floor(keep * skip_fraction + 0.5), sum(score.numel() for score in skips.values())
-    if not 0 < in_skips <= room:
-        raise ConfigError(
-            f"skip_fraction={skip_fraction:g} of {keep:,} weights is {in_skips:,}, and the skips hold {room:,}; "
-            f"expected 1 to {room:,}: choose another sparsity, fraction or skip_span."
-        )
-    if granularity == "weight":
-        kept = _keep(skips, in_skips, scope)
-    else:
-        parts = _parts(skips, in_skips, granularity)
-        kept = Masks({name: _whole_kernels(score, parts[name], granularity) for name, score in skips.items()})
-    chosen = dict(kept) | _keep(base, keep - kept.kept, scope)
-    return Masks({name: chosen[name] for name in scores})
 
 
 def _keep(scores: Mapping[str, Tensor], keep: int, scope: Scope) -> Masks:

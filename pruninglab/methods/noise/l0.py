@@ -21,6 +21,40 @@ from . import steering
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3  # γ, ζ and the temperature
 
 
+def draw(log_alpha: Tensor) -> Tensor:
+    """Gates from the hard concrete distribution."""
+    u = torch.empty_like(log_alpha).uniform_()
+    return stretch(((u.logit_(1e-6) + log_alpha) / BETA).sigmoid())
+
+
+def settle(log_alpha: Tensor) -> Tensor:
+    """Gates that are not drawn: those of validation and of the end."""
+    return stretch(log_alpha.sigmoid())
+
+
+def stretch(s: Tensor) -> Tensor:
+    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def p_open(log_alpha: Tensor, above: float = 0.0) -> Tensor:
+    """How probable it is that a gate is drawn above a value, 0 or more."""
+    s = (above - LOW) / (HIGH - LOW)
+    return (log_alpha - BETA * (math.log(s) - math.log1p(-s))).sigmoid()
+
+
+def expected(log_alpha: Tensor, alive: Tensor, behind: float) -> Tensor:
+    """Σ n·P(z > 0) over a layer's gates that are alive, n weights behind each: how many are expected to count."""
+    return behind * (p_open(log_alpha) * alive).sum()
+
+
+def mean(log_alpha: Tensor, points: int = 64) -> Tensor:
+    """The means of the gates: P(z > t), integrated over t."""
+    total = torch.zeros_like(log_alpha)
+    for i in range(points):
+        total += p_open(log_alpha, (i + 0.5) / points)
+    return total / points
+
+
 @dataclass
 class L0(Method):
     """Multiply each weight, or each unit, by a gate that is often exactly 0, and learn how often.
@@ -81,11 +115,10 @@ class L0(Method):
     def on_loss(self, run: Run) -> Tensor | None:
         if self.settled:
             return None
-        expected = {n: (p_open(a) * self._alive(run, n)).sum() for n, a in self.log_alphas.items()}
         self._set_strength(run)
-        behind = {n: run.weights[n].numel() / a.numel() for n, a in self.log_alphas.items()}
-        weights = torch.stack([behind[n] * each for n, each in expected.items()]).sum()
-        return self.strength_now / len(run.data.train) * weights
+        behind = {name: run.weights[name].numel() / a.numel() for name, a in self.log_alphas.items()}
+        weights = [expected(a, self._alive(run, name), behind[name]) for name, a in self.log_alphas.items()]
+        return self.strength_now / len(run.data.train) * torch.stack(weights).sum()
 
     @torch.no_grad()
     def on_step(self, run: Run) -> None:
@@ -155,32 +188,3 @@ class L0(Method):
             return functional_call(run.model, gated, (x,))
 
         run.net = net
-
-
-def draw(log_alpha: Tensor) -> Tensor:
-    """Gates from the hard concrete distribution."""
-    u = torch.empty_like(log_alpha).uniform_()
-    return stretch(((u.logit_(1e-6) + log_alpha) / BETA).sigmoid())
-
-
-def settle(log_alpha: Tensor) -> Tensor:
-    """Gates that are not drawn: those of validation and of the end."""
-    return stretch(log_alpha.sigmoid())
-
-
-def stretch(s: Tensor) -> Tensor:
-    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
-
-
-def p_open(log_alpha: Tensor, above: float = 0.0) -> Tensor:
-    """How probable it is that a gate is drawn above a value, 0 or more."""
-    s = (above - LOW) / (HIGH - LOW)
-    return (log_alpha - BETA * (math.log(s) - math.log1p(-s))).sigmoid()
-
-
-def mean(log_alpha: Tensor, points: int = 64) -> Tensor:
-    """The means of the gates: P(z > t), integrated over t."""
-    total = torch.zeros_like(log_alpha)
-    for i in range(points):
-        total += p_open(log_alpha, (i + 0.5) / points)
-    return total / points

@@ -28,6 +28,32 @@ Q = (113.45513, 101.94712, 32.570364, 3.525584, 1.0)
 STANDARD = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 
+def kl(log_alpha: Tensor) -> Tensor:
+    """KL divergence of N(θ, αθ²) from the log-uniform prior, up to the constant that makes its limit for large α 0."""
+    u = (-log_alpha).exp()
+    return 0.5 * u.log1p() + u * u * polynomial(P, u) / polynomial(Q, u)
+
+
+def slope(u: Tensor) -> Tensor:
+    """The derivative of the KL with respect to u = 1/α."""
+    above, below = polynomial((0, 0, *P), u), polynomial(Q, u)
+    d_above = polynomial([0, *(i * c for i, c in enumerate(P, 2))], u)
+    d_below = polynomial([i * c for i, c in enumerate(Q)][1:], u)
+    return d_above.mul_(below).sub_(above.mul_(d_below)).div_(below.square_()).add_(0.5 / (1 + u))
+
+
+def gradients(weight: Tensor, variance: Tensor, u: Tensor, push: Tensor) -> tuple[Tensor, Tensor]:
+    """By the chain rule, those of the KL by θ and by log σ²: u = θ²/σ², `push` is its derivative with respect to u."""
+    return 2 * (push * weight) / variance, -(push * u)
+
+
+def polynomial(coefficients: Sequence[float], u: Tensor) -> Tensor:
+    value = torch.full_like(u, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        value.mul_(u).add_(c)
+    return value
+
+
 @dataclass
 class VariationalDropout(Method):
     """Learn how much noise each weight bears, and cut those that are noise alone.
@@ -95,9 +121,9 @@ class VariationalDropout(Method):
             weight, log_variance, u = run.weights[name], self.log_variances[name], inverses[name]
             inside = (u > least) & (u < most)
             push = slope(u.clamp_(least, most)).mul_(inside).mul_(self.strength_now / len(run.data.train))
+            of_weight, log_variance.grad = gradients(weight, raw, u, push)
             if weight.grad is not None:
-                weight.grad.addcdiv_(push * weight, raw, value=2)
-            log_variance.grad = push.mul_(u).neg_()
+                weight.grad.add_(of_weight)
             if variance.grad is not None:
                 log_variance.grad.addcmul_(variance.grad.mul_(inside), raw)
         self._drawn = {}
@@ -229,24 +255,3 @@ def normal_like(tensor: Tensor) -> Tensor:
     """Standard normal numbers, drawn in one row: another memory format would be filled number by number."""
     row = torch.randn(tensor.numel(), device=tensor.device)
     return row.to(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-
-
-def kl(log_alpha: Tensor) -> Tensor:
-    """KL divergence of N(θ, αθ²) from the log-uniform prior, up to the constant that makes its limit for large α 0."""
-    u = (-log_alpha).exp()
-    return 0.5 * u.log1p() + u * u * polynomial(P, u) / polynomial(Q, u)
-
-
-def slope(u: Tensor) -> Tensor:
-    """The derivative of the KL with respect to u = 1/α."""
-    above, below = polynomial((0, 0, *P), u), polynomial(Q, u)
-    d_above = polynomial([0, *(i * c for i, c in enumerate(P, 2))], u)
-    d_below = polynomial([i * c for i, c in enumerate(Q)][1:], u)
-    return d_above.mul_(below).sub_(above.mul_(d_below)).div_(below.square_()).add_(0.5 / (1 + u))
-
-
-def polynomial(coefficients: Sequence[float], u: Tensor) -> Tensor:
-    value = torch.full_like(u, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        value.mul_(u).add_(c)
-    return value

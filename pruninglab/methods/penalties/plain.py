@@ -23,7 +23,7 @@ class L2(Method):
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:
         if weights := with_gradient(run, self.only_prunable):
-            torch._foreach_add_(gradients_of(weights), weights, alpha=2 * self.strength)
+            add_terms(weights, weights, 2 * self.strength)
 
 
 @dataclass
@@ -36,7 +36,7 @@ class L1(Method):
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:
         if weights := with_gradient(run, self.only_prunable):
-            torch._foreach_add_(gradients_of(weights), torch._foreach_sign(weights), alpha=self.strength)
+            add_terms(weights, [weight.sign() for weight in weights], self.strength)
 
 
 def with_gradient(run: Run, only_prunable: bool) -> list[Tensor]:
@@ -47,6 +47,11 @@ def with_gradient(run: Run, only_prunable: bool) -> list[Tensor]:
 
 def gradients_of(weights: list[Tensor]) -> list[Tensor]:
     return [w.grad for w in weights if w.grad is not None]
+
+
+def add_terms(weights: list[Tensor], terms: list[Tensor], factor: float = 1.0) -> None:
+    """To the gradients of these weights."""
+    torch._foreach_add_(gradients_of(weights), terms, alpha=factor)
 
 
 def shrink(weights: list[Tensor], shares: list[Tensor] | tuple[Tensor, ...]) -> None:

@@ -1,7 +1,6 @@
 """Relevance-weighted L2: Bonetta and Cancelliere, "Lightening CNN architectures by regularization driven weights'
 pruning", 2022; and the plain L2 and L1 terms that it is measured against.
 """
-# pyright: reportPrivateImportUsage=false
 
 import math
 from collections.abc import Mapping
@@ -120,13 +119,11 @@ class RelevanceL2(Method):
             {} if self.coupled else {p: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
         )
         for w, g in zip(weights, gradients, strict=True):
-            third = third_term(g, w, strength, alpha) if self.second_order == "literal" else None
-            if self.coupled:
-                g.copy_(relevance_gradient(g, w, strength, alpha))
-            else:
+            if not self.coupled:
                 shrink([w], [2 * strength * rates[w] * relevance(g, alpha)])
-            if third is not None:
-                g.add_(third)
+                continue
+            pulled = relevance_gradient(g, w, strength, alpha)
+            g.copy_(pulled + third_term(g, w, strength, alpha) if self.second_order == "literal" else pulled)
 
     def relevance(self, gradient: Tensor) -> Tensor:
         """C of weights with this gradient."""

@@ -1,7 +1,6 @@
 """Sensitivity-driven regularization: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven
 regularization", 2018.
 """
-# pyright: reportPrivateImportUsage=false
 
 from dataclasses import dataclass, field
 from typing import Literal

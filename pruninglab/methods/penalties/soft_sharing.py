@@ -92,7 +92,7 @@ class SoftSharing(Method):
 
     def on_loss(self, run: Run) -> Tensor:
         blocks = self._values(run).split(8192)  # they stay in the cache, which halves the time
-        prior = torch.stack([self.log_joint(block).logsumexp(1).sum() for block in blocks]).sum()
+        prior = torch.stack([log_joint(block, *self.mixture()).logsumexp(1).sum() for block in blocks]).sum()
         for (shape, rate), chosen in zip(PRECISIONS, (slice(1), slice(1, None)), strict=True):
             log_precision = -self.log_variances[chosen]
             prior = prior + ((shape - 1) * log_precision - rate * log_precision.exp()).sum()
@@ -120,10 +120,6 @@ class SoftSharing(Method):
         others = math.log1p(-self.zero) + self.proportions.log_softmax(0)
         log_proportions = torch.cat((others.new_full((1,), math.log(self.zero)), others))
         return torch.cat((self.means.new_zeros(1), self.means)), self.log_variances, log_proportions
-
-    def log_joint(self, values: Tensor) -> Tensor:
-        """log π_j·N(w; μ_j, σ_j²) by weight and component, the one at 0 first."""
-        return log_joint(values, *self.mixture())
 
     def _trained(self, run: Run) -> dict[str, Tensor]:
         return {name: weight for name, weight in run.weights.items() if weight.requires_grad}

@@ -12,13 +12,40 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...masks.choose import Scope
-from ...masks.masks import Masks, Sparsity, Unit
+from ...masks.masks import Sparsity, Unit
 from ...masks.projections import largest, project
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Count
+from ..penalties.plain import add_terms
+from .pgd import projection
 
 Penalty = float | Callable[[float], Any]  # any, for a schedule says that its value may be a dict
+
+
+def gap(w: list[Tensor], z: list[Tensor], u: list[Tensor]) -> list[Tensor]:
+    """W - Z + U of each layer."""
+    gaps = list(torch._foreach_sub(w, z))
+    torch._foreach_add_(gaps, u)
+    return gaps
+
+
+def pull(w: list[Tensor], z: list[Tensor], u: list[Tensor], rho: list[float]) -> list[Tensor]:
+    """ρ·(W - Z + U) of each layer, the gradient of ρ/2·‖W - Z + U‖²."""
+    gaps = gap(w, z, u)
+    torch._foreach_mul_(gaps, rho)
+    return gaps
+
+
+def nearest(w: Mapping[str, Tensor], u: Mapping[str, Tensor], sparsity: Sparsity, **choice: Any) -> dict[str, Tensor]:
+    """Z = Π(W + U), the nearest sparse point."""
+    shifted = {name: weight + u[name] if name in u else weight for name, weight in w.items()}
+    return projection(shifted, sparsity, **choice)
+
+
+def summed(u: Tensor, w: Tensor, z: Tensor) -> Tensor:
+    """U + (W - Z), the sum of all differences so far."""
+    return u + (w - z)
 
 
 @dataclass
@@ -56,10 +83,10 @@ class ADMM(Method):
         run.aim(self.sparsity, self.scope, self.unit)
         if run.steps == 0:
             raise ConfigError("ADMM pulls during training, and epochs=0 has no step; use OneShot or more epochs.")
-        nearest = self._nearest(run, run.weights)
+        masks = largest(run.weights, self.sparsity, **self._choice(run))
         together = self.scope == "global" and not isinstance(self.sparsity, Mapping)  # then any layer may lose weights
-        losing = [n for n, mask in nearest.items() if together or bool((mask != run.masks[n]).any())]
-        z = project(run.weights, nearest)
+        losing = [n for n, mask in masks.items() if together or bool((mask != run.masks[n]).any())]
+        z = project(run.weights, masks)
         self.settled = False
         self.z = {name: torch.zeros_like(run.weights[name]).copy_(z[name]) for name in losing}
         self.u = {name: torch.zeros_like(run.weights[name]) for name in losing}
@@ -69,13 +96,10 @@ class ADMM(Method):
 
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:
-        grads = {n: g for n in self.z if self.rhos[n] and (g := run.weights[n].grad) is not None}
-        if not grads:
-            return
-        term = torch._foreach_sub([run.weights[n] for n in grads], [self.z[n] for n in grads])
-        torch._foreach_add_(term, [self.u[n] for n in grads])
-        torch._foreach_mul_(term, [self.rhos[n] for n in grads])
-        torch._foreach_add_(list(grads.values()), term)
+        names = [name for name in self.z if self.rhos[name] and run.weights[name].grad is not None]
+        w, z, u = ([tensors[name] for name in names] for tensors in (run.weights, self.z, self.u))
+        if names:
+            add_terms(w, pull(w, z, u, [self.rhos[name] for name in names]))
 
     @torch.no_grad()
     def on_step(self, run: Run) -> None:
@@ -84,14 +108,12 @@ class ADMM(Method):
         w = project(run.weights, run.masks)  # this moment comes before the masks
         if not all(bool(torch.isfinite(weight).all()) for weight in w.values()):
             return  # the trainer ends the run and says so
-        shifted = {name: weight + self.u[name] if name in self.u else weight for name, weight in w.items()}
-        nearest = project(shifted, self._nearest(run, shifted))
+        z = nearest(w, self.u, self.sparsity, **self._choice(run))
         for name, u in self.u.items():
-            z, gap = nearest[name], w[name] - nearest[name]
-            distances = {"primal": float(gap.norm()), "dual": float((z - self.z[name]).norm())}
+            distances = {"primal": float((w[name] - z[name]).norm()), "dual": float((z[name] - self.z[name]).norm())}
             self.residuals.append({"step": run.step, "layer": name, "rho": self.rhos[name], **distances})
-            self.z[name].copy_(z)
-            u.add_(gap)
+            self.z[name].copy_(z[name])
+            u.copy_(summed(u, w[name], z[name]))
         old, self.rhos = self.rhos, self._rhos(run)
         for name, u in self.u.items():
             if self.rhos[name] != old[name]:
@@ -101,11 +123,11 @@ class ADMM(Method):
         if run.status == "diverged":
             return
         self.uncut = {name: weight.detach().clone() for name, weight in run.weights.items()}
-        run.masks = self._nearest(run, run.weights)
+        run.masks = largest(run.weights, self.sparsity, **self._choice(run))
         self.settled = True
 
-    def _nearest(self, run: Run, weights: Mapping[str, Tensor]) -> Masks:
-        return largest(weights, self.sparsity, scope=self.scope, unit=self.unit, masks=run.masks)
+    def _choice(self, run: Run) -> dict[str, Any]:
+        return {"scope": self.scope, "unit": self.unit, "masks": run.masks}
 
     def _rhos(self, run: Run) -> dict[str, float]:
         """ρ of each layer now; 0 for those that lose no weight and, with a dict, for those that it leaves out."""

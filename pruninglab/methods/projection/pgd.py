@@ -4,17 +4,25 @@ For networks: Jin et al., "Training skinny deep neural networks with iterative h
 control of the ADMM papers, with Zhang et al., "Learning to share", 2018.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...errors import ConfigError
 from ...masks.choose import Scope
-from ...masks.masks import Masks, Sparsity, Unit
-from ...masks.projections import largest
+from ...masks.masks import Sparsity, Unit
+from ...masks.projections import largest, project
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Count, PositiveFraction
+
+
+def projection(w: Mapping[str, Tensor], sparsity: Sparsity, **choice: Any) -> dict[str, Tensor]:
+    """Π(W), the nearest weights that are as sparse: the largest as they are, and 0 elsewhere."""
+    return project(w, largest(w, sparsity, **choice))
 
 
 @dataclass
@@ -45,10 +53,9 @@ class PGD(Method):
         if self.settled:
             return
         self.settled = run.step >= max(round(self.end * run.steps), 1)
+        choice: dict[str, Any] = {"scope": self.scope, "unit": self.unit, "masks": run.masks}
         if self.settled:
-            run.masks = self._nearest(run)
+            run.masks = largest(run.weights, self.sparsity, **choice)
         elif run.step % self.every_steps == 0:
-            self._nearest(run).apply_(run.weights)
-
-    def _nearest(self, run: Run) -> Masks:
-        return largest(run.weights, self.sparsity, scope=self.scope, unit=self.unit, masks=run.masks)
+            for name, weight in projection(run.weights, self.sparsity, **choice).items():
+                run.weights[name].copy_(weight)

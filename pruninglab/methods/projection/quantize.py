@@ -1,7 +1,6 @@
 """ADMM quantization: Ye et al., "A unified framework of DNN weight pruning and weight clustering/quantization using
 ADMM", 2018 (arXiv 1811.01907); the numbers of Table 6 in their "Progressive weight pruning of DNNs using ADMM".
 """
-# pyright: reportPrivateImportUsage=false
 
 import math
 from dataclasses import dataclass, field
@@ -18,6 +17,15 @@ from ...storage.levels import Bits
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Count, Fraction, Strength
+from ..penalties.plain import add_terms
+from .admm import gap, summed
+
+
+def quantized(v: Tensor, kept: Tensor, bits: int, kind: str, zero: bool) -> tuple[Tensor, Tensor]:
+    """Π(V) and its levels: each kept weight goes to the nearest of 2^bits levels fitted to all, or with `zero` to 0."""
+    book = levels.fit(v[kept], bits, kind, zero)
+    with_zero = torch.cat((book, book.new_zeros(1))).sort().values if zero else book
+    return levels.project(v, kept, with_zero), book
 
 
 @dataclass
@@ -72,12 +80,10 @@ class Quantize(Method):
 
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:
-        grads = {name: grad for name in self.z if (grad := run.weights[name].grad) is not None}
-        if self.snapped or not self.rho or not grads:
-            return
-        term = torch._foreach_sub([run.weights[n] for n in grads], [self.z[n] for n in grads])
-        torch._foreach_add_(term, [self.u[n] for n in grads])
-        torch._foreach_add_(list(grads.values()), term, alpha=self.rho)
+        names = [name for name in self.z if run.weights[name].grad is not None]
+        w, z, u = ([tensors[name] for name in names] for tensors in (run.weights, self.z, self.u))
+        if names and self.rho and not self.snapped:
+            add_terms(w, gap(w, z, u), self.rho)
 
     @torch.no_grad()
     def on_step(self, run: Run) -> None:
@@ -103,11 +109,9 @@ class Quantize(Method):
         """Levels and Z for W + U."""
         zero = self._cutting(run)
         for name, width in self.widths.items():
-            shifted, kept = run.weights[name].detach() + self.u[name], run.masks[name]
-            book = levels.fit(shifted[kept], width, self.levels, zero)
-            self.books[name] = book
-            with_zero = torch.cat((book, book.new_zeros(1))).sort().values if zero else book
-            self.z[name].copy_(levels.project(shifted, kept, with_zero))
+            shifted = run.weights[name].detach() + self.u[name]
+            z, self.books[name] = quantized(shifted, run.masks[name], width, self.levels, zero)
+            self.z[name].copy_(z)
 
     def _update(self, run: Run) -> None:
         if not all(bool(torch.isfinite(run.weights[name]).all()) for name in self.z):
@@ -115,9 +119,9 @@ class Quantize(Method):
         before = {name: z.clone() for name, z in self.z.items()}
         self._project(run)
         for name, u in self.u.items():
-            gap = (run.weights[name] - self.z[name]).mul_(run.masks[name])
-            u.add_(gap).mul_(run.masks[name])
-            distances = {"primal": float(gap.norm()), "dual": float((self.z[name] - before[name]).norm())}
+            z, w = self.z[name], run.weights[name] * run.masks[name]
+            u.copy_(summed(u, w, z)).mul_(run.masks[name])
+            distances = {"primal": float((w - z).norm()), "dual": float((z - before[name]).norm())}
             self.residuals.append({"step": run.step, "layer": name, "rho": self.rho, **distances})
 
     def _snap(self, run: Run, due: int) -> None:

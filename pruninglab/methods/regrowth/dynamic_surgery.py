@@ -15,6 +15,23 @@ from ...train.run import Run
 from ...typed import PositiveFraction, Range, Strength
 
 
+def above(w: Tensor, mask: Tensor, threshold: Tensor, low: float, high: float) -> Tensor:
+    """What is kept: of the kept weights |w| > low·t, of the pruned |w| > high·t."""
+    return torch.where(mask, w.abs() > low * threshold, w.abs() > high * threshold)
+
+
+def deviations(w: Tensor, mask: Tensor, allowed: Tensor, low: float, high: float) -> Tensor:
+    """The same solved for c in t = mean + c·deviation: |w| > f·t, f low or high, is (|w|/f - mean)/deviation > c."""
+    size = w.abs().nan_to_num_()
+    deviation, mean = torch.std_mean(size[allowed], correction=0)
+    return (size / torch.where(mask, low, high) - mean) / deviation.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def probability(step: int, gamma: float, power: float) -> float:
+    """Of surgery after this step: (1 + gamma·steps)^-power."""
+    return (1 + gamma * step) ** -power
+
+
 @dataclass
 class DynamicSurgery(Method):
     """Cut what is small, train it on all the same, and splice it back once it has become large.
@@ -27,8 +44,8 @@ class DynamicSurgery(Method):
     another `scope` each layer has its own).
     `crate`: that is c, with mean and deviation at the start: the paper's rule. What sparsity follows is not known.
 
-    After each step surgery is done with the probability (1 + gamma·steps)^-power, until the share `end` of the
-    training, when the mask is frozen.
+    After each step surgery is done with a `probability` that falls, until the share `end` of the training, when the
+    mask is frozen.
 
     The paper starts from a trained net. Deviations: in the authors' code the numbers of the layer's bias enter mean and
     deviation, and biases are cut; here what is in scope. Weight decay does not reach the values that are aside.
@@ -75,19 +92,16 @@ class DynamicSurgery(Method):
     def on_step(self, run: Run) -> None:
         if self.settled:
             return
-        values = self._values(run)
+        values, drawn = self._values(run), torch.rand((), generator=generator(run.options.seed, "surgery", run.step))
         if run.step >= max(round(self.end * run.steps), 1):
             self._settle(run, values)
-        elif torch.rand((), generator=generator(run.options.seed, "surgery", run.step)) < self._probability(run.step):
+        elif drawn < probability(run.step, self.gamma, self.power):
             self._operate(run, values)
 
     @torch.no_grad()
     def on_end(self, run: Run) -> None:
         if not self.settled and run.status != "diverged":  # broken off before its time
             self._settle(run, {n: torch.where(run.masks[n], w, self.aside[n]) for n, w in run.weights.items()})
-
-    def _probability(self, step: int) -> float:
-        return (1 + self.gamma * step) ** -self.power
 
     def _values(self, run: Run) -> dict[str, Tensor]:
         """All weights after this step. A pruned one was 0 before it, so what it is now is what the step added."""
@@ -98,7 +112,7 @@ class DynamicSurgery(Method):
         return values
 
     def _operate(self, run: Run, values: dict[str, Tensor]) -> None:
-        masks = self._as_many(run.masks, values) if self.crate is None else self._above(run.masks, values)
+        masks = self._masks(run.masks, values)
         self.spliced += run.exchange(masks, values)
         self.aside = {name: value.masked_fill(masks[name], 0) for name, value in values.items()}
 
@@ -108,19 +122,9 @@ class DynamicSurgery(Method):
         self.aside = {}
         self.settled = True
 
-    def _above(self, masks: Masks, values: dict[str, Tensor]) -> Masks:
-        above = Masks()
-        for name, value in values.items():
-            size, level = value.abs(), self.levels[name]
-            above[name] = torch.where(masks[name], size > self.low * level, size > self.high * level)
-        return above & self.allowed
-
-    def _as_many(self, masks: Masks, values: dict[str, Tensor]) -> Masks:
-        """|w| > f·(mean + c·deviation), f low or high, is (|w|/f - mean)/deviation > c: these scores are ranked."""
-        scores = {}
-        for name, value in values.items():
-            size = value.abs().nan_to_num_()
-            deviation, mean = torch.std_mean(size[self.allowed[name]], correction=0)
-            needed = torch.where(masks[name], self.low, self.high)
-            scores[name] = (size / needed - mean) / deviation.clamp_min(torch.finfo(size.dtype).tiny)
-        return keep_top(scores, self.sparsity or 0.0, scope=self.scope, masks=self.allowed, clamp=True)
+    def _masks(self, masks: Masks, values: dict[str, Tensor]) -> Masks:
+        factors = (self.low, self.high)
+        if self.sparsity is None:
+            return Masks({n: above(w, masks[n], self.levels[n], *factors) for n, w in values.items()}) & self.allowed
+        scores = {n: deviations(w, masks[n], self.allowed[n], *factors) for n, w in values.items()}
+        return keep_top(scores, self.sparsity, scope=self.scope, masks=self.allowed, clamp=True)

@@ -1,9 +1,9 @@
 """GSM: Ding et al., "Global sparse momentum SGD for pruning very deep neural networks", 2019."""
-# pyright: reportPrivateImportUsage=false
 
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ...errors import ConfigError
 from ...layers.precision import exact
@@ -13,6 +13,16 @@ from ...masks.projections import largest
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Positive, PositiveFraction
+
+
+def felt(w: Tensor, g: Tensor) -> Tensor:
+    """|w·g|, to first order the change of the loss without the weight; 0 where it is no number."""
+    return (w * g).abs().nan_to_num()
+
+
+def sparse_gradient(w: Tensor, g: Tensor, active: Tensor, decay: float) -> Tensor:
+    """g of the active weights alone, and decay·w of all."""
+    return torch.add(g * active, w, alpha=decay)
 
 
 @dataclass
@@ -53,17 +63,14 @@ class GlobalSparseMomentum(Method):
     def on_grad(self, run: Run) -> None:
         if self.settled:
             return
-        felt = {name: weight.grad for name, weight in run.weights.items() if weight.grad is not None}
-        scores = {name: torch.zeros_like(weight) for name, weight in run.weights.items()}
-        for name, gradient in felt.items():
-            torch.mul(run.weights[name], gradient, out=scores[name]).abs_().nan_to_num_()
+        scores = {n: torch.zeros_like(w) if w.grad is None else felt(w, w.grad) for n, w in run.weights.items()}
         active = keep_top(scores, self.sparsity, scope=self.scope, masks=run.masks, clamp=True)
-        for name, gradient in felt.items():
-            weight = run.weights[name]
-            gradient.mul_(active[name])
-            if self.coupled:
-                gradient.add_(weight, alpha=self.decay)
-            else:
+        decay = self.decay if self.coupled else 0.0
+        for name, weight in run.weights.items():
+            if weight.grad is None:
+                continue
+            weight.grad.copy_(sparse_gradient(weight, weight.grad, active[name], decay))
+            if not self.coupled:
                 weight.lerp_(weight * active[name], self.decay * run.options.lr_factor(run.progress))
 
     def on_step(self, run: Run) -> None:

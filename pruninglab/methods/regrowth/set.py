@@ -17,6 +17,29 @@ from ...typed import Count, PartialFraction, PositiveFraction
 from .turnover import Turnover, drops, gradients, without_smallest
 
 
+def update(
+    weights: Mapping[str, Tensor], felt: Mapping[str, Tensor], masks: Masks, drop_fraction: float, drop: str = "sign"
+) -> Masks:
+    """Of each layer drop the weights closest to zero, and grow as many at random, where anything is felt."""
+    counts = drops(masks, felt, drop_fraction)
+    chance = {name: torch.rand(g.shape, device=g.device) + (g > 0) for name, g in felt.items()}
+    left = (without_closest if drop == "sign" else without_smallest)(weights, masks, counts)
+    return grow(left, chance, counts)
+
+
+def without_closest(weights: Mapping[str, Tensor], masks: Masks, counts: Mapping[str, int]) -> Masks:
+    """The masks without so many of each layer, the same share of the positive and of the negative weights."""
+    left = Masks()
+    for name, mask in masks.items():
+        weight = weights[name].detach().nan_to_num()
+        signs = [Masks({name: mask & (weight >= 0)}), Masks({name: mask & (weight < 0)})]
+        there = [sign.kept for sign in signs]
+        each = spread(counts[name], there, there)
+        kept = [without_smallest(weights, s, {name: k}) for s, k in zip(signs, each, strict=True)]
+        left[name] = (kept[0] | kept[1])[name]
+    return left
+
+
 @dataclass
 class SET(Method):
     """Train at one sparsity; now and then drop of each layer the weights closest to zero, and grow others at random.
@@ -50,24 +73,5 @@ class SET(Method):
 
     def on_grad(self, run: Run) -> None:
         if self.turnover.due(run):
-            self.turnover.exchange(run, self._update(run.weights, gradients(run), run.masks))
-
-    def _update(self, weights: Mapping[str, Tensor], felt: Mapping[str, Tensor], masks: Masks) -> Masks:
-        """Of each layer drop the weights closest to zero, and grow as many at random, where anything is felt."""
-        counts = drops(masks, felt, self.drop_fraction)
-        chance = {name: torch.rand(g.shape, device=g.device) + (g > 0) for name, g in felt.items()}
-        choose = _without_closest if self.drop == "sign" else without_smallest
-        return grow(choose(weights, masks, counts), chance, counts)
-
-
-def _without_closest(weights: Mapping[str, Tensor], masks: Masks, drops: Mapping[str, int]) -> Masks:
-    """The masks without so many of each layer, the same share of the positive and of the negative weights."""
-    left = Masks()
-    for name, mask in masks.items():
-        weight = weights[name].detach().nan_to_num()
-        signs = [Masks({name: mask & (weight >= 0)}), Masks({name: mask & (weight < 0)})]
-        there = [sign.kept for sign in signs]
-        counts = spread(drops[name], there, there)
-        kept = [without_smallest(weights, s, {name: k}) for s, k in zip(signs, counts, strict=True)]
-        left[name] = (kept[0] | kept[1])[name]
-    return left
+            masks = update(run.weights, gradients(run), run.masks, self.drop_fraction, self.drop)
+            self.turnover.exchange(run, masks)

@@ -17,6 +17,11 @@ from ...typed import BelowOne, Count, PartialFraction, PositiveFraction
 from .turnover import Turnover, annealed, drops, without_smallest
 
 
+def moving_average(average: list[Tensor], gradient: list[Tensor], beta: float) -> None:
+    """m ← β·m + (1 - β)·g in each layer, in place."""
+    torch._foreach_lerp_(average, gradient, 1 - beta)
+
+
 def update(
     weights: Mapping[str, Tensor],
     felt: Mapping[str, Tensor],
@@ -73,7 +78,7 @@ class SparseMomentum(Method):
         if self.settled:
             return
         felt = {name: weight.grad for name, weight in run.weights.items() if weight.grad is not None}
-        torch._foreach_lerp_([self.momentum[name] for name in felt], list(felt.values()), 1 - self.beta)
+        moving_average([self.momentum[name] for name in felt], list(felt.values()), self.beta)
         if self.turnover.due(run):
             momentum = {name: self.momentum[name].abs().nan_to_num_() for name in felt}
             fraction = annealed(self.drop_fraction, run.step, self.turnover.last)
