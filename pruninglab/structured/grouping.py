@@ -153,8 +153,9 @@ def find_groups(model: nn.Module, x: Tensor) -> Groups:
             found = _coupled(model, x[:1])
     except (RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
-            f"torch-pruning cannot follow this network ({type(error).__name__}: {error}), so that it is not known "
-            "which channels go together."
+            "it cannot be followed which channels of this network go together: its code rearranges them, or computes "
+            f"what torch-pruning does not know ({type(error).__name__}: {error}). Prune single weights instead, by "
+            "`lab.prune`."
         ) from error
     found = _with_grouped(model, found)
     found += [_heads(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
