@@ -124,6 +124,100 @@ def test_equal_logits_and_no_layer_emptied(net, share):
     assert small.model(fresh.to(next(small.model.parameters()).dtype)).std(0).max() > 1e-3  # it tells images apart
 
 
+# --- what is chosen --------------------------------------------------------------------------------------------------
+
+FAMILIES = ("vgg16", "resnet20", "torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:efficientnet_b0")
+
+
+def heavy(model: nn.Module) -> nn.Module:
+    """Filters whose sizes differ a lot, within a layer and between layers."""
+    source = torch.Generator().manual_seed(1)
+    for weight in (p for p in model.parameters() if p.ndim > 1):
+        factors = torch.randn(len(weight) + 1, generator=source).exp()
+        weight.data.mul_((factors[0] * factors[1:]).view(-1, *[1] * (weight.ndim - 1)))
+    return model
+
+
+def constant(model: nn.Module, batches: object) -> dict[str, torch.Tensor]:
+    """All filters of a layer are equal, and no sum of them is exact."""
+    return {name: torch.full_like(w, 0.1 * len(w)) for name, w in model.named_parameters() if w.ndim > 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("change", [lambda model: model, heavy], ids=["new", "heavy"])
+def test_no_group_collapses_and_the_count_is_exact(family, change):
+    size = NETS[family]
+    model, x = change(lab.build(family, colour(size), seed=0)), images(1, 3, size, size)
+    found = structured.groups(model, x)
+    free = [group for group in found if not group.fixed]
+    for criterion in ("filter_l1", "filter_l2", "magnitude", "random", constant, by_chance):
+        for share in (0.3, 0.5):
+            _, masks = structured.prune(model, x, share, criterion, groups=found)
+            dead = [group.dead(masks) for group in free]
+            assert sum(int(flags.sum()) for flags in dead) == int(share * found.channels + 0.5)
+            for group, flags in zip(free, dead, strict=True):
+                assert (~flags).sum() >= max(2, 0.2 * group.size), (group.name, criterion, share)
+
+
+def test_raw_scores_are_compared_as_they_are():
+    """Layer 0 has the smaller filters by far, so that it loses all but one; relative to their groups they are alike."""
+    net = dense(3, 10, 10, 2)
+    net[0].weight.data = torch.arange(1.0, 11).view(10, 1).expand(10, 3) / 100
+    net[2].weight.data = torch.arange(1.0, 11).view(10, 1).expand(10, 10)
+    left = {scope: structured.prune(net, images(1, 3), 0.5, scope=scope)[1] for scope in ("global", "layer", "raw")}
+    kept = {scope: [int(m.any(1).sum()) for m in masks.values()] for scope, masks in left.items()}
+    assert kept == {"global": [5, 5, 2], "layer": [5, 5, 2], "raw": [1, 9, 2]}
+
+
+def test_an_infinite_score_stays_and_is_not_counted():
+    def some(model: nn.Module, batches: object) -> dict[str, torch.Tensor]:
+        scores = {name: w.abs() for name, w in model.named_parameters() if w.ndim > 1}
+        return scores | {"2.weight": torch.full((4, 6), torch.inf)}
+
+    net = dense(3, 6, 4, 2)
+    net[0].weight.data[5] = torch.inf
+    _, masks = structured.prune(net, images(1, 3), 0.6, some)
+    assert [int(m.any(1).sum()) for m in masks.values()] == [3, 4, 2]  # of six one is not counted, and of five go three
+
+
+@pytest.mark.parametrize("criterion", ["filter_l1", "norm_scale", by_chance])
+def test_what_a_run_has_cut_counts_and_never_comes_back(criterion):
+    data = lab.load("digits", train=60, test=20, size=16)
+    model = lab.build("vgg16", data, seed=0, width=0.125)
+    lively(model)
+    found = structured.groups(model, data)
+    free = [group for group in found if not group.fixed]
+    pruned, masks = structured.prune(model, data, 0.3, "filter_l2", groups=found)
+    masks["conv3_1.weight"][:, 0] = False  # some single weights are missing as well
+    run = lab.fit(pruned, data, masks=masks, epochs=0, progress=False)
+    _, after = structured.prune(run, None, 0.5, criterion, groups=found)
+    assert all(bool((after[name] <= masks[name]).all()) for name in masks)
+    uncounted = int((~free[-1].dead(masks)).sum()) if criterion == "norm_scale" else 0  # fc1 has no norm
+    assert sum(int(group.dead(after).sum()) for group in free) == int(0.5 * (found.channels - uncounted) + 0.5)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "raw"])
+def test_a_coupled_criterion_ranks_as_prune_cuts(scope):
+    net, x = heavy(lab.build("resnet20", colour(16), seed=0, width=0.5)), images(1, 3, 16, 16)
+    found = structured.groups(net, x)
+    free = [group for group in found if not group.fixed]
+    _, masks = structured.prune(net, x, 0.4, "filter_l2", scope=scope, groups=found)
+    scores = structured.Coupled("filter_l2", found, scope)(net, None)
+    for group in free:
+        rows = [scores[part.weight].flatten(1)[part.index, 0] for part in group.givers]
+        whole = torch.full((group.size,), torch.nan)
+        for part, mine in zip(group.givers, rows, strict=True):
+            assert ((whole[part.channel] == mine) | whole[part.channel].isnan()).all()
+            whole[part.channel] = mine
+        gone = group.dead(masks)
+        if scope != "layer" and gone.any():
+            assert whole[gone].max() < int(0.4 * found.channels + 0.5)
+        assert whole[gone].max() <= whole[~gone].min() if gone.any() else True
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
 def test_the_channels_of_a_network_are_all_found():
     """Every filter of VGG16 and LeNet-5 but those of the last layer; in a residual stage each channel once."""
     names = ("vgg16", "lenet5", "resnet20")
@@ -424,17 +518,20 @@ def test_shared_weights_stay():
     assert "shares its weights with another layer" in small.report["why"][0]
 
 
+ERK: Any = "erk"
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda m: structured.prune(m, images(1, 3), 0.9), "the most that can be cut of them is 3"),
-        (lambda m: structured.prune(m, images(1, 3), 0.5, scope="erk"), "expected 'global' or 'layer'"),
+        (lambda m: structured.prune(m, images(1, 3), 0.5, scope=ERK), "expected one of 'global', 'layer', 'raw'"),
         (lambda m: structured.prune(m, images(1, 3), 50), "Did you mean 0.5"),
         (lambda m: structured.prune(m, images(1, 3), 0.5, "taylor"), "needs data"),
         (lambda m: structured.prune(m, images(1, 3), 0.5, skip="*"), "no channel of this model can be removed"),
         (lambda m: shrink(m), "expected a torch.nn.Module or a finished Run, and the data set"),
         (lambda m: shrink(m, images(1, 3), {"3.weight": torch.ones(1)}), "which the model does not have"),
-        (lambda m: structured.Coupled("l1", structured.groups(m, images(1, 3)), "erk"), "expected 'global' or 'layer'"),
+        (lambda m: structured.Coupled("l1", structured.groups(m, images(1, 3)), ERK), "expected one of 'global'"),
         (lambda m: lab.build("lenet5", colour(16), widths={"0": {"in_features": 2}}), "widths are of another model"),
     ],
 )

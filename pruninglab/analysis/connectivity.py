@@ -1,7 +1,6 @@
 """How well a pruned network still conducts: heat on the graph of its channels (Subramaniam and Sharma, 2020)."""
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,8 +65,9 @@ def channel_graph(model: nn.Module) -> tuple[Graph, int]:
     """
     graph = fx.symbolic_trace(model).graph
     layers = {node: module for node in graph.nodes if (module := _layer(model, node)) is not None}
-    joins = {node: _joined(node, layers) for node in layers if is_skip(f"{node.target}.weight")}
-    sources = {node: {joins.get(s, s) for n in node.all_input_nodes for s in _sources(n, layers)} for node in layers}
+    handed = _sources(graph, layers)
+    joins = {node: _joined(node, handed) for node in layers if is_skip(f"{node.target}.weight")}
+    sources = {node: {joins.get(s, s) for n in node.all_input_nodes for s in handed[n]} for node in layers}
     widths = {node: module.weight.shape[0] for node, module in layers.items() if node not in joins}
     entry = next(node for node in graph.nodes if node.op == "placeholder")
     widths = {entry: next(layers[n].weight.shape[1] for n in layers if entry in sources[n]), **widths}
@@ -96,18 +96,30 @@ def _layer(model: nn.Module, node: fx.Node) -> Any:
     return module if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) else None
 
 
-def _sources(node: fx.Node, layers: dict[fx.Node, Any]) -> Iterator[fx.Node]:
-    """The layers, or the input of the network, whose channels are handed on by this node."""
-    if node in layers or node.op == "placeholder":
-        yield node
-    elif node.target is not getattr:  # a shape that is asked for carries no signal
-        for before in node.all_input_nodes:
-            yield from _sources(before, layers)
+def _sources(graph: fx.Graph, layers: dict[fx.Node, Any]) -> dict[fx.Node, dict[fx.Node, None]]:
+    """By node the layers, or the input of the network, whose channels it hands on, in their order."""
+    sources: dict[fx.Node, dict[fx.Node, None]] = {}
+    for node in graph.nodes:
+        called = getattr(node.target, "__name__", node.target)
+        if called in _REARRANGES:
+            raise ConfigError(
+                f"this network calls {called}, which puts channels side by side or takes them apart; the graph of "
+                "channels follows only networks whose ways meet in sums."
+            )
+        if node in layers or node.op == "placeholder":
+            sources[node] = {node: None}
+        else:  # a shape that is asked for carries no signal
+            given = node.all_input_nodes if node.target is not getattr else ()
+            sources[node] = {source: None for before in given for source in sources[before]}
+    return sources
 
 
-def _joined(skip: fx.Node, layers: dict[fx.Node, Any]) -> fx.Node:
+_REARRANGES = {"cat", "concat", "concatenate", "stack", "hstack", "chunk", "split", "tensor_split", "unbind"}
+
+
+def _joined(skip: fx.Node, handed: dict[fx.Node, dict[fx.Node, None]]) -> fx.Node:
     """The layer whose outputs a skip connection is added to."""
     node = skip
     while node.target not in (operator.add, torch.add):
         node = next(iter(node.users))
-    return next(s for s in _sources(node, layers) if s is not skip)
+    return next(s for s in handed[node] if s is not skip)

@@ -4,11 +4,13 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..criteria import registry
+from ..criteria.channels import norm_scale
 from ..criteria.registry import Batches, Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError
@@ -19,9 +21,11 @@ from ..masks.masks import Masks
 from ..randomness import own_randomness
 from ..train.evaluate import Shuffled
 from ..train.run import Run
+from ..typed import check, check_settings
 from .grouping import Group, Groups, find_groups
 
 Example = Tensor | Data
+Scope = Literal["global", "layer", "raw"]
 
 
 def groups(model: nn.Module | Run, example: Example | None = None) -> Groups:
@@ -42,32 +46,35 @@ def prune(
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest channels cut in all layers that share them, and the masks.
 
-    `prune_fraction` is of the channels that can be removed, each counted once in however many layers it is; every group
-    keeps one. The count is exact, but for grouped convolutions and attention, where channels go by several. A channel's
-    score is the mean over the layers that give it; one that scores infinity stays, and is not counted. `scope="layer"`
-    takes the same share of each group, `skip` leaves out groups that give to these weights. What is cut is silenced:
-    its biases and its norms' scales and shifts are 0 as well, so that `shrink` can take it out.
+    `prune_fraction` is of the channels that can be removed, each counted once in however many layers it is; every layer
+    keeps one. The count is exact, but for grouped convolutions and attention, where channels go by several. What a run
+    has cut before counts, and goes first. A channel's score is the mean over the layers that give it; one that scores
+    infinity stays, and is not counted. What is cut is silenced: its biases and its norms' scales and shifts are 0 as
+    well, so that `shrink` can take it out.
+
+    Most scores grow with the size of a layer. `scope="global"` therefore compares how far a score lies from the mean of
+    its group, in standard deviations. Only the scales of `norm_scale` are compared as they are, as its paper does;
+    `"raw"` does so with any criterion, and can leave a layer one channel. `"layer"` takes the same share of each group.
+    `skip` leaves out groups that give to these weights.
 
     `example` is the data set, or a batch of images where the criterion needs no data; `groups` saves finding the groups
     again.
     """
     data = example if isinstance(example, Data) else model.data if isinstance(model, Run) and example is None else None
-    before = model.masks if isinstance(model, Run) else None
+    masks = model.masks.clone() if isinstance(model, Run) else None
     model, x = _given(model, example)
-    _check_scope(scope)
+    masks = Masks.full(prunable(model)) if masks is None else masks
+    check("scope", scope, Scope)
     found = find_groups(model, x) if groups is None else groups
     weights = prunable(model, skip=skip)
     free = [g for g in found if not g.fixed and all(part.weight in weights for part in g.givers)]
-    scores = _scores(model, criterion, data, free, seed)
-    free = [g for g, score in zip(free, scores, strict=True) if bool(torch.isfinite(score).all())]
-    scores = [score for score in scores if bool(torch.isfinite(score).all())]
-    total = sum(group.size for group in free)
-    if not total:
-        raise ConfigError("no channel of this model can be removed; `structured.groups(model, example)` says why.")
-    cut = _chosen(free, scores, count(total, prune_fraction), scope)
-    masks = Masks.full(prunable(model)) if before is None else before.clone()
+    scores = _scores(model, criterion, data, seed)
+    values = [_unit_scores(group, scores) for group in free]
+    for group, value in zip(free, values, strict=True):
+        alive = group.unit[~group.dead(masks)]
+        value[~torch.isin(torch.arange(len(value)), alive)] = -math.inf
     pruned = copy.deepcopy(model)
-    for group, gone in zip(free, cut, strict=True):
+    for group, gone in zip(free, _chosen(free, values, prune_fraction, criterion, scope), strict=True):
         for name, entries in group.entries(pruned, gone):
             if name in masks:
                 masks[name][entries] = False
@@ -95,51 +102,44 @@ class Coupled:
     """A criterion by which all layers that share a channel score it alike, so that a cut takes or leaves it whole.
 
     For runs: `Gradual(lab.Cubic(0.5), Coupled("filter_l1", groups), unit="channel")`, with `Silence()` behind it and
-    `skip=groups.fixed`. The score of a channel is the mean over the layers that give it, with `scope="layer"` the rank
-    of that within the group, so that all groups lose the same share. The best channel of each stays. A sparsity counts
-    a channel in every layer that gives it; the last one to go may be cut in some of its layers only, and stays then.
+    `skip=groups.fixed`. The score of a channel is its place in the order in which `structured.prune` would cut, which
+    also says what `scope` means. Of each layer the best channel stays. A sparsity counts a channel in every layer that
+    gives it; the last one to go may be cut in some of its layers only, and stays then.
     """
 
     criterion: str | Criterion
     groups: Groups = field(repr=False)
-    scope: str = "global"
+    scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        _check_scope(self.scope)
+        check_settings(self)
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
         scores = dict(registry.resolve(self.criterion)(model, batches))
-        for group in (g for g in self.groups if not g.fixed):
-            mean = _group_scores(group, scores)
-            if self.scope == "layer":
-                mean = mean.argsort().argsort() / group.size
-            mean[mean.argmax()] = math.inf
+        free = [group for group in self.groups if not group.fixed]
+        values = [_unit_scores(group, scores) for group in free]
+        places = [torch.full_like(value, math.inf) for value in values]
+        for place, (number, unit) in enumerate(_order(free, values, self.criterion, self.scope)):
+            places[number][unit] = place
+        for group, by_unit in zip(free, places, strict=True):
             for part in group.parts:
                 score = scores.get(part.weight)
                 if part.side != "in" and score is not None and score.ndim > 1:
-                    by_row = mean[part.channel].to(score).view(-1, *[1] * (score.ndim - 1))
+                    by_row = by_unit[group.unit[part.channel]].to(score).view(-1, *[1] * (score.ndim - 1))
                     scores[part.weight] = score = score.clone(memory_format=torch.contiguous_format)
                     score.view(part.blocks, -1, *score.shape[1:])[:, part.index] = by_row
         return scores
 
 
-def _check_scope(scope: str) -> None:
-    if scope not in ("global", "layer"):
-        raise ConfigError(f"scope={scope!r} is unknown; expected 'global' or 'layer'.")
-
-
-def _scores(
-    model: nn.Module, criterion: str | Criterion, data: Data | None, free: Sequence[Group], seed: int
-) -> list[Tensor]:
+def _scores(model: nn.Module, criterion: str | Criterion, data: Data | None, seed: int) -> Mapping[str, Tensor]:
     place = next(model.parameters()).device
     batches = Shuffled(data.train.to(place), 100, seed) if data else None
     with evaluating(model), own_randomness(seed):
-        scores = registry.resolve(criterion)(model, batches)
-    return [_group_scores(group, scores) for group in free]
+        return registry.resolve(criterion)(model, batches)
 
 
-def _group_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
-    """By channel the mean over the layers that give it, of those that have a score for it."""
+def _unit_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
+    """By unit the mean over its channels; of a channel that over the layers that give it and have a score for it."""
     sums, seen = torch.zeros(group.size, dtype=torch.float64), torch.zeros(group.size)
     for part in group.parts:
         name = part.weight
@@ -147,42 +147,71 @@ def _group_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
             continue
         rows = unit_scores(name, scores[name], "channel").cpu().double()
         mine = rows.view(part.blocks, -1).mean(0)[part.index]
-        if bool(torch.isfinite(mine).all()):
-            sums[part.channel] += mine
-            seen[part.channel] += 1
-    return torch.where(seen > 0, sums / seen, math.inf)
+        known = mine.isfinite()
+        sums[part.channel[known]] += mine[known]
+        seen[part.channel[known]] += 1
+    by_channel, sizes = torch.where(seen > 0, sums / seen, math.inf), group.unit.bincount()
+    return torch.zeros(len(sizes), dtype=torch.float64).index_add(0, group.unit, by_channel) / sizes
 
 
-def _chosen(free: Sequence[Group], scores: Sequence[Tensor], cut: int, scope: str) -> list[Tensor]:
-    """Which channels go: the lowest units, the best unit of each group never."""
-    ranked: list[tuple[float, int, Tensor]] = []
-    least = []
-    for number, (group, score) in enumerate(zip(free, scores, strict=True)):
-        sizes = group.unit.bincount()
-        means = torch.zeros(len(sizes), dtype=score.dtype).index_add(0, group.unit, score) / sizes
-        kept = torch.zeros(len(sizes), dtype=torch.bool)
-        for some in group.missing(kept):
-            kept[some[means[some].argmax()]] = True
-        members = group.unit.sort(stable=True).indices.split(sizes.tolist())
-        ranked += [(float(means[i]), number, members[i]) for i in (~kept).nonzero().flatten().tolist()]
-        least.append(int(sizes[kept].sum()))
-    total = sum(group.size for group in free)
-    if cut > total - sum(least):
+def _order(
+    groups: Sequence[Group], values: Sequence[Tensor], criterion: str | Criterion, scope: str
+) -> list[tuple[int, int]]:
+    """All units that can go, the first to go first, as (number of the group, number of the unit).
+
+    Of those that are equal each group gives the same share. What a layer needs to keep one is not there.
+    """
+    raw = scope == "raw" or registry.resolve(criterion) is norm_scale
+    order: list[tuple[float, float, int, int]] = []
+    for number, (group, value) in enumerate(zip(groups, values, strict=True)):
+        share = value.argsort(stable=True).argsort() / len(value)
+        compared = share if scope == "layer" else value if raw else _standardised(value)
+        can_go = (~_needed(group, value)).nonzero().flatten().tolist()
+        order += [(float(compared[unit]), float(share[unit]), number, unit) for unit in can_go]
+    return [(number, unit) for _, _, number, unit in sorted(order)]
+
+
+def _standardised(value: Tensor) -> Tensor:
+    """How far from the mean of the group, in standard deviations: 0 for all, where they differ by rounding alone."""
+    known = value[value.isfinite()]
+    deviation = known.std(correction=0) if len(known) else known.sum()
+    if deviation <= 1e-6 * known.abs().sum() / max(len(known), 1):
+        return torch.where(value.isfinite(), 0.0, value)
+    return (value - known.mean()) / deviation
+
+
+def _needed(group: Group, value: Tensor) -> Tensor:
+    """Units that stay whatever is cut: those that score infinity, and of each layer without any of these the best."""
+    kept = value == math.inf
+    for some in group.missing(kept):
+        kept[some[value[some].argmax()]] = True
+    return kept
+
+
+def _chosen(
+    free: Sequence[Group], values: Sequence[Tensor], share: float, criterion: str | Criterion, scope: str
+) -> list[Tensor]:
+    """Which channels go, by group."""
+    sizes = [group.unit.bincount() for group in free]
+    counted = [int(size[value < math.inf].sum()) for size, value in zip(sizes, values, strict=True)]
+    if not (total := sum(counted)):
+        raise ConfigError("no channel of this model can be removed; `structured.groups(model, example)` says why.")
+    order, most = _order(free, values, criterion, scope), [0] * len(free)
+    for number, unit in order:
+        most[number] += int(sizes[number][unit])
+    if (cut := count(total, share)) > sum(most):
         raise ConfigError(
-            f"{cut:,} of {total:,} channels cannot go if each layer is to keep one: at most {total - sum(least):,}, "
-            f"a share of {1 - sum(least) / total:.4g}."
+            f"{cut:,} of {total:,} channels cannot go if each layer is to keep one: at most {sum(most):,}, "
+            f"a share of {sum(most) / total:.4g}."
         )
-    gone = [torch.zeros(group.size, dtype=torch.bool) for group in free]
-    left = [cut]
-    if scope == "layer":
-        rest = [group.size - n for group, n in zip(free, least, strict=True)]
-        left = spread(cut, [group.size for group in free], rest)
-    for _, number, members in sorted(ranked, key=lambda unit: unit[0]):
-        pot = number if scope == "layer" else 0
-        if len(members) <= left[pot]:
-            gone[number][members] = True
-            left[pot] -= len(members)
-    return gone
+    left = spread(cut, counted, most) if scope == "layer" else [cut]
+    gone = [torch.zeros(len(size), dtype=torch.bool) for size in sizes]
+    for number, unit in order:
+        pot, size = number if scope == "layer" else 0, int(sizes[number][unit])
+        if size <= left[pot]:
+            gone[number][unit] = True
+            left[pot] -= size
+    return [flags[group.unit] for flags, group in zip(gone, free, strict=True)]
 
 
 def _given(model: nn.Module | Run, example: Example | None) -> tuple[nn.Module, Tensor]:

@@ -63,6 +63,16 @@ class Group:
     def givers(self) -> list[Part]:
         return [part for part in self.parts if part.side in ("out", "heads")]
 
+    def dead(self, alive: Mapping[str, Tensor]) -> Tensor:
+        """Channels that all their layers give by weights that are cut; what has no mask is alive."""
+        dead = torch.ones(self.size, dtype=torch.bool)
+        for part in self.givers:
+            living = torch.ones(1, dtype=torch.bool)
+            if part.weight in alive:
+                living = alive[part.weight].flatten(1).any(1).cpu().view(part.blocks, -1).any(0)[part.index]
+            dead[part.channel] &= ~living
+        return dead
+
     def missing(self, kept: Tensor) -> Iterator[Tensor]:
         """For each layer that would be left without any of the `kept` units: those that it has."""
         for part in sorted(self.parts, key=lambda part: len(part.channel)):  # what serves a part serves the whole
@@ -104,16 +114,10 @@ class Groups(Sequence[Group]):
         return list(dict.fromkeys(p.weight for g in self if g.fixed for p in g.givers if p.weight not in free))
 
     def silent(self, model: nn.Module, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The biases, and scales and shifts of norms, of channels that all their layers give by weights that are cut.
-
-        By parameter name, which entries; `alive` are masks, and what has none is alive.
-        """
+        """Which biases, and scales and shifts of norms, belong to channels that are dead, by parameter name."""
         found: dict[str, Tensor] = {}
         for group in (g for g in self if not g.fixed):
-            dead = torch.ones(group.size, dtype=torch.bool)
-            for part in group.givers:
-                mask = alive.get(part.weight, torch.ones_like(model.get_parameter(part.weight), dtype=torch.bool))
-                dead[part.channel] &= ~mask.flatten(1).any(1).cpu().view(part.blocks, -1).any(0)[part.index]
+            dead = group.dead(alive)
             for name, entries in group.entries(model, dead) if dead.any() else ():
                 tensor = model.get_parameter(name)
                 if tensor.ndim == 1:
@@ -149,8 +153,9 @@ def find_groups(model: nn.Module, x: Tensor) -> Groups:
             found = _coupled(model, x[:1])
     except (RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
-            f"torch-pruning cannot follow this network ({type(error).__name__}: {error}), so that it is not known "
-            "which channels go together."
+            "it cannot be followed which channels of this network go together: its code rearranges them, or computes "
+            f"what torch-pruning does not know ({type(error).__name__}: {error}). Prune single weights instead, by "
+            "`lab.prune`."
         ) from error
     found = _with_grouped(model, found)
     found += [_heads(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
