@@ -270,9 +270,13 @@ def test_attention_and_sequences(estimate):
     assert run.status == "done"
     with pytest.raises(lab.ConfigError, match="one label a sample"):
         lab.fit(model, data, OneShot(0.5, "obd"), epochs=0, **QUIET)
-    with pytest.raises(lab.ConfigError, match=r"not blocks\.0\.attention\.in_proj_weight; leave it out with `skip`"):
+    inside = r"blocks\.0\.attention\.in_proj_weight, blocks\.0\.attention\.out_proj\.weight"
+    with pytest.raises(
+        lab.ConfigError, match=rf"not place\.weight, token\.weight, {inside}; leave these out with `skip`"
+    ):
         lab.fit(model, data, OptimalBrainSurgeon(0.5), epochs=0, **QUIET)
-    left = lab.fit(model, data, OptimalBrainSurgeon(0.5, rounds=2), epochs=0, skip="*attention*", **QUIET)
+    options = {"epochs": 0, "skip": ["*attention*", "Embedding"], **QUIET}
+    left = lab.fit(model, data, OptimalBrainSurgeon(0.5, rounds=2), **options)
     assert left.status == "done"
 
 
@@ -534,7 +538,7 @@ def test_a_weight_that_does_more_than_the_quadratic_says_is_refused(other):
         plain.weight = other.parametrizations.weight.original
     else:
         other.weight = plain.weight
-    with pytest.raises(lab.ConfigError, match=r"not used\.0\.weight; leave it out with `skip`"):
+    with pytest.raises(lab.ConfigError, match=r"not used\.0\.weight; leave these out with `skip`"):
         layerwise(Uses(plain, other, shared=False), [(torch.randn(3, 6, 6), torch.zeros(3))], ["used.0.weight"])
 
 
@@ -685,7 +689,7 @@ def test_what_was_pruned_before_stays_and_is_no_loss(trained):
         ("dampening=-1", lambda: OptimalBrainSurgeon(0.5, dampening=-1.0), {}),
         ("estimate='guess'", lambda: OptimalBrainSurgeon(0.5, "full", estimate="guess"), {}),  # pyright: ignore[reportArgumentType]
         ("that of the cross-entropy", lambda: OptimalBrainSurgeon(0.5, "full", loss=squares), {}),
-        ("not 0.bias; leave it out", lambda: OptimalBrainSurgeon(0.5), {"biases": True}),
+        ("not 0.bias, 4.bias, 6.bias; leave these out", lambda: OptimalBrainSurgeon(0.5), {"biases": True}),
         ("not positive definite", lambda: OptimalBrainSurgeon(0.5, dampening=0.0), {}),
         ("estimate='guess'", lambda: OneShot(0.5, OBD("guess")), {}),  # pyright: ignore[reportArgumentType]
         ("draws=0", lambda: OneShot(0.5, OBD("hutchinson", draws=0)), {}),

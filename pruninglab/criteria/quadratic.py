@@ -150,6 +150,11 @@ def layerwise(
     with torch.no_grad(), _Inputs({name: parameters[name] for name in names}) as inputs:
         for x, _ in seen:
             model(x)
+            if inputs.others:
+                raise ConfigError(
+                    "the layer-wise surgeon knows weights that only linear layers and convolutions use, not "
+                    f"{', '.join(inputs.others)}; leave these out with `skip`, or take form='full'."
+                )
     if unused := [name for name in names if name not in inputs.moments]:
         raise ConfigError(f"no input reached {', '.join(unused)} in a forward pass; leave it out with `skip`.")
     quadratics = {}
@@ -170,21 +175,18 @@ class _Inputs(TorchFunctionMode):
         self.moments: dict[str, Tensor] = {}
         """Sums over places of the outer products of inputs: groups x inputs x inputs."""
         self.places = dict.fromkeys(weights, 0)
+        self.others: dict[str, None] = {}
+        """Weights that are used in another way, in order."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         held = [self.names[id(t)] for t in _tensors((args, *kwargs.values())) if id(t) in self.names]
         if held and any(True for _ in _tensors((result,))):  # what gives no tensor asks for a shape or the like
-            weight, pieces = _PATCHES[func](*args, **kwargs) if func in _PATCHES else (None, [])
-            for name in held:
-                if weight is not self.weights[name]:
-                    raise ConfigError(
-                        "the layer-wise surgeon knows weights that only linear layers and convolutions use, "
-                        f"not {name}; leave it out with `skip`, or take form='full'."
-                    )
-                for patches in pieces:
-                    self._add(name, exactly(patches))
+            weight, pieces = _PATCHES[func](*args, **kwargs) if func in _PATCHES else (None, ())
+            self.others |= dict.fromkeys(name for name in held if weight is not self.weights[name])
+            for patches in pieces if id(weight) in self.names else ():
+                self._add(self.names[id(weight)], exactly(patches))
         return result
 
     def _add(self, name: str, patches: Tensor) -> None:
