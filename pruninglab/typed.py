@@ -79,6 +79,13 @@ def check_settings(settings: Any, owner: str = "") -> None:
             object.__setattr__(settings, name, converted)  # frozen ones too
 
 
+class Checked:
+    """Base of frozen dataclasses whose fields say in their types what they may be; `super().__post_init__()` first."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 @cache
 def hints(kind: type) -> dict[str, Any]:
     """The types of the fields that a user sets, by name."""

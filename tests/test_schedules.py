@@ -1,7 +1,10 @@
 """Schedules by their formulas, at the ends and in between."""
 
 import itertools
+from fractions import Fraction as FractionOf
+from typing import Any
 
+import numpy as np
 import pytest
 
 import pruninglab as lab
@@ -36,8 +39,15 @@ def test_a_dict_moves_every_layer_along_one_curve():
 
 @pytest.mark.parametrize("wrong", [1.5, 95, 1.0, -0.1, "0.9", True, None, {"a": 2}])
 def test_what_is_no_sparsity_is_refused(wrong):
-    with pytest.raises(lab.ConfigError, match="sparsity"):
-        lab.Cubic(wrong)
+    for schedule in (lab.Constant, lab.Linear, lab.Cubic, lab.Exponential, lab.Narang):
+        with pytest.raises(lab.ConfigError, match=f"{schedule.__name__}: final="):
+            schedule(wrong)
+
+
+def test_numbers_of_all_kinds_are_sparsities():
+    half: list[Any] = [np.float32(0.5), FractionOf(1, 2)]
+    assert all(lab.Cubic(number) == lab.Cubic(0.5) for number in half)
+    assert "<svg" in lab.Linear({})._repr_html_()
 
 
 def test_a_schedule_only_rises():

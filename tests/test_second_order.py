@@ -1,19 +1,25 @@
 """Second order against independent answers: finite differences, constrained minima, least squares, single images."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import pruninglab as lab
-from pruninglab.criteria import OBD, Quadratic, curvature, full, layerwise
-from pruninglab.methods import OneShot, OptimalBrainSurgeon
+from pruninglab.criteria import OBD, GraSP, LargeQuadratic, Quadratic, curvature, full, layerwise, quadratic
+from pruninglab.methods import OneShot, OptimalBrainSurgeon, RelevanceL2
+from pruninglab.typed import choices, hints
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
-ESTIMATES = ("gauss_newton", "fisher", "hutchinson", "exact")
+ESTIMATES = choices(hints(OBD)["estimate"])
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -101,7 +107,7 @@ def test_one_sign_is_enough_where_weights_do_not_interact(source):
 
 
 def test_fisher_and_gauss_newton_are_means_over_single_images(net, batches):
-    expected = {
+    expected: dict[Any, dict[str, Tensor]] = {
         kind: {n: torch.zeros_like(w) for n, w in net.named_parameters()} for kind in ("fisher", "gauss_newton")
     }
     for image, label in ((x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))):
@@ -122,6 +128,125 @@ def test_gauss_newton_is_exact_where_logits_are_linear(batches):
     linear = nn.Linear(5, 3).double()
     exact, found = (OBD(kind, batches=2).diagonal(linear, batches) for kind in ("exact", "gauss_newton"))
     assert all(torch.allclose(found[n], h, atol=1e-14) for n, h in exact.items())
+
+
+# Every activation
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    **{name: getattr(nn, name) for name in nn.modules.activation.__all__},
+    **{name: partial(getattr(nn, name), dim=1) for name in ("Softmin", "Softmax", "LogSoftmax")},
+    "Threshold": lambda: nn.Threshold(-0.1, 0.5),
+    "MultiheadAttention": Attention,
+    "GLU": lambda: nn.Sequential(nn.GLU(), nn.Linear(2, 4)),
+    "Softmax2d": lambda: nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.Softmax2d(), nn.Flatten()),
+    "Hardsigmoid in place": lambda: nn.Hardsigmoid(inplace=True),
+    "Hardswish in place": lambda: nn.Hardswish(inplace=True),
+    "RReLU in place": lambda: nn.RReLU(inplace=True),
+}
+
+
+def loss_at(net: nn.Module, weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(torch.func.functional_call(net, weights, (x,)), y)
+
+
+def flat_gradient(net: nn.Module, at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Of all weights in one row."""
+    shapes = {name: w.shape for name, w in net.named_parameters()}
+    row = at.clone().requires_grad_()
+    parts = row.split([shape.numel() for shape in shapes.values()])
+    weights = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return torch.autograd.grad(loss_at(net, weights, x, y), row)[0]
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_second_order_through_every_activation(name, batches):
+    """Each criterion against differences of gradients, in which no second derivative is taken."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), ACTIVATIONS[name](), nn.Linear(4, 3)).double().eval()
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    w = flat(dict(net.named_parameters()))
+    g = flat_gradient(net, w, x, y)
+    units = 1e-5 * torch.eye(len(w)).double()
+    ends = [torch.stack([flat_gradient(net, w + by * unit, x, y) for unit in units]) for by in (1, -1)]
+    hessian = (ends[0] - ends[1]) / 2e-5
+    close = partial(torch.allclose, rtol=1e-4, atol=1e-7)
+
+    assert close(flat(OBD("exact", batches=2).diagonal(net, batches)), hessian.diagonal())
+    assert close(flat(GraSP(temperature=1)(net, [(x, y)])), w * (hessian @ g))
+    torch.manual_seed(1)
+    found = OBD("hutchinson", draws=3).diagonal(net, [(x, y)])
+    torch.manual_seed(1)
+    draw = lambda p: torch.randint(0, 2, p.shape).double() * 2 - 1  # noqa: E731
+    signs = [flat({n: draw(p) for n, p in net.named_parameters()}) for _ in range(3)]
+    assert close(flat(found), torch.stack([z * (hessian @ z) for z in signs]).mean(0))
+
+    likely = net(x).detach().softmax(1)
+    squares = torch.stack(
+        [torch.stack([flat_gradient(net, w, x[i : i + 1], torch.tensor([c])) for c in range(3)]) for i in range(len(x))]
+    ).square()  # images x classes x weights
+    assert close(flat(OBD(batches=2).diagonal(net, batches)), (likely[..., None] * squares).sum(1).mean(0))
+    assert close(flat(OBD("fisher", batches=2).diagonal(net, batches)), squares[torch.arange(len(y)), y].mean(0))
+
+    c = 1 / (1 + 30 * g.abs())
+    expected = 0.2 * w * c - 30 * 0.1 * hessian @ (w * c).square().mul(g.sign())
+    assert close(flat(of_relevance(net, x, y, RelevanceL2(0.1, 30.0, second_order="exact"))), expected)
+
+
+def of_relevance(net: nn.Module, x: Tensor, y: Tensor, method: Any) -> dict[str, Tensor]:
+    """The gradient of its term of the loss."""
+    options = SimpleNamespace(loss=F.cross_entropy)
+    at = {"last_cut": None, "first_step": 0, "step": 0, "steps_per_epoch": 10}
+    run = SimpleNamespace(model=net, net=net, weights={}, options=options, x=x, y=y, **at)
+    method.on_start(run)
+    run.logits = run.net(x)
+    grads = torch.autograd.grad(method.on_loss(run), list(net.parameters()))
+    return {name: g for (name, _), g in zip(net.named_parameters(), grads, strict=True)}
+
+
+class Distances(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cdist(input, self.weight)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 2 * g
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return Once.apply(super().forward(input))
+
+
+@pytest.mark.parametrize(("layer", "said"), [(Distances(5, 8), "cdist"), (Doubled(5, 8), "differentiate twice")])
+def test_what_has_no_second_derivative_is_refused(layer, said):
+    net = nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
+    for criterion in (GraSP(), OBD("hutchinson"), OBD("exact")):
+        with pytest.raises(lab.ConfigError, match=f"second-order criteria need it: .*{said}.*'taylor'"):
+            criterion(net, [(x, y)])
+    with pytest.raises(lab.ConfigError, match=said):
+        of_relevance(net, x, y, RelevanceL2(second_order="exact"))
 
 
 @pytest.mark.parametrize("estimate", ESTIMATES)
@@ -145,9 +270,13 @@ def test_attention_and_sequences(estimate):
     assert run.status == "done"
     with pytest.raises(lab.ConfigError, match="one label a sample"):
         lab.fit(model, data, OneShot(0.5, "obd"), epochs=0, **QUIET)
-    with pytest.raises(lab.ConfigError, match=r"not blocks\.0\.attention\.in_proj_weight; leave it out with `skip`"):
+    inside = r"blocks\.0\.attention\.in_proj_weight, blocks\.0\.attention\.out_proj\.weight"
+    with pytest.raises(
+        lab.ConfigError, match=rf"not place\.weight, token\.weight, {inside}; leave these out with `skip`"
+    ):
         lab.fit(model, data, OptimalBrainSurgeon(0.5), epochs=0, **QUIET)
-    left = lab.fit(model, data, OptimalBrainSurgeon(0.5, rounds=2), epochs=0, skip="*attention*", **QUIET)
+    options = {"epochs": 0, "skip": ["*attention*", "Embedding"], **QUIET}
+    left = lab.fit(model, data, OptimalBrainSurgeon(0.5, rounds=2), **options)
     assert left.status == "done"
 
 
@@ -296,6 +425,189 @@ def test_a_convolution_loses_the_squared_error_of_its_output(layer, shape, sourc
         assert q.value(near) == pytest.approx(error(near), rel=1e-9)
 
 
+# A weight and all that it is multiplied with
+
+
+class Uses(nn.Module):
+    """Each module reads the same input, changed a little, of as many channels as it takes."""
+
+    def __init__(self, *modules: nn.Module, shared: bool = True) -> None:
+        super().__init__()
+        self.used = nn.ModuleList(modules)
+        for module in modules if shared else ():
+            module.weight = modules[0].weight
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.used[i](given) for i, given in enumerate(self.inputs(x))]
+
+    def inputs(self, x: Tensor) -> list[Tensor]:
+        places = [
+            len(kernel if isinstance(kernel := getattr(module, "kernel_size", ()), tuple) else ())
+            for module in self.used
+        ]
+        widths: list[Any] = [getattr(module, "in_channels", x.shape[-1]) for module in self.used]
+        changed = [(1 + i) * x.roll(i, -1).pow(1 + i) for i in range(len(places))]
+        return [y.narrow(x.ndim - 1 - n, 0, c) for y, n, c in zip(changed, places, widths, strict=True)]
+
+
+class Decoder(nn.Module):
+    """It holds a weight and is no layer; the weight itself is given to `F.linear` by name."""
+
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, weight=self.weight)
+
+
+def conv(*sizes: Any, **settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(*sizes, **settings)
+
+
+def twice(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return layer, layer
+
+
+SHARED: dict[str, tuple[tuple[nn.Module, ...], tuple[int, ...]]] = {
+    "linear": ((nn.Linear(6, 4),), (40, 6)),
+    "sequence": ((nn.Linear(6, 4), nn.Linear(6, 4, bias=False)), (10, 5, 6)),
+    "linear used twice": (twice(nn.Linear(6, 4)), (40, 6)),
+    "two linears": ((nn.Linear(6, 4), nn.Linear(6, 4)), (40, 6)),
+    "three linears": ((nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4)), (40, 6)),
+    "linear and function": ((nn.Linear(6, 4), Decoder()), (40, 6)),
+    "conv used twice": (twice(conv(2, 3, 3, padding=1)), (9, 2, 5, 5)),
+    "other stride": ((conv(2, 3, 3), conv(2, 3, 3, stride=2)), (9, 2, 7, 7)),
+    "other padding": ((conv(2, 3, 3, padding=1), conv(2, 3, 3, padding="same", padding_mode="circular")), (9, 2, 5, 5)),
+    "other dilation": ((conv(2, 3, 3), conv(2, 3, 3, dilation=2, padding=2)), (9, 2, 6, 6)),
+    "other groups": ((conv(4, 6, 3, groups=2, padding=1), conv(2, 6, 3), conv(6, 6, 3, groups=3)), (12, 6, 5, 5)),
+    "one dimension": ((nn.Conv1d(2, 3, 3, padding="same"), nn.Conv1d(2, 3, 3, 2)), (12, 2, 9)),
+    "three dimensions": ((nn.Conv3d(1, 2, 2), nn.Conv3d(1, 2, 2, padding=1)), (9, 1, 3, 3, 3)),
+    "none of the batch": ((nn.Conv1d(2, 3, 3),), (2, 40)),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_a_weight_becomes_the_least_squares_of_all_that_it_gives(case: str, source):
+    """Against the outputs' own Jacobians by the weight, of every module that holds it, in double precision."""
+    modules, shape = SHARED[case]
+    model: Any = Uses(*copy.deepcopy(modules)).double()
+    x = torch.randn(shape, generator=source).double()
+    q = layerwise(model, [(x, torch.zeros(len(x)))], ["used.0.weight"])["used.0.weight"]
+    weight = model.used[0].weight.detach()
+    jacobians = [
+        torch.func.jacrev(lambda w: torch.func.functional_call(module, {"weight": w}, (given,)))(weight)  # noqa: B023
+        for module, given in zip(model.used, model.inputs(x), strict=True)
+    ]
+    design = torch.cat([jacobian.reshape(-1, weight.numel()) for jacobian in jacobians])
+    kept = torch.rand(weight.shape, generator=source) < 0.6
+    best = torch.linalg.lstsq(design[:, kept.flatten()], design @ weight.flatten()).solution
+    found = q.minimum(kept.view(q.weights.shape)).view(weight.shape)
+    assert torch.allclose(found[kept], best, rtol=1e-7, atol=1e-9)
+    outputs = sum(jacobian.numel() for jacobian in jacobians) / weight.numel() / len(weight)
+    error = (0.5 * (design @ (found - weight).flatten()).square().sum() / outputs).item()
+    assert q.value(found.view(q.weights.shape)) == pytest.approx(error, rel=1e-8)
+
+
+def test_layers_within_others_are_seen():
+    """A transformer's layer calls neither of its linear layers as modules where it may take a shorter way."""
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).double().eval()
+    batches = [(torch.randn(5, 4, 8).double(), torch.zeros(5))]
+    found = layerwise(layer, batches, ["linear1.weight", "linear2.weight"], dampening=0.01)
+    assert [tuple(q.weights.shape) for q in found.values()] == [(1, 12, 8), (1, 8, 12)]
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, 2 * self.weight)
+
+
+class Transposed(nn.Module):
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Scaled(6, 6), Transposed(), nn.utils.parametrizations.orthogonal(nn.Linear(6, 6)), nn.LayerNorm([6, 6])],
+    ids=lambda other: type(other).__name__,
+)
+def test_a_weight_that_does_more_than_the_quadratic_says_is_refused(other):
+    plain = nn.Linear(6, 6)
+    if hasattr(other, "parametrizations"):
+        plain.weight = other.parametrizations.weight.original
+    else:
+        other.weight = plain.weight
+    with pytest.raises(lab.ConfigError, match=r"not used\.0\.weight; leave these out with `skip`"):
+        layerwise(Uses(plain, other, shared=False), [(torch.randn(3, 6, 6), torch.zeros(3))], ["used.0.weight"])
+
+
+# Large layers
+
+
+def correlated(source: torch.Generator, groups: int, rows: int, inputs: int) -> Quadratic:
+    """Of inputs that stand in for each other, as behind a ReLU, and that differ in size."""
+    x = torch.randn(groups, 3 * inputs, inputs // 4, generator=source).double()
+    x = x @ torch.randn(groups, inputs // 4, inputs, generator=source).double() / inputs**0.5
+    x = F.relu(x + 0.3 * torch.randn(x.shape, generator=source)) * torch.rand(inputs, generator=source)
+    hessian = x.transpose(1, 2) @ x / (3 * inputs) + 0.01 * torch.eye(inputs).double()
+    return Quadratic(torch.randn(groups, rows, inputs, generator=source).double(), hessian)
+
+
+@pytest.mark.parametrize(("groups", "rows", "inputs"), [(1, 5, 140), (3, 4, 12), (1, 1, 4)])
+def test_all_rows_at_once_come_to_the_least_squares_of_each(source, groups, rows, inputs):
+    """Against a solver of its own for each row, in double precision. Of the first row nothing is kept."""
+    q = correlated(source, groups, rows, inputs)
+    kept = torch.rand(q.weights.shape, generator=source) < torch.linspace(0, 1, rows)[:, None]
+    large = LargeQuadratic(q.weights, q.hessian)
+    best = torch.zeros_like(q.weights)
+    for group, row in product(range(groups), range(rows)):
+        own, root = kept[group, row], torch.linalg.cholesky(q.hessian[group]).T
+        if own.any():
+            target = (root @ q.weights[group, row])[:, None]
+            best[group, row, own] = torch.linalg.lstsq(root[:, own], target).solution[:, 0]
+    assert torch.allclose(large.minimum(kept), best, rtol=1e-4, atol=1e-4)
+    assert large.value(large.minimum(kept)) == pytest.approx(large.value(best), rel=1e-9)
+    tiny = LargeQuadratic(q.weights, 1e-30 * q.hessian)
+    assert torch.allclose(tiny.minimum(kept), best, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(1e30 * tiny.costs(kept), large.costs(kept), rtol=1e-3)
+
+
+def test_a_large_layer_of_which_nothing_goes_is_left_as_it_is(source):
+    q = correlated(source, 2, 3, 20)
+    large, kept = LargeQuadratic(q.weights, q.hessian), torch.ones(2, 3, 20, dtype=torch.bool)
+    assert torch.equal(large.minimum(kept), q.weights)
+    assert torch.allclose(large.costs(kept), q.costs(kept), rtol=1e-5)  # the first round is exact
+
+
+def test_costs_of_large_layers_rank_as_the_exact_ones_do(source):
+    q = correlated(source, 1, 8, 120)
+    kept = torch.rand(q.weights.shape, generator=source) < 0.5
+    found, exact = (kind(q.weights, q.hessian).costs(kept) for kind in (LargeQuadratic, Quadratic))
+    assert not found[~kept].any()
+    ranks = torch.stack([costs[kept].argsort().argsort().double() for costs in (found, exact)])
+    assert torch.corrcoef(ranks)[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_a_large_layer_errs_little_more_and_far_less_than_by_magnitude(source, sparsity):
+    q = correlated(source, 1, 24, 160)
+
+    def error(kind: type[Quadratic], rounds: int = 4) -> float:
+        made = kind(q.weights, q.hessian)
+        masks = lab.Masks({"": torch.ones(24, 160, dtype=torch.bool)})
+        for k in range(rounds):
+            costs = {"": made.costs(masks[""][None])[0]}
+            masks = lab.masks.keep_top(costs, 1 - (1 - sparsity) ** ((k + 1) / rounds), masks=masks)
+        return q.value(made.minimum(masks[""][None]))
+
+    magnitude = lab.masks.keep_top({"": q.weights[0].abs()}, sparsity)[""]
+    best, found = error(Quadratic), error(LargeQuadratic)
+    assert found == pytest.approx(best, rel=0.05)
+    assert found < 0.9 * q.value(q.minimum(magnitude[None]))
+    assert found < 0.6 * q.value(torch.where(magnitude, q.weights, 0))
+
+
 @pytest.fixture(scope="module")
 def trained() -> tuple[lab.Run, lab.Data]:
     data = lab.load("digits", train=400, test=100, size=8)
@@ -317,6 +629,22 @@ def test_the_surgeon_keeps_more_than_magnitude_without_training(trained):
     errors: Any = surgeon.methods[0]
     assert [e["layer"] for e in errors.errors] == list(dense.weights)
     assert all(e["moved"] < e["unmoved"] < 1 for e in errors.errors)
+
+
+def test_large_layers_are_pruned_alike(trained, monkeypatch):
+    dense, data = trained
+    errors, losses = {}, {}
+    for most in (quadratic.MOST_WORK, 72**3 * 29, 0):  # none is large, fc1 is, all are
+        monkeypatch.setattr(quadratic, "MOST_WORK", most)
+        run = lab.fit(dense, data, OptimalBrainSurgeon(0.8), epochs=0, **QUIET)
+        assert run.masks.kept == run.result.target["kept"]  # pyright: ignore[reportOptionalSubscript]
+        errors[most] = sum(e["moved"] for e in run[OptimalBrainSurgeon].errors)
+        losses[most] = run.result.accuracy["test"]["loss"]
+    plain = lab.fit(dense, data, OneShot(0.8), epochs=0, **QUIET).result.accuracy["test"]["loss"]
+    best, some, every = errors.values()
+    assert best != some != every
+    assert max(some, every) < 1.2 * best
+    assert max(losses.values()) < plain / 2
 
 
 def test_more_rounds_err_less(trained):
@@ -359,11 +687,11 @@ def test_what_was_pruned_before_stays_and_is_no_loss(trained):
         ("form='rows'", lambda: OptimalBrainSurgeon(0.5, "rows"), {}),  # pyright: ignore[reportArgumentType]
         ("rounds=0", lambda: OptimalBrainSurgeon(0.5, rounds=0), {}),
         ("dampening=-1", lambda: OptimalBrainSurgeon(0.5, dampening=-1.0), {}),
-        ("estimate='guess'", lambda: OptimalBrainSurgeon(0.5, "full", estimate="guess"), {}),
+        ("estimate='guess'", lambda: OptimalBrainSurgeon(0.5, "full", estimate="guess"), {}),  # pyright: ignore[reportArgumentType]
         ("that of the cross-entropy", lambda: OptimalBrainSurgeon(0.5, "full", loss=squares), {}),
-        ("not 0.bias; leave it out", lambda: OptimalBrainSurgeon(0.5), {"biases": True}),
+        ("not 0.bias, 4.bias, 6.bias; leave these out", lambda: OptimalBrainSurgeon(0.5), {"biases": True}),
         ("not positive definite", lambda: OptimalBrainSurgeon(0.5, dampening=0.0), {}),
-        ("estimate='guess'", lambda: OneShot(0.5, OBD("guess")), {}),
+        ("estimate='guess'", lambda: OneShot(0.5, OBD("guess")), {}),  # pyright: ignore[reportArgumentType]
         ("draws=0", lambda: OneShot(0.5, OBD("hutchinson", draws=0)), {}),
     ],
 )

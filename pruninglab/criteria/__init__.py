@@ -2,7 +2,8 @@
 
 from .before_training import SNIP, GraSP, SynFlow
 from .channels import Activation, FilterTaylor, filter_l1, filter_l2, geometric_median, norm_scale
-from .curvature import OBD, Quadratic, full, layerwise
+from .curvature import OBD, full
+from .quadratic import LargeQuadratic, Quadratic, layerwise
 from .registry import BY_NAME, Batches, Criterion, resolve
 from .weights import Gradient, Movement, NofM, Taylor, layer_magnitude, magnitude, random
 
@@ -16,6 +17,7 @@ __all__ = [
     "FilterTaylor",
     "GraSP",
     "Gradient",
+    "LargeQuadratic",
     "Movement",
     "NofM",
     "Quadratic",

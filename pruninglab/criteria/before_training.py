@@ -4,10 +4,9 @@ Each scores a copy, so that no weight or buffer moves.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +14,26 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ConfigError
-from ..layers.names import canonical_parameters
 from ..layers.precision import exact_device
+from ..typed import Checked, Count, Positive
+from .gradients import (
+    Loss,
+    differentiable_twice,
+    first,
+    gradient_graph,
+    gradients,
+    images,
+    products,
+    trainable,
+    weights_and_gradients,
+)
 from .registry import BY_NAME, Batches
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Mode = Literal["eval", "train"]
 
 
 @dataclass(frozen=True)
-class SNIP:
+class SNIP(Checked):
     """|w·∂L/∂w|, the loss's sensitivity to a weight's presence: Lee, Ajanthan and Torr, "SNIP", 2019.
 
     Its sum is not divided out: that changes no order. Every parameter is scored, biases too; whether they are cut is
@@ -33,27 +42,21 @@ class SNIP:
     and are cut first. `mode="train"` lets BatchNorm use the batch; the authors' code scores in "eval".
     """
 
-    batches: int = 1
-    init: str = "own"
-    mode: str = "eval"
+    batches: Count = 1
+    init: Literal["own", "fresh"] = "own"
+    mode: Mode = "eval"
     loss: Loss = F.cross_entropy
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if self.init not in ("own", "fresh"):
-            raise ConfigError(f"init={self.init!r} is unknown; expected 'own' or 'fresh'.")
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
         probe = _probe(model, self.mode)
         if self.init == "fresh":
             _draw(probe)
-        named = _trainable(probe)
-        grads = _mean_gradient(named, _losses(probe, self, batches))
-        return {name: (w * g).detach().abs() for (name, w), g in zip(named.items(), grads, strict=True)}
+        with sdpa_kernel(SDPBackend.MATH):
+            return {name: (w * g).abs() for name, (w, g) in weights_and_gradients(probe, batches, self).items()}
 
 
 @dataclass(frozen=True)
-class GraSP:
+class GraSP(Checked):
     """w·Hg, what a weight adds to the norm of the gradient: Wang, Zhang and Grosse, "GraSP", 2020.
 
     The paper removes the highest -w·Hg; here, as everywhere, the higher is kept. g is the gradient of the loss over
@@ -61,39 +64,30 @@ class GraSP:
     takes the weights of convolutions and linear layers alone.
     """
 
-    batches: int = 1
-    temperature: float = 200.0
-    mode: str = "eval"
+    batches: Count = 1
+    temperature: Positive = 200.0
+    mode: Mode = "eval"
     loss: Loss = F.cross_entropy
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature={self.temperature:g}; expected a number above 0.")
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
         probe = _probe(model, self.mode)
-        named = _trainable(probe)
-        weights = list(named.values())
-        seen = list(islice(batches or (), self.batches))
-        samples = sum(len(x) for x, _ in seen)
-        g = _mean_gradient(named, _losses(probe, self, seen, self.temperature))
-        flows = [torch.zeros_like(w) for w in weights]
-        for loss, n in _losses(probe, self, seen, self.temperature):
-            with torch.enable_grad():
-                first = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-                flow = sum((f * own).sum() for f, own in zip(first, g, strict=True) if f is not None)
-                if not isinstance(flow, Tensor) or not flow.requires_grad:
-                    continue
-                second = torch.autograd.grad(flow, weights, allow_unused=True)
-            for total, hg in zip(flows, second, strict=True):
-                if hg is not None:
-                    total += hg * (n / samples)
-        return {name: w.detach() * hg for (name, w), hg in zip(named.items(), flows, strict=True)}
+        weights, seen = trainable(probe), first(batches, self.batches, "GraSP")
+
+        def loss(logits: Tensor, y: Tensor) -> Tensor:
+            return self.loss(logits / self.temperature, y)
+
+        with differentiable_twice():
+            g = list(gradients(probe, seen, loss).values())
+        sums = {name: torch.zeros_like(w) for name, w in weights.items()}
+        for x, y in seen:
+            hg = products(gradient_graph(weights, probe, x, y, loss), weights, g)
+            for total, part in zip(sums.values(), hg, strict=True):
+                total += part * (len(x) / images(seen))
+        return {name: w.detach() * sums[name] for name, w in weights.items()}
 
 
 @dataclass(frozen=True)
-class SynFlow:
+class SynFlow(Checked):
     """|w·∂R/∂w|, R the sum of the outputs for an input of ones, every parameter and buffer replaced by its absolute.
 
     Tanaka, Kunin, Yamins and Ganguli, "Pruning neural networks without any data by iteratively conserving synaptic
@@ -105,15 +99,13 @@ class SynFlow:
     """
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
-        x, _ = next(iter(batches or ()), (None, None))
-        if x is None:
-            raise ConfigError("SynFlow needs data for the shape of an input; pass data=.")
+        ((x, _),) = first(batches, 1, "SynFlow")
         home, place = x.device, exact_device(x.device)
         probe, x = _probe(model, "eval").to(place).double(), x.to(place)
         for tensor in (*probe.parameters(), *probe.buffers()):
             if tensor.is_floating_point():
                 tensor.data.abs_()
-        named = _trainable(probe)
+        named = trainable(probe)
         ones = torch.ones_like(x[:1], dtype=torch.float64 if x.is_floating_point() else x.dtype)
         with torch.enable_grad(), _LinearLayerNorm():
             flow = probe(ones).sum()
@@ -144,19 +136,8 @@ def _scaled(
     return x if bias is None else x + bias
 
 
-def _check(criterion: Any) -> None:
-    if criterion.mode not in ("eval", "train"):
-        raise ConfigError(f"mode={criterion.mode!r} is unknown; expected 'eval' or 'train'.")
-    if criterion.batches < 1:
-        raise ConfigError(f"batches={criterion.batches}: at least one is needed to take a gradient.")
-
-
 def _probe(model: nn.Module, mode: str) -> nn.Module:
     return copy.deepcopy(model).train(mode == "train")
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: w for name, w in canonical_parameters(model).items() if w.requires_grad}
 
 
 @torch.no_grad()
@@ -174,34 +155,6 @@ def _draw(model: nn.Module) -> None:
                     p.zero_()
         elif own and callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-
-
-def _losses(
-    model: nn.Module, criterion: Any, batches: Batches | None, temperature: float = 1.0
-) -> Iterator[tuple[Tensor, int]]:
-    """The loss of each batch, its graph alive, and the number of samples."""
-    if batches is None:
-        raise ConfigError(f"{type(criterion).__name__} needs data to take gradients; pass data=.")
-    none = True
-    for x, y in islice(batches, criterion.batches):
-        none = False
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the other ways to attend have no second derivative
-            loss = criterion.loss(model(x) / temperature, y)
-        yield loss, len(x)
-    if none:
-        raise ConfigError(f"{type(criterion).__name__} got no batches; it needs data, pass data=.")
-
-
-def _mean_gradient(named: dict[str, nn.Parameter], losses: Iterable[tuple[Tensor, int]]) -> list[Tensor]:
-    """Over samples, not over batches."""
-    weights, seen = list(named.values()), 0
-    sums = [torch.zeros_like(w) for w in weights]
-    for loss, n in losses:
-        for total, g in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
-            if g is not None:
-                total += g * n
-        seen += n
-    return [total / seen for total in sums]
 
 
 BY_NAME.update(snip=SNIP(), grasp=GraSP(), synflow=SynFlow())

@@ -1,29 +1,27 @@
 """Criteria for whole channels: each score is that of an output channel, spread over its weights."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..errors import ConfigError
 from ..layers.hooks import hooked, norms_after
 from ..layers.kinds import LAYERS, Norm
+from ..typed import Checked, Count
+from .gradients import OfGradients, first, weights_and_gradients
 from .registry import BY_NAME, Batches
-from .weights import _gradients, _matrices
+from .weights import matrices
 
 
 def filter_l1(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """Of each filter the sum of |w| (Li 2017), for `unit="channel"` like all that follow here."""
-    return {name: _of_filters(w, w.detach().abs().flatten(1).sum(1)) for name, w in _matrices(model)}
+    return {name: _of_filters(w, w.detach().abs().flatten(1).sum(1)) for name, w in matrices(model)}
 
 
 def filter_l2(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """Of each filter the Euclidean norm."""
-    return {name: _of_filters(w, w.detach().flatten(1).norm(dim=1)) for name, w in _matrices(model)}
+    return {name: _of_filters(w, w.detach().flatten(1).norm(dim=1)) for name, w in matrices(model)}
 
 
 def geometric_median(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
@@ -32,7 +30,7 @@ def geometric_median(model: nn.Module, batches: Batches | None = None) -> dict[s
     Layers differ in it by their size: rank within layers.
     """
     scores = {}
-    for name, w in _matrices(model):
+    for name, w in matrices(model):
         rows = w.detach().flatten(1)
         scores[name] = _of_filters(w, torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
     return scores
@@ -43,11 +41,10 @@ def norm_scale(model: nn.Module, batches: Batches | None = None) -> dict[str, Te
 
     Layers without one score infinity: they are kept before all others.
     """
-    if batches is None:
-        raise ConfigError("norm_scale runs one batch to see which norm follows which layer; pass data=.")
-    after = norms_after(model, next(iter(batches))[0][:2])
+    ((x, _),) = first(batches, 1, "norm_scale")  # one batch shows which norm follows which layer
+    after = norms_after(model, x[:2])
     scores = {}
-    for name, w in _matrices(model):
+    for name, w in matrices(model):
         norm = model.get_submodule(after[_layer(name)]) if _layer(name) in after else None
         scale = getattr(norm, "weight", None)
         of_channel = torch.full((len(w),), torch.inf, device=w.device) if scale is None else scale.detach().abs()
@@ -56,34 +53,27 @@ def norm_scale(model: nn.Module, batches: Batches | None = None) -> dict[str, Te
 
 
 @dataclass(frozen=True)
-class FilterTaylor:
+class FilterTaylor(OfGradients):
     """|Σ w·g| over each filter: the first-order change of the loss when all of it is cut, as by Molchanov 2019.
 
     The sum is what a gate on the channel would feel, so that what cancels inside a filter does not count.
     """
 
-    batches: int = 1
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
-        products = {name: (w * g) for name, (w, g) in _gradients(model, batches, self).items() if w.ndim > 1}
+        products = {name: w * g for name, (w, g) in weights_and_gradients(model, batches, self).items() if w.ndim > 1}
         return {name: _of_filters(p, p.flatten(1).sum(1).abs()) for name, p in products.items()}
 
 
 @dataclass(frozen=True)
-class Activation:
+class Activation(Checked):
     """Of each channel what a ReLU lets pass of it, on average over images and places, behind the norm that follows."""
 
-    batches: int = 1
+    batches: Count = 1
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
-        if batches is None:
-            raise ConfigError("Activation needs data to run through the network; pass data=.")
-        chosen = list(islice(batches, self.batches))
-        if not chosen:
-            raise ConfigError("Activation got no batches; it needs at least one.")
+        chosen = first(batches, self.batches, "Activation")
         after = norms_after(model, chosen[0][0][:2])
-        measured = {after.get(layer, layer): layer for layer in map(_layer, dict(_matrices(model)))}
+        measured = {after.get(layer, layer): layer for layer in map(_layer, dict(matrices(model)))}
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
 
@@ -98,7 +88,7 @@ class Activation:
                 model(x)
         return {
             name: _of_filters(w, sums[_layer(name)] / counts[_layer(name)])
-            for name, w in _matrices(model)
+            for name, w in matrices(model)
             if _layer(name) in sums
         }
 

@@ -1,4 +1,4 @@
-"""Schedules: progress in [0, 1] -> sparsity. Rates: progress in [0, 1] -> factor of the learning rate.
+"""Schedules: progress in [0, 1] -> sparsity.
 
 All are frozen dataclasses: they print, compare and draw themselves, and go into a record as they are.
 """
@@ -9,20 +9,19 @@ from dataclasses import dataclass
 
 from .. import _html
 from ..errors import ConfigError
-from .choose import check_sparsity
+from ..typed import BelowOne, Checked, PartialFraction, Positive
 from .masks import Sparsity
 
 
 @dataclass(frozen=True)
-class Schedule(ABC):
+class Schedule(Checked, ABC):
     """From `initial` to `final` sparsity. `final` may be a dict of layer patterns; all of it moves along one curve."""
 
     final: Sparsity
-    initial: float = 0.0
+    initial: BelowOne = 0.0
 
     def __post_init__(self) -> None:
-        check_sparsity(self.final)
-        check_sparsity(self.initial)
+        super().__post_init__()
         if any(f < self.initial for f in _values(self.final)):
             raise ConfigError(f"initial={self.initial:g} is above final={self.final}; a schedule only rises.")
 
@@ -39,7 +38,7 @@ class Schedule(ABC):
         return self.between(progress, self.final)
 
     def _repr_html_(self) -> str:
-        top = max(_values(self.final))
+        top = max(_values(self.final), default=0.0)
         values = [self.between(i / 50, top) for i in range(50)] + [top]
         return f"<code>{_html.cell(self)}</code><br>" + _html.curve(values, 0, 1, f"sparsity up to {top:g}")
 
@@ -81,13 +80,8 @@ class Narang(Schedule):
     The paper raises a threshold along the two slopes; here it is the sparsity, so that the target is exact.
     """
 
-    ramp: float = 0.5
-    steepening: float = 1.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 < self.ramp < 1 and self.steepening > 0):
-            raise ConfigError(f"ramp lies between 0 and 1 and steepening above 0; got {self.ramp}, {self.steepening}.")
+    ramp: PartialFraction = 0.5
+    steepening: Positive = 1.5
 
     def between(self, progress: float, final: float) -> float:
         rise = progress + (self.steepening - 1) * max(progress - self.ramp, 0.0)

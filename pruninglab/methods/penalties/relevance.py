@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...criteria.gradients import check_graph, differentiable_twice
 from ...errors import ConfigError
 from ...train.losses import loss_arguments
 from ...train.method import Method
@@ -86,11 +86,11 @@ class RelevanceL2(Method):
         if self.second_order == "exact":
             net = run.net
 
-            def differentiable_twice(x: Tensor) -> Tensor:
-                with sdpa_kernel(SDPBackend.MATH):  # the other ways to attend have no second derivative
+            def twice(x: Tensor) -> Tensor:
+                with differentiable_twice():
                     return net(x)
 
-            run.net = differentiable_twice
+            run.net = twice
 
     def on_loss(self, run: Run) -> Tensor | None:
         if self.second_order != "exact":
@@ -102,7 +102,12 @@ class RelevanceL2(Method):
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
         self._remember(run, dict(zip(weights, gradients, strict=True)))
         terms = [(self.relevance(g) * w**2).sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
-        return self._now(run) * torch.stack(terms).sum()
+        term = self._now(run) * torch.stack(terms).sum()
+        if run.step == run.first_step:  # what cannot be differentiated twice is refused before the first step
+            with differentiable_twice():
+                check_graph(gradients)
+                torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+        return term
 
     @torch.no_grad()
     def on_grad(self, run: Run) -> None:
