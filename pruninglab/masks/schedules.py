@@ -24,7 +24,7 @@ class Schedule(ABC):
         check_sparsity(self.final)
         check_sparsity(self.initial)
         if any(f < self.initial for f in _values(self.final)):
-            raise ConfigError(f"initial={self.initial:g} is above final={self.final}; a schedule only rises.")
+            raise ConfigError(f"initial={float(self.initial):g} is above final={self.final}; a schedule only rises.")
 
     @abstractmethod
     def between(self, progress: float, final: float) -> float:
@@ -95,4 +95,4 @@ class Narang(Schedule):
 
 
 def _values(final: Sparsity) -> list[float]:
-    return list(final.values()) if isinstance(final, Mapping) else [final]
+    return [float(f) for f in (final.values() if isinstance(final, Mapping) else [final])]

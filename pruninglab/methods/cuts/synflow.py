@@ -35,8 +35,8 @@ class SynFlow(Method):
 
         def criterion(model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
             scores = flow(model, batches)
-            for name, mask in run.masks.items() if spares else ():
-                score = scores[name].flatten()
+            for name in run.masks.keys() & scores.keys() if spares else ():  # a frozen weight has no score
+                score, mask = scores[name].flatten(), run.masks[name]
                 score[keep_highest(score, mask.flatten(), 1)] = math.inf
                 scores[name] = score.view(mask.shape)
             return scores
