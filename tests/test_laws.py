@@ -289,3 +289,11 @@ def test_a_frozen_weight_that_gets_no_score_is_named(photos, method):
         lab.fit(model, photos, method, epochs=1, **QUIET)
     run = lab.fit(model, photos, method, epochs=1, skip="0.weight", **QUIET)
     assert run.masks.kept_by_layer.keys() == {"3.weight", "6.weight"}
+
+
+@pytest.mark.parametrize("method", [lab.methods.DynamicSurgery(0.9), lab.methods.DynamicSurgery(crate=0.5)])
+def test_a_layer_that_collapsed_before_stays_so_under_surgery(photos, method):
+    masks = {"3.weight": torch.zeros(4, 3, 3, 3, dtype=torch.bool)}
+    run = lab.fit(convs(), photos, method, epochs=2, masks=masks, **QUIET)
+    assert run.masks.collapsed == ["3.weight"]
+    assert run.masks["0.weight"].any()

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import recount
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
-from pruninglab import criteria, layers
+from pruninglab import _torchvision, criteria, layers
 from pruninglab.methods.regrowth.turnover import annealed
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -460,7 +459,8 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_parameters_and_operations_of_known_networks(name):
     """Parameters exactly, and two FLOPs for each multiply-add, as torchvision publishes them at 224 pixels."""
-    meta: Any = torchvision.models.get_weight(NETWORKS[name]).meta
+    torchvision: Any = _torchvision.torchvision
+    meta = torchvision.models.get_weight(NETWORKS[name]).meta
     with torch.device("meta"):
         model = torchvision.models.get_model(name).eval()
         with torch.no_grad():

@@ -68,7 +68,7 @@ class DynamicSurgery(Method):
         self.levels = {}
         if self.crate is not None:
             for name, weight in run.weights.items():
-                deviation, mean = torch.std_mean(weight.detach()[run.masks[name]].abs(), correction=0)
+                deviation, mean = _std_mean(weight.detach()[run.masks[name]].abs())
                 self.levels[name] = (mean + self.crate * deviation).clamp_min(0.0)
 
     @torch.no_grad()
@@ -120,7 +120,12 @@ class DynamicSurgery(Method):
         scores = {}
         for name, value in values.items():
             size = value.abs().nan_to_num_()
-            deviation, mean = torch.std_mean(size[self.allowed[name]], correction=0)
+            deviation, mean = _std_mean(size[self.allowed[name]])
             needed = torch.where(masks[name], self.low, self.high)
             scores[name] = (size / needed - mean) / deviation.clamp_min(torch.finfo(size.dtype).tiny)
         return keep_top(scores, self.sparsity or 0.0, scope=self.scope, masks=self.allowed, clamp=True)
+
+
+def _std_mean(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviation and mean; 0 for a layer that has collapsed before."""
+    return torch.std_mean(sizes, correction=0) if len(sizes) else (sizes.sum(), sizes.sum())
