@@ -1,7 +1,10 @@
 """Laws that hold for every combination of features: unit, scope, criterion, masks, moment."""
 
 import copy
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -45,36 +48,54 @@ def convs() -> nn.Sequential:
 SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), min_size=1, max_size=4)
 
 
-@settings(max_examples=150)
-@given(
-    shapes=SHAPES,
-    share=st.floats(0, 0.95),
-    levels=st.integers(1, 6),
-    kept=st.floats(0.05, 1),
-    unit=st.sampled_from(UNITS),
-    scope=st.sampled_from(SCOPES),
-    by_pattern=st.booleans(),
-    special=st.sampled_from([0.0, float("inf"), float("-inf"), -3.0]),
-    seed=st.integers(0, 10**6),
-)
-def test_what_is_chosen_lies_within_the_masks_and_the_count_of_units_is_exact(
-    shapes, share, levels, kept, unit, scope, by_pattern, special, seed
-):
-    source = torch.Generator().manual_seed(seed)
-    scores = {f"l{i}": torch.randint(levels, shape, generator=source).float() for i, shape in enumerate(shapes)}
-    scores["l0"].view(-1)[0] = special
-    masks = lab.Masks({name: torch.rand(s.shape, generator=source) < kept for name, s in scores.items()})
-    sparsity: Any = {"*": share} if by_pattern else share
-    try:
-        chosen = lab.keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks, clamp=True)
-    except lab.ConfigError:  # refused with a reason: so few that a layer would be empty
-        return
-    assert (chosen & ~masks).kept == 0
+def why_refused(masks: lab.Masks, share: float, scope: str, unit: str, by_pattern: bool) -> str:
+    """What the refusal says, if so few units are left that there is one."""
+    sizes = [units({name: mask}, unit) for name, mask in masks.items()]
     alive, total = units(masks, unit)
-    if not by_pattern:
-        assert units(chosen, unit)[0] == min(alive, total - int(total * share + 0.5))
-    again = lab.keep_top(scores, sparsity, scope=scope, unit=unit, masks=chosen, clamp=True)
-    assert again.fingerprint == chosen.fingerprint
+    if any(int(size * share + 0.5) == size for size in ([n for _, n in sizes] if by_pattern else [total])):
+        return "would cut all"
+    keep = min(alive, total - int(total * share + 0.5))
+    layers = sum(left > 0 for left, _ in sizes)
+    return "cannot be spread" if not by_pattern and scope != "global" and keep < layers else ""
+
+
+def test_what_is_chosen_lies_within_the_masks_and_the_count_of_units_is_exact():
+    answers: Counter[str] = Counter()
+
+    @settings(max_examples=150)
+    @given(
+        shapes=SHAPES,
+        share=st.floats(0, 0.95),
+        levels=st.integers(1, 6),
+        kept=st.floats(0.05, 1),
+        unit=st.sampled_from(UNITS),
+        scope=st.sampled_from(SCOPES),
+        by_pattern=st.booleans(),
+        special=st.sampled_from([0.0, float("inf"), float("-inf"), -3.0]),
+        seed=st.integers(0, 10**6),
+    )
+    def law(shapes, share, levels, kept, unit, scope, by_pattern, special, seed):
+        source = torch.Generator().manual_seed(seed)
+        scores = {f"l{i}": torch.randint(levels, shape, generator=source).float() for i, shape in enumerate(shapes)}
+        scores["l0"].view(-1)[0] = special
+        masks = lab.Masks({name: torch.rand(s.shape, generator=source) < kept for name, s in scores.items()})
+        sparsity: Any = {"*": share} if by_pattern else share
+        refusal = why_refused(masks, share, scope, unit, by_pattern)
+        answers[refusal] += 1
+        with pytest.raises(lab.ConfigError, match=refusal) if refusal else nullcontext():
+            chosen = lab.keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks, clamp=True)
+        if refusal:
+            return
+        assert (chosen & ~masks).kept == 0
+        alive, total = units(masks, unit)
+        if not by_pattern:
+            assert units(chosen, unit)[0] == min(alive, total - int(total * share + 0.5))
+        again = lab.keep_top(scores, sparsity, scope=scope, unit=unit, masks=chosen, clamp=True)
+        assert again.fingerprint == chosen.fingerprint
+
+    law()
+    assert answers.keys() == {"", "would cut all", "cannot be spread"}
+    assert answers[""] > answers.total() / 2  # otherwise little was held
 
 
 @pytest.mark.parametrize(
@@ -223,3 +244,56 @@ def test_a_channel_of_both_infinities_is_refused_and_not_chosen_by_chance():
     scores = {"w": torch.tensor([[float("inf"), float("-inf")], [1.0, 2.0]])}
     with pytest.raises(lab.ConfigError, match="NaN for w"):
         lab.keep_top(scores, 0.5, unit="channel")
+
+
+def test_masks_of_some_layers_hold_in_prune_as_they_do_in_fit(photos):
+    model = convs()
+    masks = lab.Masks({"0.weight": torch.rand(6, 2, 3, 3) < 0.5})
+    pruned, chosen = lab.prune(model, 0.6, masks=masks)
+    assert chosen.keys() == lab.prunable(model).keys()
+    assert (lab.Masks({"0.weight": chosen["0.weight"]}) & ~masks).kept == 0
+    assert chosen.kept == lab.prune(model, 0.6)[1].kept
+    assert bool((lab.prunable(pruned)["0.weight"][~masks["0.weight"]] == 0).all())
+    foreign = {"0.bias": torch.zeros(6, dtype=torch.bool)}
+    for call in (lambda: lab.prune(model, 0.6, masks=foreign), lambda: lab.fit(model, photos, epochs=0, masks=foreign)):
+        with pytest.raises(lab.ConfigError, match=r"name 0\.bias"):
+            call()
+
+
+@pytest.mark.parametrize("sparsity", [Fraction(1, 2), {"*": Fraction(1, 2)}, Fraction(9, 10)])
+def test_a_sparsity_may_be_an_exact_fraction(sparsity):
+    scores = {"w": torch.arange(10.0)}
+    assert lab.keep_top(scores, sparsity).kept == (1 if sparsity == Fraction(9, 10) else 5)
+    with pytest.raises(lab.ConfigError, match=r"sparsity 0\.[59] asks to keep"):
+        lab.keep_top(scores, sparsity, masks=lab.Masks({"w": torch.zeros(10, dtype=torch.bool)}))
+    with pytest.raises(lab.ConfigError, match=r"sparsity 0\.[59] would cut all 1"):
+        lab.keep_top({"w": torch.ones(1)}, sparsity)
+    with pytest.raises(lab.ConfigError, match=r"initial=0\.95 is above"):
+        lab.Cubic(sparsity, Fraction(19, 20))  # pyright: ignore[reportArgumentType]
+    assert lab.Cubic(sparsity)._repr_html_()
+
+
+def test_a_bias_in_scope_has_noise_and_a_variance_of_its_own(photos):
+    method = lab.methods.VariationalDropout(initial=-2.0)
+    run = lab.fit(convs(), photos, method, epochs=1, biases=True, lr=0.05, **QUIET)
+    learned = run[lab.methods.VariationalDropout].log_variances["0.bias"]
+    assert learned.shape == (6,)
+    assert len(learned.unique()) > 1
+
+
+@pytest.mark.parametrize("method", [lab.methods.SynFlow(0.5, rounds=2), lab.methods.OneShot(0.5, "taylor")])
+def test_a_frozen_weight_that_gets_no_score_is_named(photos, method):
+    model = convs()
+    model[0].requires_grad_(False)
+    with pytest.raises(lab.ConfigError, match=r"no score for 0\.weight"):
+        lab.fit(model, photos, method, epochs=1, **QUIET)
+    run = lab.fit(model, photos, method, epochs=1, skip="0.weight", **QUIET)
+    assert run.masks.kept_by_layer.keys() == {"3.weight", "6.weight"}
+
+
+@pytest.mark.parametrize("method", [lab.methods.DynamicSurgery(0.9), lab.methods.DynamicSurgery(crate=0.5)])
+def test_a_layer_that_collapsed_before_stays_so_under_surgery(photos, method):
+    masks = {"3.weight": torch.zeros(4, 3, 3, 3, dtype=torch.bool)}
+    run = lab.fit(convs(), photos, method, epochs=2, masks=masks, **QUIET)
+    assert run.masks.collapsed == ["3.weight"]
+    assert run.masks["0.weight"].any()

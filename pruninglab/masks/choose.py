@@ -52,7 +52,7 @@ def keep_top(
         keep = min(keep, sum(caps)) if clamp else keep
         if keep > sum(caps):
             raise ConfigError(
-                f"sparsity {sparsity:g} asks to keep {keep:,} of {total:,}, but only {sum(caps):,} are left. "
+                f"sparsity {float(sparsity):g} asks to keep {keep:,} of {total:,}, but only {sum(caps):,} are left. "
                 "Pruned weights are never revived by a cut; `grow` brings weights back."
             )
         if scope == "global":
@@ -86,7 +86,7 @@ def count(total: int, share: float) -> int:
     cut = math.floor(total * share + 0.5)
     if cut >= total > 0:
         raise ConfigError(
-            f"sparsity {share:g} would cut all {total:,}: the most that can be cut of them is {total - 1:,}."
+            f"sparsity {float(share):g} would cut all {total:,}: the most that can be cut of them is {total - 1:,}."
         )
     return cut
 
@@ -205,7 +205,7 @@ def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: It
         keep = min(keep, cap) if clamp else keep
         if keep > cap:
             raise ConfigError(
-                f"{name}: sparsity {matching[-1]:g} asks to keep {keep:,}, but only {cap:,} are left. "
+                f"{name}: sparsity {float(matching[-1]):g} asks to keep {keep:,}, but only {cap:,} are left. "
                 "Pruned weights are never revived by a cut; `grow` brings weights back."
             )
         keeps.append(keep)

@@ -23,7 +23,7 @@ class Schedule(Checked, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(f < self.initial for f in _values(self.final)):
-            raise ConfigError(f"initial={self.initial:g} is above final={self.final}; a schedule only rises.")
+            raise ConfigError(f"initial={float(self.initial):g} is above final={self.final}; a schedule only rises.")
 
     @abstractmethod
     def between(self, progress: float, final: float) -> float:
@@ -89,4 +89,4 @@ class Narang(Schedule):
 
 
 def _values(final: Sparsity) -> list[float]:
-    return list(final.values()) if isinstance(final, Mapping) else [final]
+    return [float(f) for f in (final.values() if isinstance(final, Mapping) else [final])]

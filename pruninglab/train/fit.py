@@ -136,7 +136,9 @@ def prune(
         if not weights:
             raise ConfigError(NOTHING)
         if masks is not None:
-            Masks(masks).apply_({name: weight.data for name, weight in weights.items() if name in masks})
+            masks = Masks(masks).over(weights)
+            masks.check(weights)
+            masks.apply_({name: weight.data for name, weight in weights.items()})
         with own_randomness(seed):
             place = next(iter(weights.values())).device
             batches = Shuffled(data.train.to(place), 100, seed) if data else None

@@ -213,8 +213,9 @@ class VariationalDropout(Method):
         called = {m for n, m in run.model.named_modules() if type(m).forward in STANDARD and n in run.flops.called}
         layers = {}
         for name, weight in run.weights.items():
-            users = [m for m in run.model.modules() if any(p is weight for p in m.parameters(recurse=False))]
-            if called.issuperset(users) and not any(fnmatchcase(name, pattern) for pattern in patterns):
+            users: list[Any] = [m for m in run.model.modules() if any(p is weight for p in m.parameters(recurse=False))]
+            simple = called.issuperset(users) and all(m.weight is weight for m in users)  # a bias is noisy by itself
+            if simple and not any(fnmatchcase(name, pattern) for pattern in patterns):
                 layers[name] = users
         return layers
 

@@ -23,8 +23,13 @@ def above(w: Tensor, mask: Tensor, threshold: Tensor, low: float, high: float) -
 def deviations(w: Tensor, mask: Tensor, allowed: Tensor, low: float, high: float) -> Tensor:
     """The same solved for c in t = mean + c·deviation: |w| > f·t, f low or high, is (|w|/f - mean)/deviation > c."""
     size = w.abs().nan_to_num_()
-    deviation, mean = torch.std_mean(size[allowed], correction=0)
+    deviation, mean = spread_of(size[allowed])
     return (size / torch.where(mask, low, high) - mean) / deviation.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def spread_of(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviation and mean; 0 for a layer that has collapsed before."""
+    return torch.std_mean(sizes, correction=0) if len(sizes) else (sizes.sum(), sizes.sum())
 
 
 def probability(step: int, gamma: float, power: float) -> float:
@@ -85,7 +90,7 @@ class DynamicSurgery(Method):
         self.levels = {}
         if self.crate is not None:
             for name, weight in run.weights.items():
-                deviation, mean = torch.std_mean(weight.detach()[run.masks[name]].abs(), correction=0)
+                deviation, mean = spread_of(weight.detach()[run.masks[name]].abs())
                 self.levels[name] = (mean + self.crate * deviation).clamp_min(0.0)
 
     @torch.no_grad()
