@@ -197,6 +197,12 @@ def build(name: str, data: lab.Data, seed: int, **options: Any) -> nn.Module:
     return lab.build(OWN.get(name, name), data, seed=seed, **(options or NETS[name]))
 
 
+def skipping(model: Any, data: lab.Data) -> nn.Module:
+    """A network with skip connections instead of a plain one."""
+    base = {"base": "lenet5"} if model.made_of["name"] == "lenet5" else {"base": "resnet20", "width": 0.25}
+    return build("n2nskip", data, seed=0, **base)
+
+
 def train(net: Net, made: list[lab.Method], **options: Any) -> lab.Run:
     return lab.fit(*net, *made, epochs=2, batch_size=24, seed=1, progress=False, **options)
 
@@ -215,8 +221,7 @@ def test_methods(net, name, tmp_path, monkeypatch):
             train(net, made)
         return
     if "N2NSkip" in name:  # it has nothing to share with on a plain net
-        base = {"lenet5": {"base": "lenet5"}}.get(kind["name"], {"base": "resnet20", "width": 0.25})
-        model = build("n2nskip", data, seed=0, **base)
+        model = skipping(model, data)
     made, options = ELSEWHERE.get(kind["name"], {}).get(name, (made, options))
     run = train((model, data), made, **options)
     target_is_exact_or_missed(run)
