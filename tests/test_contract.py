@@ -178,8 +178,15 @@ NETS: dict[str, dict[str, Any]] = {
     "residual": {},
     "transformer": {"width": 8, "heads": 2},
 }
-CASES = [(kind, name) for kind in NETS for name in METHODS if kind != "lenet5" or "-" not in name]
-"""Variants of a method do without the network that has nothing which the others have not."""
+LONG = {(("residual", "transformer")[i % 2], name) for i, name in enumerate(METHODS) if "-" in name}
+LONG -= {("transformer", name) for name in ELSEWHERE["transformer"]}
+CASES = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] * ((kind, name) in LONG))
+    for kind in NETS
+    for name in METHODS
+    if kind != "lenet5" or "-" not in name
+]
+"""Variants of a method do without the network that has nothing which the others have not; these take turns."""
 Net = tuple[nn.Module, lab.Data]
 
 
