@@ -178,8 +178,15 @@ NETS: dict[str, dict[str, Any]] = {
     "residual": {},
     "transformer": {"width": 8, "heads": 2},
 }
-CASES = [(kind, name) for kind in NETS for name in METHODS if kind != "lenet5" or "-" not in name]
-"""Variants of a method do without the network that has nothing which the others have not."""
+LONG = {(("residual", "transformer")[i % 2], name) for i, name in enumerate(METHODS) if "-" in name}
+LONG -= {("transformer", name) for name in ELSEWHERE["transformer"]}
+CASES = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] * ((kind, name) in LONG))
+    for kind in NETS
+    for name in METHODS
+    if kind != "lenet5" or "-" not in name
+]
+"""Variants of a method do without the network that has nothing which the others have not; these take turns."""
 Net = tuple[nn.Module, lab.Data]
 
 
@@ -195,6 +202,12 @@ def net(request) -> Net:
 def build(name: str, data: lab.Data, seed: int, **options: Any) -> nn.Module:
     name = name.split()[0]  # what is not the package's own is recorded with a hash
     return lab.build(OWN.get(name, name), data, seed=seed, **(options or NETS[name]))
+
+
+def skipping(model: Any, data: lab.Data) -> nn.Module:
+    """A network with skip connections instead of a plain one."""
+    base = {"base": "lenet5"} if model.made_of["name"] == "lenet5" else {"base": "resnet20", "width": 0.25}
+    return build("n2nskip", data, seed=0, **base)
 
 
 def train(net: Net, made: list[lab.Method], **options: Any) -> lab.Run:
@@ -215,8 +228,7 @@ def test_methods(net, name, tmp_path, monkeypatch):
             train(net, made)
         return
     if "N2NSkip" in name:  # it has nothing to share with on a plain net
-        base = {"lenet5": {"base": "lenet5"}}.get(kind["name"], {"base": "resnet20", "width": 0.25})
-        model = build("n2nskip", data, seed=0, **base)
+        model = skipping(model, data)
     made, options = ELSEWHERE.get(kind["name"], {}).get(name, (made, options))
     run = train((model, data), made, **options)
     target_is_exact_or_missed(run)

@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 import torch
 from pretended import Pretended
-from test_contract import ELSEWHERE, METHODS, NETS, RECIPES, REFUSED, build, runs_of, target_is_exact_or_missed
+from test_contract import (
+    ELSEWHERE,
+    METHODS,
+    NETS,
+    RECIPES,
+    REFUSED,
+    build,
+    runs_of,
+    skipping,
+    target_is_exact_or_missed,
+)
 from torch import nn
 
 import pruninglab as lab
@@ -61,8 +71,7 @@ def setting(nets: Any, net: str, name: str) -> tuple[nn.Module, lab.Data, list[l
     if (net, name.partition("-")[0]) in REFUSED:
         pytest.skip(REFUSED[net, name.partition("-")[0]])
     if "N2NSkip" in name:
-        kind = vars(model)["made_of"]
-        model = build("n2nskip", data, seed=0, base=kind["name"], **kind["options"])
+        model = skipping(model, data)
     made, options = ELSEWHERE.get(net, {}).get(name, (METHODS[name], {}))
     return model, data, made, options
 
@@ -105,7 +114,7 @@ def test_criteria_on_a_device(nets, name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_on_a_device(nets, name, tmp_path):
-    net = "resnet20" if name == "slimming" else "lenet5"
+    net = "residual" if name == "slimming" else "lenet5"
     model, data = nets(net)
     with Pretended("cuda"):
         for run in runs_of(RECIPES[name][0](model, data, folder=tmp_path, progress=False, **OPTIONS)):

@@ -54,17 +54,17 @@ def test_weights_and_flops_by_hand(data):
 def test_it_learns_and_is_pruned_by_its_own_metric(data):
     model = lab.build("transformer", data)
     settings = {"lr": 3e-3, "metric": whole, "progress": False}
-    dense = lab.fit(model, data, epochs=8, **settings)
+    dense = lab.fit(model, data, epochs=6, **settings)
     guess = lab.fit(model, data, epochs=0, progress=False).result.accuracy["test"]["accuracy"]
     places = lab.fit(dense, data, epochs=0, progress=False).result.accuracy["test"]["accuracy"]
     assert guess < 0.15
     assert places > 0.8
     assert dense.result.accuracy["metric"] == "whole"
     assert 0.0 < dense.result.accuracy["test"]["accuracy"] < places
-    pruned = lab.fit(dense, data, lab.methods.Gradual(lab.Cubic(0.5)), epochs=2, **settings)
+    pruned = lab.fit(dense, data, lab.methods.Gradual(lab.Cubic(0.5)), epochs=1, **settings)
     assert pruned.masks.kept == 25984 // 2
     assert not pruned.model.get_parameter("fc.weight")[~pruned.masks["fc.weight"]].any()
-    again = lab.fit(dense, data, lab.methods.Gradual(lab.Cubic(0.5)), epochs=2, **settings)
+    again = lab.fit(dense, data, lab.methods.Gradual(lab.Cubic(0.5)), epochs=1, **settings)
     assert identity.tensor_hash(again.model.state_dict()) == identity.tensor_hash(pruned.model.state_dict())
 
 

@@ -235,7 +235,7 @@ def on_screen(hand: widgets.PruneByHand) -> None:
 def test_a_drag_is_drawn_once_and_then_the_panel_rests(data, run, kind):
     hand = widgets.PruneByHand(of_kind(kind, data, run), images=20)
     browser, chance = Browser(hand), random.Random(0)
-    for _ in range(40):
+    for _ in range(15):
         slider = chance.choice(browser.sliders)
         before, kept = browser.redraws, dict(hand.kept)
         browser.drag(slider, chance.random())
@@ -255,7 +255,7 @@ def test_a_browser_that_answers_late_changes_nothing(data, run, kind):
     hand, alone = (widgets.PruneByHand(chosen, images=20) for _ in range(2))
     browser, chance, actions = Browser(hand), random.Random(kind), 0
     browser.twin = [w for w in inside(alone.box) if type(w) is type(browser.sliders[0])]
-    for _ in range(100):
+    for _ in range(60):
         what = chance.choice(["drag", "code", "receive", "receive", "send", "send"])
         if what == "drag":
             browser.drag(chance.choice(browser.sliders), chance.random())

@@ -147,8 +147,7 @@ def keeps(kind: str, name: str, precision: Any, device: str) -> dict[str, Any]:
     """One method: it ends, its target is kept or missed by name, and what is pruned is exactly 0."""
     model, data = net(kind)
     if "N2NSkip" in name:
-        built = vars(model)["made_of"]
-        model = contract.build("n2nskip", data, seed=0, base=built["name"], **built["options"])
+        model = contract.skipping(model, data)
     made, options = contract.ELSEWHERE.get(kind, {}).get(name, (contract.METHODS[name], {}))
     run = lab.fit(model, data, *made, epochs=2, batch_size=150, precision=precision, device=device, **PLAIN, **options)
     contract.target_is_exact_or_missed(run)
