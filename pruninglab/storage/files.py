@@ -169,7 +169,8 @@ def load_json(path: str | Path, since: tuple[str, int]) -> dict[str, Any]:
     found = record.get(kind) if isinstance(record, dict) else None
     if type(found) is not int or not 1 <= found <= version:
         raise DataError(f"{path} is no record of {kind} 1 to {version} ({kind}: {found!r:.40}); run it again.")
-    if found == version and _json_digest(content, written := str(record.get("sha256"))) != written:
+    written = str(record.pop("sha256", None))
+    if found == version and _json_digest(content, written) != written:
         raise DataError(f"{path} was altered since it was written: it does not match its checksum. Run it again.")
     return record
 
