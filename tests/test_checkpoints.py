@@ -96,8 +96,8 @@ def data() -> lab.Data:
 def fit(data, tmp_path):
     def go(*methods, path=tmp_path / "c.safetensors", **options):
         model = lab.build("lenet300", data, seed=options.pop("model_seed", 0))
-        settings: dict[str, Any] = {"epochs": 2, "progress": False, **options}
-        return lab.fit(model, data, *methods, checkpoint=path, **settings)
+        settings: Any = {"epochs": 2, "progress": False, "checkpoint": path, **options}
+        return lab.fit(model, data, *methods, **settings)
 
     return go
 

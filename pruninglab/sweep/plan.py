@@ -39,10 +39,11 @@ def plan(notebook: str | Path, given: Mapping[str, Any], out: str | Path) -> "Sw
     path = Path(notebook)
     try:
         source: Any = nbformat.read(path, as_version=4)
-    except (OSError, ValueError, AttributeError, nbformat.reader.NotJSONError) as error:
-        raise ConfigError(f"{path} cannot be read as a notebook: {error}.") from None
-    known = declared(source)
-    code = source_hash(source)
+        known, code = declared(source), source_hash(source)
+    except ConfigError:
+        raise
+    except Exception as error:  # nbformat and jsonschema fail in a dozen ways, and all mean the same here
+        raise ConfigError(f"{path} cannot be read as a notebook: {str(error)[:300]}.") from None
     cells = {name_of(parameters, code): parameters for parameters in grid(known, given)}
     return Sweep(path.resolve(), known, source, cells, Path(out).expanduser().resolve())
 

@@ -106,6 +106,17 @@ def resume(run: Run, path: Path, other_code: bool = False) -> tuple[float, int]:
     state = _load(run, path)
     if "epoch_so_far" not in state:
         raise DataError(f"{path} is a state file, but no checkpoint of a run; give another checkpoint=, or delete it.")
+    try:
+        _compare(run, path, state, other_code)
+        return _set(run, state)
+    except (ConfigError, DataError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is a damaged checkpoint: {type(error).__name__} {error}. Delete it.") from None
+
+
+def _compare(run: Run, path: Path, state: dict[Any, Any], other_code: bool) -> None:
+    """Refuse a checkpoint of another run or of other code."""
     stored, asked = state["config"], run.config
     changed, different = _differences(state.get("code", {}), _code(run)), _differences(stored, asked)
     if other_code:
@@ -125,6 +136,12 @@ def resume(run: Run, path: Path, other_code: bool = False) -> tuple[float, int]:
         )
     if moved := _differences(state["machine"], _machine()):
         run.warn(f"not the bits of an undisturbed run: {'; '.join(moved)}.")
+
+
+def _set(run: Run, state: dict[Any, Any]) -> tuple[float, int]:
+    progress, so_far = state["progress"], state["epoch_so_far"]
+    if not (0 <= progress["step"] <= run.steps and 0 <= progress["epoch"] <= run.epochs):
+        raise ValueError(f"step {progress['step']} of {run.steps}")
     Snapshot(state["model"], {}, Masks()).load_into(run.model)
     run._masks = Masks(state["masks"]).to(run.device).over(run.weights)
     run.find_weights()
@@ -138,10 +155,9 @@ def resume(run: Run, path: Path, other_code: bool = False) -> tuple[float, int]:
     run.history = state["history"]
     run.warnings = list(dict.fromkeys([*state["warnings"], *run.warnings]))
     run.cuts = [Cut(**cut) for cut in state["cuts"]]
-    progress = state["progress"]
     run.step, run.epoch, run.seconds = progress["step"], progress["epoch"], progress["seconds"]
     run.status, run.reason = state["status"], state["reason"]
-    return state["epoch_so_far"]["loss_sum"], state["epoch_so_far"]["seen"]
+    return float(so_far["loss_sum"]), int(so_far["seen"])
 
 
 def _unpacked(state: dict[str, Any], masks: Masks) -> dict[str, Any]:
