@@ -77,6 +77,8 @@ def sweep(given: argparse.Namespace) -> int:
             raise ConfigError(f"-p {assignment} sets nothing; write -p name=value,value or -p seed=0:3.")
         values[name.strip()] = text
     planned = plan(given.notebook, values, given.out)
+    if given.jobs is not None and given.jobs < 1:
+        raise ConfigError(f"--jobs {given.jobs} runs nothing; expected at least 1.")
     if given.dry_run:
         found = planned.records()
         for name in planned.cells:

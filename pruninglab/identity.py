@@ -250,10 +250,38 @@ def text(described: Any) -> str:
     return str(described)
 
 
+def code_of(model: nn.Module) -> str:
+    """A hash of the code of a network's own modules, and of every function and class of the user's that they reach."""
+    todo: list[Any] = [type(m) for m in model.modules()]
+    todo += [v for m in model.modules() for v in vars(m).values() if isinstance(v, FunctionType)]
+    seen: dict[int, Any] = {}
+    while todo:
+        found = todo.pop()
+        if id(found) in seen or not isinstance(found, FunctionType | type) or not _is_own(found):
+            continue
+        members = [m for c in found.__mro__ if _is_own(c) for m in vars(c).values()] if isinstance(found, type) else []
+        todo += [function for member in members for function in _functions(member)]
+        seen[id(found)] = [found.__qualname__, *(_constants(found, todo) if isinstance(found, FunctionType) else [])]
+    return _hash(sorted(map(_json, seen.values())))
+
+
+def _constants(function: FunctionType, todo: list[Any]) -> list[Any]:
+    """The code of one function with the plain values that it reads; what else it reads is put on the list."""
+    read = [function.__globals__.get(name) for name in _globals(function.__code__)]
+    read += [_cell(cell) for cell in function.__closure__ or ()] + list(function.__defaults__ or ())
+    todo += read
+    plain = [value for value in read if value is None or isinstance(value, bool | int | float | str)]
+    return [_instructions(function.__code__), plain]
+
+
+_ONLY_SHOW = {"_html.py", "terminal.py", "__main__.py", "results", "analysis", "plots", "widgets", "sweep"}
+
+
 @functools.cache
 def code_hash() -> str:
-    """The package's own source, as it is now, committed or not."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    """The package's own source as far as a training depends on it, as it is now, committed or not."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in _ONLY_SHOW:
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
-"""The terminal: a progress bar, and what Ctrl-C does."""
+"""The terminal: a progress bar, and what Ctrl-C and other signals do."""
 
+import os
 import signal
 import sys
 import threading
@@ -19,28 +20,72 @@ def alert(text: str) -> None:
         print(f"pruninglab: {text}", file=sys.stderr, flush=True)
 
 
+ENDED = 143
+"""The exit code of a process that a signal ended, and whose work can be gone on with."""
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Asked:
+    """What is asked of a piece of work by Ctrl-C, SIGTERM or SIGUSR1: to stop where it can be gone on with."""
+
+    def __init__(self, act: Callable[[str], object]):
+        self.act = act
+        self.before: dict[int, Any] = {}
+        self.number: int | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """The first signal. A second one acts as ever."""
+        self.number = number
+        self.act("the user" if number == signal.SIGINT else signal.Signals(number).name)
+        self._give_back()
+
+    def _take(self) -> None:
+        self.before = {signal.SIGINT: signal.getsignal(signal.SIGINT) or signal.default_int_handler}
+        found = {number: signal.getsignal(number) for number in _ENDING}
+        self.before |= {number: before for number, before in found.items() if before not in (None, signal.SIG_IGN)}
+        for number in self.before:
+            signal.signal(number, self)
+
+    def _give_back(self) -> None:
+        for number, before in self.before.items():
+            signal.signal(number, before)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the process is to end, and not this work alone."""
+        return self.number in _ENDING
+
+    def pass_on(self, number: int = signal.SIGINT) -> None:
+        """What stops work inside other work stops the other one too."""
+        outer = self.before.get(self.number or number)
+        if isinstance(outer, Asked) and outer.number is None:
+            outer(self.number or number, None)
+
+    def end(self) -> None:
+        """Once all is written: SIGTERM and SIGUSR1 end the process, unless somebody around this sees to it."""
+        if self.number is None or not self.ends:
+            return
+        before = self.before[self.number]
+        if before != signal.SIG_DFL:
+            return None if isinstance(before, Asked) else before(self.number, None)
+        if _notebook_display():  # a kernel survives a SystemExit
+            sys.stdout.flush()
+            os._exit(ENDED)
+        raise SystemExit(ENDED)
+
+
 @contextmanager
-def on_first_ctrl_c(act: Callable[[], object]) -> Generator[Any]:
-    """Call `act` at the first Ctrl-C; gives the handler before, None outside the main thread, where none can be set."""
+def asked_to_stop(act: Callable[[str], object]) -> Generator[Asked]:
+    """Call `act` at the first Ctrl-C, SIGTERM or SIGUSR1, with who asked. Outside the main thread nobody can ask."""
+    asked = Asked(act)
     if threading.current_thread() is not threading.main_thread():
-        yield None
+        yield asked
         return
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-
-    def first(number: int, frame: Any) -> None:
-        act()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, first)
+    asked._take()
     try:
-        yield before
+        yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def is_ours(handler: Any) -> bool:
-    """Whether the handler is that of an `on_first_ctrl_c` outside this one."""
-    return getattr(handler, "__qualname__", "").startswith(f"{on_first_ctrl_c.__qualname__}.")
+        asked._give_back()
 
 
 class Bar(tqdm):

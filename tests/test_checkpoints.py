@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -20,6 +22,7 @@ import torch
 import pruninglab as lab
 from pruninglab import storage
 from pruninglab.storage import locks
+from pruninglab.train import checkpoints
 
 SCRIPT = """
 import os, sys, torch, torch._dynamo, pruninglab as lab
@@ -93,8 +96,8 @@ def data() -> lab.Data:
 def fit(data, tmp_path):
     def go(*methods, path=tmp_path / "c.safetensors", **options):
         model = lab.build("lenet300", data, seed=options.pop("model_seed", 0))
-        settings: dict[str, Any] = {"epochs": 2, "progress": False, **options}
-        return lab.fit(model, data, *methods, checkpoint=path, **settings)
+        settings: Any = {"epochs": 2, "progress": False, "checkpoint": path, **options}
+        return lab.fit(model, data, *methods, **settings)
 
     return go
 
@@ -422,3 +425,83 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         storage.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["f"]
+
+
+# -- other code -------------------------------------------------------------------------------------------------------
+
+EDITED = """
+import torch, pruninglab as lab
+from dataclasses import dataclass
+from torch import nn
+from torch.nn import functional as F
+{helper}
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(10, 4)
+    def forward(self, x):
+        return {forward}
+@dataclass
+class Own(lab.Method):
+    def on_step(self, run):
+        {method}
+def loss(logits, y):
+    return {loss}
+"""
+PLAIN = {
+    "helper": "def inner(x): return x",
+    "forward": "self.fc(inner(x))",
+    "method": "pass",
+    "loss": "F.cross_entropy(logits, y)",
+}
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"forward": "-self.fc(inner(x))"}, "the model's code was"),
+        ({"helper": "def inner(x): return 2 * x"}, "the model's code was"),
+        ({"helper": "SCALE = 2\ndef inner(x): return SCALE * x"}, "the model's code was"),
+        ({"method": "run.model.fc.weight.data.mul_(0.5)"}, r"methods\[0\]\.code was"),
+        ({"loss": "2 * F.cross_entropy(logits, y)"}, "loss was"),
+        ({"__version__": "9"}, "pruninglab was '0"),
+        ({"code_hash": lambda: "other"}, "its source was"),
+        ({"torch": SimpleNamespace(**vars(torch) | {"__version__": "1.2"})}, "torch was"),
+    ],
+    ids=str,
+)
+def test_a_finished_checkpoint_of_other_code_is_refused(blobs, tmp_path, monkeypatch, edit, said):
+    def go(edit: dict[str, Any], **options: Any) -> lab.Run:
+        mine: dict[str, Any] = {"__name__": "mine"}
+        exec(EDITED.format(**PLAIN | edit), mine)
+        for name in edit.keys() - PLAIN.keys():
+            monkeypatch.setattr(checkpoints, name, edit[name])
+        fixed: Any = {"epochs": 1, "loss": mine["loss"], "checkpoint": tmp_path / "c", "progress": False}
+        return lab.fit(mine["Net"](), blobs, mine["Own"](), **fixed, **options)
+
+    first = go({})
+    assert go({}).result.warnings == []
+    with pytest.raises(lab.RunError, match=rf"{said}.*other_code=True"):
+        go(edit)
+    with pytest.warns(RuntimeWarning, match=rf"begun by other code: .*{said}"):
+        gone_on = go(edit, other_code=True)
+    assert gone_on.history == first.history
+    assert re.search(said, " ".join(gone_on.result.warnings))
+
+
+def test_what_changes_only_bits_is_in_the_record(fit, monkeypatch):
+    fit()
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
+    run = fit()
+    torch.set_num_threads(before)
+    (warning,) = run.result.warnings
+    assert re.match(r"not the bits of an undisturbed run: instructions was .*'ABACUS' now; threads was", warning)
+
+
+def test_another_setting_is_refused_whatever_the_code(fit):
+    fit(lab.methods.OneShot(0.5))
+    with pytest.raises(lab.RunError, match=r"methods\[0\]\.sparsity was"):
+        fit(lab.methods.OneShot(0.6), other_code=True)

@@ -287,6 +287,89 @@ def test_the_command_checks_lists_and_says_how_it_went(tiny, tmp_path, capsys, c
         main(["sweep", str(tiny), "--out", out, "--limit", "soon"])
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "../../../x", "a/../../x", "/tmp/x", "..", "", ".", "C:\\x", "..\\x", "\\\\host\\x", "a\0b", 3],
+    ids=repr,
+)
+def test_the_files_of_a_worker_stay_inside_its_cell(tiny, tmp_path, name):
+    planned = sweep.plan(tiny, {"x": 3}, tmp_path / "a" / "b" / "out")
+    (cell_name,) = planned.cells
+    before = sorted(tmp_path.rglob("*"))
+    files: Any = {"result.txt": b"good", name: b"bad"}
+    with pytest.raises(lab.DataError, match="which does not lie in its cell"):
+        planned.finish(cell_name, {"status": "done"}, files)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_record_of_a_cell_notices_every_flipped_bit(tiny, tmp_path):
+    planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
+    (name,) = planned.cells
+    planned.finish(name, cell._made(name, {"x": 3}, "done", "", 1.0), {"result.txt": b"9"})
+    path = planned.out / name / "cell.json"
+    assert planned.missing == []
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(lab.DataError, match=r"cell\.json"):
+            lab.results.tables.read_cell(path)
+    assert planned.missing == [name]
+    assert lab.results.load(planned.out).attrs["skipped"].keys() == {str(path)}
+    path.write_bytes(whole.replace(b'"sweep": 2', b'"sweep": 1').replace(b'"sha256"', b'"other"'))
+    assert planned.missing == []  # an older one, without a checksum
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"jobs": 0}, {"jobs": -1}, {"jobs": 1.5}, {"threads": 0}, {"limit": NAN}, {"limit": 0}, {"cell_limit": -1.0},
+     {"cell_limit": NAN}],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused_before_anything_is_written(tiny, tmp_path, wrong):
+    planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
+    with pytest.raises(lab.ConfigError, match=next(iter(wrong))):
+        planned.run(**wrong)
+    assert not (tmp_path / "out").exists()
+    for number in ("0", "-1"):
+        command = ["sweep", str(tiny), "-p", "x=1", "--out", str(tmp_path / "out"), "--jobs", number]
+        assert main(command) == main([*command, "--dry-run"]) == 2
+
+
+def test_a_hundred_thousand_cells_are_listed_without_looking_for_each(tiny, tmp_path, monkeypatch):
+    planned = sweep.plan(tiny, {"x": range(50_000), "method": ["a", "b"]}, tmp_path / "out")
+    first, *_, last = planned.cells
+    for name in (first, last):
+        planned.finish(name, cell._made(name, planned.cells[name], "done", "", 1.0), {})
+    looked: list[Any] = []
+    read = cell.tables.read_cell
+    monkeypatch.setattr(cell.tables, "read_cell", lambda path: looked.append(path) or read(path))
+    assert list(planned.records()) == [first, last]
+    assert len(looked) == 2
+    assert "2 of 100000 cells done" in planned._counts()
+
+
+def test_nothing_of_a_sweep_on_this_machine_can_be_reached_from_outside(tiny, tmp_path):
+    def listening() -> set[Any]:
+        return {c.laddr for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+
+    before, seen = listening(), set[Any]()
+
+    def say(line: str) -> None:
+        seen.update(address.ip for address in listening() - before)
+        if "dashboard" in line:
+            assert "http://127.0.0.1:" in line
+
+    planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
+    planned.run(jobs=1, say=say)
+    assert planned.missing == []
+    assert seen == {"127.0.0.1"}
+
+
 def ask(folder: str) -> lab.Run:
     """What a cell does, here or in a process of its own."""
     data = lab.load("digits", train=100, test=40, size=8)

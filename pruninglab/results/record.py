@@ -61,8 +61,10 @@ class Result:
         record = files.load_json(path, since=("schema", SCHEMA))
         try:
             record = from_schema_1(record) if record["schema"] == 1 else record
-            return cls(**{f.name: record[f.name] for f in fields(cls)})
-        except (LookupError, TypeError, AttributeError) as error:
+            result = cls(**{f.name: record[f.name] for f in fields(cls)})
+            _ = result.row(), repr(result), result._repr_html_()  # whoever shows it is not to find it broken
+            return result
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise DataError(f"{path} is a damaged record: {type(error).__name__} {error}.") from None
 
     @property

@@ -56,7 +56,8 @@ def _found(pattern: Path) -> list[str]:
 def read_cell(path: str | Path) -> dict[str, Any]:
     """The record of a sweep's cell."""
     record = load_json(path, since=("sweep", CELL_SCHEMA))
-    if not {"name", "parameters", "status", "error", "seconds"} <= record.keys():
+    kinds = {"name": str, "parameters": dict, "status": str, "error": str, "seconds": int | float}
+    if any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
         raise DataError(f"{path} is no whole record of a cell; run it again.")
     return record
 

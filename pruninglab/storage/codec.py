@@ -11,6 +11,7 @@ and codes what is left of the matrix, by columns, with `rice:3`.
 import bz2
 import lzma
 import math
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,14 +26,28 @@ Numbers = NDArray[Any]
 Shape = tuple[int, int]
 LARGEST_BOOK = 2**16
 _WINDOW = 2**23
-ENTROPY: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {  # without containers and checksums
-    "zlib": (lambda raw: zlib.compress(raw, 9, wbits=-15), lambda packed: zlib.decompress(packed, wbits=-15)),
+_WIDEST = 48
+ENTROPY: dict[str, tuple[Callable[[bytes], bytes], Callable[[], Any]]] = {  # without containers and checksums
+    "zlib": (lambda raw: zlib.compress(raw, 9, wbits=-15), lambda: zlib.decompressobj(-15)),
     "lzma": (
         lambda raw: lzma.compress(raw, lzma.FORMAT_RAW, filters=_lzma2(max(2**12, min(len(raw), _WINDOW)))),
-        lambda packed: lzma.decompress(packed, lzma.FORMAT_RAW, filters=_lzma2(_WINDOW)),
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma2(_WINDOW)),
     ),
-    "bz2": (bz2.compress, bz2.decompress),
+    "bz2": (bz2.compress, bz2.BZ2Decompressor),
 }
+
+
+def squeeze(raw: bytes, entropy: str) -> bytes:
+    return ENTROPY[entropy][0](raw)
+
+
+def expand(packed: bytes, entropy: str, most: int) -> bytes:
+    """What was squeezed, or a ValueError where that is more than `most` bytes."""
+    reader = ENTROPY[entropy][1]()
+    raw = reader.decompress(packed, most + 1)
+    if len(raw) > most or not reader.eof or reader.unused_data:
+        raise ValueError(f"a stream does not decompress to {most:,} bytes or fewer")
+    return raw
 
 
 def _lzma2(window: int) -> list[dict[str, Any]]:
@@ -121,6 +136,8 @@ def encode_csr(mask: Mask, width: int) -> Bits:
 def decode_csr(bits: Bits, shape: Shape, kept: int, width: int) -> Mask:
     rows, columns = shape
     counts = from_bits(bits, width, rows)
+    if (counts > columns).any() or counts.sum() != kept:
+        raise ValueError(f"rows of other lengths than {kept:,} positions")
     inside = from_bits(bits[rows * width :], _enough_for(columns), kept)
     if (inside >= columns).any():
         raise ValueError("a column lies outside the matrix")
@@ -161,20 +178,31 @@ def encode_positions(mask: Mask, coding: str) -> Bits:
     return _PLAIN[name][0](mask, int(width or 0))
 
 
+_CODING = re.compile(r"(rows\.)?(cols\.)?(turn\.)?(bitmap|(gap|rice|csr):[0-9]{1,2})")
+
+
 def decode_positions(bits: Bits, shape: Shape, kept: int, coding: str) -> Mask:
     """The mask, or a ValueError where the bits do not give `kept` positions inside `shape`."""
+    if not _CODING.fullmatch(coding):
+        raise ValueError(f"{coding!r:.40} is no coding of positions")
+    return _decode_positions(bits, shape, kept, coding)
+
+
+def _decode_positions(bits: Bits, shape: Shape, kept: int, coding: str) -> Mask:
     head, _, rest = coding.partition(".")
     if head in ("rows", "cols"):
         axis = 0 if head == "rows" else 1
         live = bits[: shape[axis]].astype(bool)
         inner = (int(live.sum()), shape[1]) if axis == 0 else (shape[0], int(live.sum()))
         mask = np.zeros(shape, bool)
-        mask[live if axis == 0 else (slice(None), live)] = decode_positions(bits[shape[axis] :], inner, kept, rest)
+        mask[live if axis == 0 else (slice(None), live)] = _decode_positions(bits[shape[axis] :], inner, kept, rest)
         return mask
     if head == "turn":
-        return decode_positions(bits, (shape[1], shape[0]), kept, rest).T
+        return _decode_positions(bits, (shape[1], shape[0]), kept, rest).T
     name, _, width = head.partition(":")
-    mask = _PLAIN[name][1](bits, shape, kept, int(width or 0))
+    if (wide := int(width or 0)) > _WIDEST:
+        raise ValueError(f"a width of {wide} bits")
+    mask = _PLAIN[name][1](bits, shape, kept, wide)
     if np.count_nonzero(mask) != kept:
         raise ValueError(f"{np.count_nonzero(mask):,} positions instead of {kept:,}")
     return mask

@@ -44,7 +44,12 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MARKS = {"zlib": "z", "lzma": "l", "bz2": "b"}
 _ENTROPY = {mark: name for name, mark in _MARKS.items()}
 _BLANK = "0" * 16
-_UNDECODABLE = (ValueError, LookupError, ArithmeticError, OSError, EOFError, zlib.error, lzma.LZMAError)
+_UNDECODABLE = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+    *(OSError, EOFError, zlib.error, lzma.LZMAError),
+)
+SMALL = 2**24
+"""Bytes that any file may become; beyond that a thousand times its own size, unless the caller allows more."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def _entry(name: str, tensor: Tensor, values: str, others: str, entropy: str | N
         raise ConfigError(f"{name} cannot have a code book: {error}. Quantize it, or use values='exact'.") from None
     streams, marks = list(coded.streams), [""] * len(coded.streams)
     for i, raw in enumerate(coded.streams if entropy else ()):
-        squeezed = codec.ENTROPY[str(entropy)][0](raw)
+        squeezed = codec.squeeze(raw, str(entropy))
         if len(squeezed) < len(raw):
             streams[i], marks[i] = squeezed, _MARKS[str(entropy)]
     changed = 0 if stored is tensor else int(((stored.to(tensor.dtype) != tensor) & ~tensor.isnan()).sum())
@@ -178,12 +183,16 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
 
 
-def unpack(content: bytes) -> dict[str, Tensor]:
-    """The tensors by name, tied ones shared. Whatever is wrong with the file is a ValueError that says where."""
+def unpack(content: bytes, limit: int | None = None) -> dict[str, Tensor]:
+    """The tensors by name, tied ones shared. Whatever is wrong with the file is a ValueError that says where.
+
+    `limit` is the number of bytes that all tensors together may take, so that no small file fills the memory.
+    """
     metadata, start = _header(content)
     lines = metadata["contents"].split("\n") if metadata["contents"] else []
     if _digest(content, metadata["sha256"]) != metadata["sha256"]:
         raise ValueError(_what_is_wrong(content, start, lines))
+    left = max(SMALL, 1000 * len(content)) if limit is None else limit
     state: dict[str, Tensor] = {}
     names: list[str] = []
     for line in lines:
@@ -194,12 +203,29 @@ def unpack(content: bytes) -> dict[str, Tensor]:
             else:
                 *coding, lengths, _ = fields
                 streams = _streams(content, start, lengths)
-                start += sum(map(len, streams))
+                start += sum(map(_length, lengths.split(",")))
+                if start > len(content):
+                    raise ValueError("its streams lie beyond the end of the file")
+                left -= (size := _bytes_of(coding))
+                if left < 0:
+                    raise ValueError(f"its {size:,} bytes are over the limit; limit=… allows more")
                 state[name] = _tensor(coding, streams, lengths)
         except _UNDECODABLE as error:
-            raise ValueError(f"{name} cannot be decoded ({error})") from None
+            raise ValueError(f"{name:.200} cannot be decoded ({error})") from None
         names.append(name)
     return state
+
+
+def _shape(coding: list[str]) -> tuple[int, ...]:
+    shape = tuple(map(int, coding[1].split(","))) if coding[1] != "-" else ()
+    if any(length < 0 for length in shape):
+        raise ValueError(f"a shape of {coding[1]:.40}")
+    return shape
+
+
+def _bytes_of(coding: list[str]) -> int:
+    """What a tensor takes in memory, by its line of the contents."""
+    return prod(_shape(coding)) * max(_DTYPES[dtype].itemsize for dtype in coding[0].split("<"))
 
 
 def _header(content: bytes) -> tuple[dict[str, str], int]:
@@ -212,7 +238,7 @@ def _header(content: bytes) -> tuple[dict[str, str], int]:
     try:
         header = json.loads(content[8:start])
         metadata = header.get("__metadata__")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"its header has been altered ({error})") from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"it is a safetensors file, but not of the format {FORMAT!r}")
@@ -232,7 +258,7 @@ def _what_is_wrong(content: bytes, start: int, lines: list[str]) -> str:
             streams = _streams(content, start, lengths)
         except ValueError:
             return "its header has been altered"
-        start += sum(int(length.rstrip("zlb")) for length in lengths.split(","))  # where they should end
+        start += sum(map(_length, lengths.split(",")))  # where they should end
         if start > len(content):
             return f"it is cut off inside {name}, at {len(content):,} bytes"
         if _checksum(streams) != checksum:
@@ -245,20 +271,29 @@ def _what_is_wrong(content: bytes, start: int, lines: list[str]) -> str:
 def _streams(content: bytes, start: int, lengths: str) -> tuple[bytes, ...]:
     streams = []
     for length in lengths.split(","):
-        stop = start + int(length.rstrip("zlb"))
+        stop = start + _length(length)
         streams.append(content[start:stop])
         start = stop
     return tuple(streams)
 
 
+def _length(written: str) -> int:
+    if (length := int(written.rstrip("zlb"))) < 0:
+        raise ValueError(f"a stream of {length:,} bytes")
+    return length
+
+
 def _tensor(coding: list[str], streams: tuple[bytes, ...], lengths: str) -> Tensor:
-    dtypes, written_shape, kept, positions, values = coding
+    dtypes, _, kept, positions, values = coding
     dtype, _, stored = dtypes.partition("<")
+    shape = _shape(coding)
+    if not 0 <= int(kept) <= prod(shape):
+        raise ValueError(f"{kept:.40} values in {prod(shape):,} places")
+    most = 8 * codec.LARGEST_BOOK + prod(shape) * _DTYPES[stored or dtype].itemsize
     place, codes, book = (
-        codec.ENTROPY[_ENTROPY[length[-1]]][1](stream) if length[-1] in _ENTROPY else stream
+        codec.expand(stream, _ENTROPY[length[-1]], most) if length[-1] in _ENTROPY else stream
         for stream, length in zip(streams, lengths.split(","), strict=True)
     )
-    shape = tuple(map(int, written_shape.split(","))) if written_shape != "-" else ()
     kind = _DTYPES[stored or dtype]
     coded = Coded(int(kept), positions, values, 0, 0, (place, codes, book))
     matrix = codec.decode(coded, _matrix(shape), np.dtype(f"<u{kind.itemsize}"))

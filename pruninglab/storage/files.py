@@ -169,7 +169,8 @@ def load_json(path: str | Path, since: tuple[str, int]) -> dict[str, Any]:
     found = record.get(kind) if isinstance(record, dict) else None
     if type(found) is not int or not 1 <= found <= version:
         raise DataError(f"{path} is no record of {kind} 1 to {version} ({kind}: {found!r:.40}); run it again.")
-    if found == version and _json_digest(content, written := str(record.get("sha256"))) != written:
+    written = str(record.pop("sha256", None))
+    if found == version and _json_digest(content, written) != written:
         raise DataError(f"{path} was altered since it was written: it does not match its checksum. Run it again.")
     return record
 
@@ -275,28 +276,29 @@ def _scalar(value: Any, where: str) -> Any:
     )
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The state of a structure. Each tensor is taken once, so that a small file stays small in memory."""
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content]
+        return tensors.pop(content)
     if kind == "bits":
         name, shape = content
-        return _from_bits(tensors[name], shape)
+        return _from_bits(tensors.pop(name), shape)
     if kind == "sparse":
         name, packed = content
-        return _from_sparse(tensors[name], _unpack(packed, tensors))
+        return _from_sparse(tensors.pop(name), _unpack(packed, tensors))
     if kind in ("items", "masks"):
         items = {_unpack(k, {}): _unpack(v, tensors) for k, v in content}
         return Masks(items) if kind == "masks" else items
     held = [_unpack(v, tensors) for v in content]
-    return tuple(held) if kind == "tuple" else held
+    return {"list": list, "tuple": tuple}[kind](held)
 
 
 def _from_bits(bits: Tensor, shape: list[int]) -> Tensor:
     """A mask of this shape; no more is allocated than the bits in the file fill."""
-    if (count := prod(shape)) < 0 or -(-count // 8) != len(bits):
+    if any(length < 0 for length in shape) or -(-(count := prod(shape)) // 8) != len(bits) or bits.dtype != torch.uint8:
         raise ValueError(f"{len(bits):,} bytes for a mask of {shape}")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(shape)
 

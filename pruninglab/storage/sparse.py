@@ -41,21 +41,29 @@ def save(
 
 
 @overload
-def load(path: str | Path) -> dict[str, Tensor]: ...
+def load(path: str | Path, *, limit: int | None = None) -> dict[str, Tensor]: ...
 
 
 @overload
-def load(path: str | Path, model: AnyModel) -> AnyModel: ...
+def load(path: str | Path, model: AnyModel, *, limit: int | None = None) -> AnyModel: ...
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
-    """The state dict in a sparse file, or `model` with it. What is cut off, altered or foreign is a DataError."""
+def load(
+    path: str | Path, model: nn.Module | None = None, *, limit: int | None = None
+) -> dict[str, Tensor] | nn.Module:
+    """The state dict in a sparse file, or `model` with it. What is cut off, altered or foreign is a DataError.
+
+    A small file may hold large tensors of zeros. More than `limit` bytes in memory are refused: by default what the
+    model has, and without one a thousand times the size of the file, or 16 MiB.
+    """
+    if model is not None and limit is None:
+        limit = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Give a file that storage.save wrote.") from None
     try:
-        state = fileformat.unpack(content)
+        state = fileformat.unpack(content, limit)
     except ValueError as error:
         raise DataError(f"{path} is refused: {error}. Copy it again, or write it again with storage.save.") from None
     if model is None:

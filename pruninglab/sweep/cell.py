@@ -21,6 +21,8 @@ from ..storage.files import save_json, write_atomic
 from . import headless
 
 RECORD = "cell.json"
+UNFINISHED = ("out of time", "stopped")
+"""How a cell ends that is to be gone on with."""
 
 
 def run_cell(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes] | None]:
@@ -64,12 +66,14 @@ def _run_in(work: Path, job: dict[str, Any], environment: dict[str, str]) -> dic
     except headless.OutOfTime as reached:
         over_all = limit != job["cell_limit"]
         status, error = ("out of time" if over_all else "failed"), str(reached)
+    except headless.Stopped as stopped:
+        status, error = "stopped", str(stopped)
     except RunError as failure:
         status, error = "failed", str(failure)
     (work / "kernel.json").unlink(missing_ok=True)
     _thumbnail(output, work / "thumbnail.png")
     record = _made(name, job["parameters"], status, error, time.time() - began) | {"reached": _reached(work)}
-    if status != "out of time":  # the last file: with it the cell is whole
+    if status not in UNFINISHED:  # the last file: with it the cell is whole
         save_json(work / RECORD, finite(record))
     return record
 

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, ClassVar
 
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -25,40 +26,69 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from ..errors import RunError
+from ..terminal import ENDED, asked_to_stop
 
 LOOK_AGAIN = 0.25
+GRACE = 30.0
+"""Seconds that a kernel has for its step in flight and a checkpoint, once it is asked to end."""
 
 
 class OutOfTime(RunError):
     """The time limit was reached, and the kernel killed."""
 
 
+class Stopped(RunError):
+    """The kernel was asked to end before the notebook had, and did; what it wrote is there to go on with."""
+
+
 class _Watch:
     """One try: what the kernel is given, what became of it, and the clock that kills it."""
+
+    running: ClassVar[set["_Watch"]] = set()
 
     def __init__(
         self, folder: Path, environment: Mapping[str, str], limit: float | None, on_start: Callable[[int], None]
     ):
         self.folder, self.environment, self.on_start = folder, dict(environment), on_start
-        self.ready = self.expired = False
-        self.pid = 0
+        self.ready = self.expired = self.stopped = False
+        self.pid, self.process = 0, None
         self.timer = threading.Timer(limit, self.expire) if limit is not None else None
 
     def __enter__(self) -> "_Watch":
+        self.running.add(self)
         if self.timer:
             self.timer.daemon = True
             self.timer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.running.discard(self)
         if self.timer:
             self.timer.cancel()
 
-    def started(self, pid: int) -> None:
-        self.pid = pid
-        self.on_start(pid)
-        if self.expired:
-            kill(pid)
+    def started(self, process: Any) -> None:
+        self.pid, self.process = process.pid, process
+        self.on_start(process.pid)
+        if self.expired or self.stopped:
+            kill(process.pid)
+
+    def stop(self) -> None:
+        """Ask the kernel to end: a training writes its checkpoint. After a while it is killed."""
+        if not self.stopped:
+            self.stopped = True
+            if self.timer:
+                self.timer.cancel()
+            self.timer = threading.Timer(GRACE, self.expire)
+            self.timer.daemon = True
+            self.timer.start()
+            if self.process:
+                self.process.terminate()
+
+    @property
+    def was_stopped(self) -> bool:
+        """By this process, or by a signal from elsewhere."""
+        code = self.process.poll() if self.process else None
+        return self.stopped or code in (ENDED, -signal.SIGTERM)
 
     def expire(self) -> None:
         self.expired = True
@@ -71,7 +101,7 @@ class _Client(PapermillNotebookClient):
 
     def start_new_kernel(self, **kwargs: Any) -> None:
         super().start_new_kernel(cwd=str(self.watch.folder), env=self.watch.environment, **kwargs)
-        self.watch.started(self.km.provisioner.process.pid)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        self.watch.started(self.km.provisioner.process)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
     def start_new_kernel_client(self, **kwargs: Any) -> Any:
         client = super().start_new_kernel_client(**kwargs)
@@ -112,6 +142,12 @@ class Engine(NBClientEngine):
 papermill_engines.register("pruninglab", Engine)
 
 
+def stop_all() -> None:
+    """Ask all kernels that this process runs to end."""
+    for watch in list(_Watch.running):
+        watch.stop()
+
+
 def execute(
     notebook: Any,
     output: Path,
@@ -125,21 +161,47 @@ def execute(
     """Run `notebook` (a path, or one that is read already) in `folder` and leave it at `output`, executed so far.
 
     `limit` is in seconds for all of it. `on_start` is given the kernel's process id, which is its group's too. A cell
-    that fails, a kernel that dies and a limit that is reached are a RunError.
+    that fails, a kernel that dies and a limit that is reached are a RunError. Ctrl-C, SIGTERM and SIGUSR1 ask the
+    kernel to end, and then act as ever.
     """
+    make = partial(_Watch, folder, {**os.environ, **(environment or {})})
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _execute(notebook, output, dict(parameters), limit, lambda left: make(left, on_start))
+        except BaseException as error:
+            failed.append(error)
+
+    with asked_to_stop(lambda by: stop_all()) as asked:
+        thread = threading.Thread(target=work, name="pruninglab notebook")  # nbclient takes signals in the main one
+        thread.start()
+        thread.join()
+    asked.end()
+    if asked.number is not None:
+        raise KeyboardInterrupt
+    if failed:
+        raise failed[0]
+
+
+def _execute(
+    notebook: Any, output: Path, parameters: dict[str, Any], limit: float | None, watching: Callable[[Any], _Watch]
+) -> None:
     began = time.monotonic()
     for is_last in (False, True):
         left = None if limit is None else limit - (time.monotonic() - began)
-        with _closing_loop(), _Watch(folder, {**os.environ, **(environment or {})}, left, on_start) as watch:
+        with _closing_loop(), watching(left) as watch:
             try:
                 Context().run(  # ours may hold an event loop that runs in another thread, and jupyter_client take it
-                    papermill.execute_notebook, notebook, output, dict(parameters), engine_name="pruninglab",
+                    papermill.execute_notebook, notebook, output, parameters, engine_name="pruninglab",
                     kernel_name="python3", language="python", progress_bar=False, watch=watch,
                 )  # fmt: skip
                 return
             except PapermillExecutionError as error:
                 raise RunError(f"cell [{error.exec_count}] ended in {error.ename}: {error.evalue}") from None
             except Exception as error:  # zmq, the kernel manager and nbclient have each their own
+                if watch.was_stopped:
+                    raise Stopped("the kernel was asked to end; the same call goes on from what it wrote") from None
                 if watch.expired:
                     raise OutOfTime(f"the time limit of {limit:g} s was reached; the kernel was killed") from None
                 if not watch.ready and not is_last:

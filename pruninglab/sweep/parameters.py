@@ -31,6 +31,10 @@ from ..models.building import available as models_by_name
 from ..train.options import Options
 from ..typed import BelowOne, CountFromZero, PositiveFraction, Range, bounds, choices, expected, hints
 
+DEEPEST = 20
+"""Lists in lists of a grid."""
+MOST = 1_000_000
+"""Cells of a grid."""
 TYPES: dict[str, tuple[type, ...]] = {kind.__name__: (kind,) for kind in (int, str, bool, list, dict)}
 TYPES |= {"float": (float, int), "None": (type(None),)}
 BY_NAME = {"sparsity": BelowOne, "density": PositiveFraction, "seed": CountFromZero, "epochs": CountFromZero}
@@ -53,9 +57,9 @@ class Parameter:
             return [part.strip() for part in text.split(",")]
         if "int" in self.kinds and (span := re.fullmatch(r"\s*(-?\d+):(-?\d+)(?::(-?\d+))?\s*", text)):
             start, stop, step = (int(number) if number else 1 for number in span.groups())
-            if not step or not (values := list(range(start, stop, step))):
-                raise ConfigError(f"{self.name}={text} holds no number; 0:3 is 0, 1 and 2.")
-            return values
+            if not step or not 0 < len(values := range(start, stop, step)) <= MOST:
+                raise ConfigError(f"{self.name}={text} holds no number, or above {MOST:,}; 0:3 is 0, 1 and 2.")
+            return list(values)
         words = {"true": "True", "false": "False", "none": "None"}
         spelled = re.sub(r"\b(?:true|false|none)\b", lambda word: words[word.group()], text)
         try:
@@ -140,7 +144,13 @@ def declared(notebook: Any) -> dict[str, Parameter]:
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ConfigError(f"{len(tagged)} cells of the notebook are tagged `parameters`; expected one.")
-    source = tagged[0].source
+    try:
+        return _declared(tagged[0].source)
+    except (SyntaxError, tokenize.TokenError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"the cell tagged `parameters` cannot be read as Python: {error}.") from None
+
+
+def _declared(source: str) -> dict[str, Parameter]:
     comments = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -164,7 +174,7 @@ def declared(notebook: Any) -> dict[str, Parameter]:
 def _literal(value: ast.expr) -> Any:
     try:
         return ast.literal_eval(value)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 
@@ -191,6 +201,8 @@ def grid(known: Mapping[str, Parameter], given: Mapping[str, Any]) -> list[dict[
             raise ConfigError(f"{name} has no value; give at least one.")
         if len({repr(value) for value in axes[name]}) < len(axes[name]):
             raise ConfigError(f"{name} has a value twice: {', '.join(map(repr, axes[name]))}.")
+    if (cells := math.prod(map(len, axes.values()))) > MOST:
+        raise ConfigError(f"this grid has {cells:,} cells; expected at most {MOST:,}.")
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
@@ -216,6 +228,11 @@ def _yaml(text: str) -> Any:
     except ImportError:
         raise ValueError("it needs PyYAML: pip install pyyaml, or write the grid as TOML") from None
     try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"a grid has no aliases (*name), and no more than {DEEPEST} lists in lists")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(error) from None

@@ -1,16 +1,16 @@
 """A sweep: one notebook run with many parameters on Dask workers."""
 
+import logging
 import math
 import os
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import nbformat
@@ -19,11 +19,13 @@ from filelock import FileLock, Timeout
 
 from .. import _html
 from .._html import Raw
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, DataError, RunError
 from ..results import environment
 from ..storage.files import check_writable, save_json, write_atomic
-from ..terminal import on_first_ctrl_c
-from .cell import RECORD, _made, _record, run_cell
+from ..terminal import Asked, asked_to_stop
+from ..typed import Count, Positive, check_arguments
+from . import headless
+from .cell import RECORD, UNFINISHED, _made, _record, run_cell
 from .parameters import Parameter, declared, grid, name_of, source_hash
 
 FORGIVEN = 5
@@ -37,10 +39,11 @@ def plan(notebook: str | Path, given: Mapping[str, Any], out: str | Path) -> "Sw
     path = Path(notebook)
     try:
         source: Any = nbformat.read(path, as_version=4)
-    except (OSError, ValueError, AttributeError, nbformat.reader.NotJSONError) as error:
-        raise ConfigError(f"{path} cannot be read as a notebook: {error}.") from None
-    known = declared(source)
-    code = source_hash(source)
+        known, code = declared(source), source_hash(source)
+    except ConfigError:
+        raise
+    except Exception as error:  # nbformat and jsonschema fail in a dozen ways, and all mean the same here
+        raise ConfigError(f"{path} cannot be read as a notebook: {str(error)[:300]}.") from None
     cells = {name_of(parameters, code): parameters for parameters in grid(known, given)}
     return Sweep(path.resolve(), known, source, cells, Path(out).expanduser().resolve())
 
@@ -57,7 +60,8 @@ class Sweep:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Of every cell that is finished, in the order of the grid."""
-        read = {name: _record(self.out / name) for name in self.cells}
+        here = set(os.listdir(self.out)) if self.out.is_dir() else set[str]()
+        read = {name: _record(self.out / name) for name in self.cells if name in here}
         return {name: record for name, record in read.items() if record}
 
     def table(self) -> pd.DataFrame:
@@ -72,8 +76,9 @@ class Sweep:
 
     def estimate(self, jobs: int) -> str:
         """How long what is left will take, by the cells that are done."""
-        done = [r["seconds"] for r in self.records().values() if r["status"] == "done"]
-        left = len(self.missing)
+        found = self.records()
+        done = [r["seconds"] for r in found.values() if r["status"] == "done"]
+        left = len(self.cells) - len(found)
         if not left:
             return "nothing is left to run"
         each = sum(done) / len(done) if done else USUAL
@@ -83,12 +88,12 @@ class Sweep:
     def run(
         self,
         *,
-        jobs: int | None = None,
-        threads: int = 1,
+        jobs: Count | None = None,
+        threads: Count = 1,
         scheduler: str | None = None,
         resources: Mapping[str, float] | None = None,
-        cell_limit: float | None = None,
-        limit: float | None = None,
+        cell_limit: Positive | None = None,
+        limit: Positive | None = None,
         retry_failed: bool = False,
         say: Callable[[str], None] = partial(print, flush=True),  # noqa: B008 (it holds nothing)
     ) -> "Sweep":
@@ -100,13 +105,15 @@ class Sweep:
         still running is killed, a cell over its own limit has failed, one over the limit of all is missing. A cell that
         fails leaves the others alone. Ctrl-C lets the running cells end and starts no more; a second one breaks off.
         """
+        check_arguments(Sweep.run, {"jobs": jobs, "threads": threads, "cell_limit": cell_limit, "limit": limit})
         check_writable(self.out / "summary.csv", "out")
         (self.out / ".work").mkdir(exist_ok=True)
         try:
             alone = FileLock(self.out / ".work" / "sweep.lock").acquire(timeout=0)
         except Timeout:
             raise RunError(f"another sweep is at work in {self.out}; wait for it, or take another folder.") from None
-        with alone, ExitStack() as stack:
+        stopped = threading.Event()
+        with alone, asked_to_stop(lambda by: stopped.set()) as asked, ExitStack() as stack:
             stack.callback(self.write_tables)
             if retry_failed:
                 for name in self.failed:
@@ -118,10 +125,11 @@ class Sweep:
             if todo:
                 cluster = _Cluster.local(stack, jobs, threads) if scheduler is None else _Cluster.at(stack, scheduler)
                 say(cluster.said)
-                _Loop(self, cluster, todo, threads, resources, cell_limit, limit, say).run()
+                _Loop(self, cluster, todo, threads, resources, cell_limit, limit, say).run(stopped, asked)
             for name in self.records():
                 (self.out / ".work" / f"{name}.lock").unlink(missing_ok=True)
                 shutil.rmtree(self.out / ".work" / name, ignore_errors=True)
+        asked.end()
         return self
 
     @property
@@ -155,9 +163,11 @@ class Sweep:
         }
 
     def finish(self, name: str, record: dict[str, Any], files: dict[str, bytes] | None) -> None:
-        """Put a cell into place. `files` come from a worker that does not see this folder."""
+        """Put a cell into place. `files` come from a worker that does not see this folder, and stay inside the cell."""
         work = self.out / ".work" / name
         if files is not None:
+            for path in files:
+                _check_inside(work, path)
             shutil.rmtree(work, ignore_errors=True)
             for path, content in files.items():
                 (work / path).parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +225,9 @@ class Sweep:
         return f"{head}<title>{_html.cell(self.notebook.name)}</title>{style}{body}\n"
 
     def _counts(self) -> str:
-        failed, missing = len(self.failed), len(self.missing)
+        found = self.records()
+        failed = sum(record["status"] == "failed" for record in found.values())
+        missing = len(self.cells) - len(found)
         parts = [f"{len(self.cells) - failed - missing} of {len(self.cells)} cells done"]
         parts += [f"{failed} failed"] * bool(failed) + [f"{missing} missing"] * bool(missing)
         return ", ".join(parts)
@@ -240,8 +252,6 @@ class _Cluster:
     def local(cls, stack: ExitStack, jobs: int | None, threads: int) -> "_Cluster":
         from dask.system import CPU_COUNT
 
-        if threads < 1 or (jobs is not None and jobs < 1):
-            raise ConfigError(f"jobs={jobs} and threads={threads}; expected at least 1 of each.")
         jobs = jobs or max(CPU_COUNT // threads, 1)
         if jobs * threads > CPU_COUNT:
             raise ConfigError(
@@ -250,18 +260,18 @@ class _Cluster:
             )
         import distributed
 
-        settings: dict[str, Any] = {
-            "n_workers": jobs,
-            "threads_per_worker": 1,
-            "memory_limit": 0,
-            "silence_logs": "ERROR",
-        }
-        settings |= {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}  # a fixed port may be another sweep's
-        cluster = stack.enter_context(distributed.LocalCluster(**settings))
+        # in this process: a cell is a kernel of its own, and nobody else on this machine can reach a scheduler here
+        cluster = stack.enter_context(
+            distributed.LocalCluster(
+                n_workers=jobs, threads_per_worker=1, processes=False, memory_limit=0, silence_logs=logging.ERROR,
+                dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0",
+            )
+        )  # fmt: skip
         client = stack.enter_context(distributed.Client(cluster))
-        client.register_plugin(_deaf_worker(distributed), name="deaf")
+        stack.callback(headless.stop_all)  # what a second Ctrl-C breaks off
         said = f"{jobs} worker{'s' * (jobs > 1)} of {threads} thread{'s' * (threads > 1)}"
-        return cls(client, f"{said}; dashboard: {client.dashboard_link}")
+        port = client.scheduler_info()["services"]["dashboard"]
+        return cls(client, f"{said}; dashboard: http://127.0.0.1:{port}/status")
 
     @classmethod
     def at(cls, stack: ExitStack, address: str) -> "_Cluster":
@@ -297,19 +307,27 @@ class _Loop:
         self.total = len(todo)
         self.alone = False
 
-    def run(self) -> None:
-        with _stopping() as stopped:
-            while self.todo or self.running:
-                if stopped.is_set() and self.todo:
-                    self.todo.clear()
-                    self.say(f"stopping: {len(self.running)} cells end, no more begin. Ctrl-C once more breaks off.")
-                if self.end is not None and time.time() > self.end:
-                    self.todo.clear()
-                    if time.time() > self.end + 60:  # their own clocks should have ended them
-                        break
-                self._wait()
-                for future in [f for f in self.running if f.status != "pending"]:
-                    self._take(future, self.running.pop(future))
+    def run(self, stopped: threading.Event, asked: Asked) -> None:
+        while self.todo or self.running:
+            if stopped.is_set():
+                self._stop(asked)
+                stopped.clear()
+            if self.end is not None and time.time() > self.end:
+                self.todo.clear()
+                if time.time() > self.end + 60:  # their own clocks should have ended them
+                    break
+            self._wait()
+            for future in [f for f in self.running if f.status != "pending"]:
+                self._take(future, self.running.pop(future))
+
+    def _stop(self, asked: Asked) -> None:
+        self.todo.clear()
+        if asked.ends:
+            self.end = time.time() + headless.GRACE - 60
+            self.cluster.client.run(headless.stop_all, on_error="ignore")
+            self.say(f"ending: {len(self.running)} cells write their checkpoints. The same command goes on with them.")
+        else:
+            self.say(f"stopping: {len(self.running)} cells end, no more begin. Ctrl-C once more breaks off.")
 
     def _wait(self) -> None:
         """Until one of the running cells has ended, or half a second."""
@@ -350,6 +368,9 @@ class _Loop:
             future.release()  # or it would be made again if its worker died now
         elif future.status == "error":
             error = future.exception()
+            if isinstance(error, OSError):  # a full disk, say: it can be run again
+                self.say(f"{name} could not be written and stays missing: {error}")
+                return
             if died := type(error).__name__ == "KilledWorker":  # Dask blames cells that only waited there, too
                 self.killed[name] = self.killed.get(name, 0) + 1
                 if self.killed[name] <= FORGIVEN:
@@ -359,7 +380,7 @@ class _Loop:
             record, files = _made(name, self.sweep.cells[name], "failed", said, 0.0), None
         else:
             raise self._lost()
-        if record["status"] == "out of time":
+        if record["status"] in UNFINISHED:
             return
         self.sweep.finish(name, record, files)
         self.seconds.append(record["seconds"])
@@ -373,23 +394,14 @@ class _Loop:
         )
 
 
-@contextmanager
-def _stopping() -> Generator[threading.Event]:
-    """Set by the first Ctrl-C; the second acts as ever."""
-    event = threading.Event()
-    with on_first_ctrl_c(event.set):
-        yield event
-
-
-def _deaf_worker(distributed: Any) -> Any:
-    """Ctrl-C in a terminal is sent to the workers too; they leave it to this process."""
-
-    class Deaf(distributed.WorkerPlugin):
-        def setup(self, worker: Any) -> None:
-            with suppress(ValueError):  # not in the main thread
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    return Deaf()
+def _check_inside(folder: Path, path: Any) -> None:
+    """A name from another machine, by the rules of all systems."""
+    windows = PureWindowsPath(path) if isinstance(path, str) else PureWindowsPath("..")
+    if windows.anchor or not windows.parts or ".." in windows.parts or "\0" in str(windows):
+        raise DataError(
+            f"a worker sent a file named {path!r:.80}, which does not lie in its cell, {folder}. Nothing of it was "
+            "written; look at who can reach that scheduler."
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """A run on disk: one file, written atomically, from which `fit` goes on to the bits of an undisturbed run."""
 
 import os
+import platform
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, fields, is_dataclass
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, RunError
+from ..identity import __version__, code_hash, code_of
 from ..masks.masks import Masks
+from ..results.environment import environment
 from ..storage import files, locks
 from ..terminal import alert
 from .method import Method, state_of
@@ -23,6 +27,8 @@ def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> No
     """All that the next step depends on, in one file. Random numbers follow from seed and step and need no place."""
     state = {
         "config": run.config,
+        "code": _code(run),
+        "machine": _machine(),
         "model": {**dict(run.model.named_parameters()), **dict(run.model.named_buffers())},
         "optimizer": optimizer_state(run),
         "masks": run.masks,
@@ -78,10 +84,6 @@ def alone(path: Path | None) -> AbstractContextManager[None]:
     return locks.alone(path, "Wait until that has ended, or give another checkpoint=.")
 
 
-def is_there(path: Path | None) -> bool:
-    return path is not None and (path.exists() or files.previous(path).exists())
-
-
 def _load(run: Run, path: Path) -> dict[Any, Any]:
     """The newest checkpoint; where that is damaged or gone, the one before it takes its place."""
     try:
@@ -97,16 +99,49 @@ def _load(run: Run, path: Path) -> dict[Any, Any]:
     return state
 
 
-def resume(run: Run, path: Path) -> tuple[float, int]:
+def resume(run: Run, path: Path, other_code: bool = False) -> tuple[float, int]:
     """Set everything that `save` kept; returns the sum of losses and its samples in the epoch that was broken off."""
+    if not path.exists() and not files.previous(path).exists():
+        return 0.0, 0
     state = _load(run, path)
     if "epoch_so_far" not in state:
         raise DataError(f"{path} is a state file, but no checkpoint of a run; give another checkpoint=, or delete it.")
-    if different := _differences(state["config"], run.config):
+    try:
+        _compare(run, path, state, other_code)
+        return _set(run, state)
+    except (ConfigError, DataError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is a damaged checkpoint: {type(error).__name__} {error}. Delete it.") from None
+
+
+def _compare(run: Run, path: Path, state: dict[Any, Any], other_code: bool) -> None:
+    """Refuse a checkpoint of another run or of other code."""
+    stored, asked = state["config"], run.config
+    changed, different = _differences(state.get("code", {}), _code(run)), _differences(stored, asked)
+    if other_code:
+        for difference in (*changed, *different):
+            _say(run, f"{path} was begun by other code: {difference}.")
+        changed, different = [], _differences(_without_code(stored), _without_code(asked))
+    if changed:
         raise RunError(
-            f"{path} belongs to another run: {'; '.join(different[:5])}. "
-            "Give the same settings to resume it, another checkpoint= to start anew, or delete the file."
+            f"{path} was written by other code: {'; '.join(changed)}. Give other_code=True to go on all the same, "
+            "another checkpoint= to start anew, or delete the file."
         )
+    if different:
+        raise RunError(
+            f"{path} belongs to another run: {'; '.join(different[:5])}. Give the same settings to resume it, "
+            "other_code=True where only a function or a class was edited, another checkpoint= to start anew, or delete "
+            "the file."
+        )
+    if moved := _differences(state["machine"], _machine()):
+        run.warn(f"not the bits of an undisturbed run: {'; '.join(moved)}.")
+
+
+def _set(run: Run, state: dict[Any, Any]) -> tuple[float, int]:
+    progress, so_far = state["progress"], state["epoch_so_far"]
+    if not (0 <= progress["step"] <= run.steps and 0 <= progress["epoch"] <= run.epochs):
+        raise ValueError(f"step {progress['step']} of {run.steps}")
     Snapshot(state["model"], {}, Masks()).load_into(run.model)
     run._masks = Masks(state["masks"]).to(run.device).over(run.weights)
     run.find_weights()
@@ -120,14 +155,42 @@ def resume(run: Run, path: Path) -> tuple[float, int]:
     run.history = state["history"]
     run.warnings = list(dict.fromkeys([*state["warnings"], *run.warnings]))
     run.cuts = [Cut(**cut) for cut in state["cuts"]]
-    progress = state["progress"]
     run.step, run.epoch, run.seconds = progress["step"], progress["epoch"], progress["seconds"]
     run.status, run.reason = state["status"], state["reason"]
-    return state["epoch_so_far"]["loss_sum"], state["epoch_so_far"]["seen"]
+    return float(so_far["loss_sum"]), int(so_far["seen"])
 
 
 def _unpacked(state: dict[str, Any], masks: Masks) -> dict[str, Any]:
     return state if state["masks"] is not None else state | {"masks": masks.clone()}
+
+
+def _code(run: Run) -> dict[str, Any]:
+    """All code that a result depends on, beside that of the user's methods and functions, which the settings hold."""
+    return {
+        "pruninglab": __version__,
+        "its source": code_hash(),
+        "torch": torch.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "the model's code": code_of(run.model),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """What changes the last bits of a result and nothing else."""
+    known = environment("cpu")
+    return {name: known[name] for name in ("threads", "threads_between_operations", "instructions", "libraries")}
+
+
+_OWN_CODE = re.compile(r"(?<=\w)(?<!\barray) [0-9a-f]{8}\b")
+"""How a description marks what is the user's own: its name, and a hash."""
+
+
+def _without_code(described: Any) -> Any:
+    if isinstance(described, Mapping):
+        return {k: _without_code(v) for k, v in described.items() if k != "code"}
+    if isinstance(described, list | tuple):
+        return [_without_code(value) for value in described]
+    return _OWN_CODE.sub("", described) if isinstance(described, str) else described
 
 
 def _observers(run: Run) -> dict[tuple[str, int], Method]:

@@ -43,9 +43,11 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     many epochs without a better validation score; `keep="best"` ends with the best state instead of the last.
     `found_by` are runs that found the masks: their cost counts as this run's too, as does that of the runs it goes on
     from. `checkpoint` is a file written every `every_steps` steps (default: each epoch) and resumed from when it is
-    there; `record` is a file for the JSON record. `progress` shows a bar; a function in its place is called with the
-    run after every step, at the end of an epoch after its evaluation, and may `run.interrupt()`. `eval_batch_size` is
-    halved once if memory is short. `tags` are columns of your own in the record.
+    there; the one before it stays beside it, and code that has changed since is refused, unless `other_code`. `record`
+    is a file for the JSON record. `progress` shows a bar; a function in its place is called with the run after every
+    step, at the end of an epoch after its evaluation, and may `run.interrupt()`. Ctrl-C ends the run after its step,
+    with a checkpoint, and so do SIGTERM and SIGUSR1, which then end the process with exit code 143. `eval_batch_size`
+    is halved once if memory is short. `tags` are columns of your own in the record.
     """
     chosen, session = resolved(options)
     check_inputs(model, data, chosen, session.inplace)
@@ -72,12 +74,13 @@ def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training
         if given is None:
             given = session.start.masks if session.start else model.masks if isinstance(model, Run) else None
         _set_out(run, session.start, given)
-        loss_sum, seen = checkpoints.resume(run, path) if path and checkpoints.is_there(path) else (0.0, 0)
-        with interruptible(run):
+        loss_sum, seen = checkpoints.resume(run, path, session.other_code) if path else (0.0, 0)
+        with interruptible(run) as asked:
             _train(run, loss_sum, seen, path, session.every_steps or run.steps_per_epoch, session.progress)
         _finish(run)
     if session.record:
         checkpoints.write_record(run, session.record)
+    asked.end()
     return run
 
 
@@ -184,7 +187,7 @@ def _train(
                     saved = save()
             if run.interrupted and not run.between_epochs:
                 save()
-                run.end("interrupted", "by the user")
+                run.end("interrupted", f"by {run.interrupted_by}")
             _end_of_epoch(run, float(losses) / seen, bar)
             if callable(progress) and last:
                 progress(run)
@@ -193,7 +196,7 @@ def _train(
             if _keeps(run, run.step - saved >= every):
                 saved = save()
         if run.interrupted and run.status == "running" and run.epoch < run.epochs:
-            run.end("interrupted", "by the user")
+            run.end("interrupted", f"by {run.interrupted_by}")
         bar.last_line = _last_line(run)
     run.seconds += time.perf_counter() - began
 

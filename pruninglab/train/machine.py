@@ -1,6 +1,5 @@
 """How a network is laid out and trained on a device: memory format, kernels, optimizers."""
 
-import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..terminal import is_ours, on_first_ctrl_c
+from ..terminal import Asked, asked_to_stop
 from .run import Run
 
 
@@ -77,12 +76,9 @@ def _set(kernels: list[tuple[Any, str, Any]]) -> None:
 
 
 @contextmanager
-def interruptible(run: Run) -> Generator[None]:
-    """Ctrl-C ends the run after the current step, with what was reached; a second one breaks off at once."""
-    before: Any = None
-    try:
-        with on_first_ctrl_c(run.interrupt) as before:
-            yield
-    finally:
-        if run.interrupted and is_ours(before):
-            before(signal.SIGINT, None)  # a fit inside a fit ends the outer one too
+def interruptible(run: Run) -> Generator[Asked]:
+    """Ctrl-C, SIGTERM and SIGUSR1 end the run after the current step; a second one breaks off at once."""
+    with asked_to_stop(run.interrupt) as asked:
+        yield asked
+    if run.interrupted:
+        asked.pass_on()  # a fit inside a fit ends the outer one too

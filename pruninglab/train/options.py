@@ -71,6 +71,7 @@ class Session:
     found_by: Sequence[Any] = ()
     checkpoint: str | Path | None = None
     every_steps: Count | None = None
+    other_code: bool = False
     record: str | Path | None = None
     tags: Mapping[str, str | float | bool | None] = field(default_factory=dict)
     device: str | torch.device = "auto"
@@ -119,6 +120,7 @@ class TrainingOptions(TypedDict, total=False):
     patience: int | None
     keep: Literal["last", "best"]
     every_steps: int | None
+    other_code: bool
     tags: Mapping[str, str | float | bool | None]
     device: str | torch.device
     progress: bool | Callable[[Any], None]

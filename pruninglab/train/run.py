@@ -70,6 +70,7 @@ class Run(ABC):
     status: Status = "running"
     reason: str = ""
     interrupted: bool = False
+    interrupted_by: str = ""
     target: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     flops: Any = None
@@ -266,9 +267,9 @@ class Run(ABC):
         """End after this step."""
         self.end("stopped", reason)
 
-    def interrupt(self) -> None:
+    def interrupt(self, by: str = "the user") -> None:
         """End after this step with what was reached, as Ctrl-C does; a checkpoint goes on from here."""
-        self.interrupted = True
+        self.interrupted, self.interrupted_by = True, by
 
     def batched(self, order: Any) -> list[Any]:
         """An epoch's order in batches; a last one of a single image joins the one before, for BatchNorm's sake."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,4 +59,22 @@ class Snapshot:
         state = files.load_state(path)
         if state.keys() | {"past"} != {f.name for f in fields(cls)}:  # older files lack it
             raise DataError(f"{path} is a state file, but no snapshot; `run.snapshot().save(path)` makes one.")
+        tensors = [state["weights"], state["buffers"], state["masks"], *_values(state["optimizer"] or {})]
+        numbers = (state["step"], state["spent"], state["score"] or 0.0)
+        if not all(map(_are_tensors, tensors)) or not all(isinstance(n, int | float) for n in numbers):
+            raise DataError(f"{path} is a damaged snapshot: its tensors or numbers are none.")
+        if not isinstance(state["masks"], Masks) or not all(map(_are_numbers, _values(state.get("past", {})))):
+            raise DataError(f"{path} is a damaged snapshot: its masks or costs are none.")
         return cls(**state)
+
+
+def _values(mapping: Any) -> list[Any]:
+    return list(mapping.values()) if isinstance(mapping, dict) else [None]
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in value.items())
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(n, int | float) for n in value.values())
