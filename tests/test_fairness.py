@@ -30,6 +30,7 @@ DISTILL = {"type": "Distill", "teacher": "LeNet 0123", "temperature": 4.0, "weig
 VARIED: dict[str, tuple[str, Any]] = {
     "data": ("config.data.name", "MNIST"),
     "model": ("config.model.name", "vgg16"),
+    "form": ("config.model.form", "f" * 16),
     "chosen_on": ("config.data.val_is_test", True),
     "metric": ("accuracy.metric", "whole"),
     "split": ("config.data.fingerprint", "f" * 16),
@@ -52,7 +53,7 @@ VARIED: dict[str, tuple[str, Any]] = {
     "torch": ("environment.torch", "2.12.0"),
     "device_type": ("config.device", "cuda"),
 }
-"""By the word that allows it: the place in a record, and another value."""
+"""By the word that allows it, or the column: the place in a record, and another value."""
 SHOWN_OTHERWISE = {"start", "loss", "teacher"}
 Records = list[lab.Result]
 
@@ -90,6 +91,10 @@ def varied(records: Records, changes: dict[str, Any], which: Callable[[lab.Resul
     return changed
 
 
+def word_of(column: str) -> str:
+    return fairness.WORDS.get(column, column)
+
+
 def of_cut(result: lab.Result) -> bool:
     return result.tags["method"] == "cut"
 
@@ -109,7 +114,7 @@ def test_the_records_as_they_are_compare(records):
 
 
 def test_every_word_is_varied():
-    assert {*VARIED, "seeds"} == set(fairness.ALLOWED)
+    assert {*map(word_of, VARIED), "seeds"} == set(fairness.ALLOWED)
 
 
 def test_every_option_of_fit_is_in_the_protocol_or_cannot_matter(records):
@@ -120,15 +125,15 @@ def test_every_option_of_fit_is_in_the_protocol_or_cannot_matter(records):
 
 
 @pytest.mark.parametrize("which", [of_cut, of_one_seed])
-@pytest.mark.parametrize("word", VARIED)
-def test_what_differs_in_an_entry_is_refused_by_its_name_and_shown_when_allowed(records, word, which):
-    frame = varied(records, dict([VARIED[word]]), which)
+@pytest.mark.parametrize("column", VARIED)
+def test_what_differs_in_an_entry_is_refused_by_its_name_and_shown_when_allowed(records, column, which):
+    frame, word = varied(records, dict([VARIED[column]]), which), word_of(column)
     allow = ("loss", "teacher") if word == "teacher" else (word,)
     assert all(f"'{name}'" in refused(frame) for name in allow)
     more = "keep" if word == "lr" else "lr"
     assert f"'{more}'" in refused(varied(frame, dict([VARIED[more]]), of_cut), *allow)
     found = lab.compare(frame, "method", allow=allow)
-    assert f" {fairness.heading(word)} " in f" {repr(found).splitlines()[1]} "
+    assert f" {fairness.heading(column)} " in f" {repr(found).splitlines()[1]} "
     assert any(line.startswith("Not fair, but asked for") for line in found.words())
     table = found.table().set_index("method")
     for column in found.differing:
@@ -137,8 +142,9 @@ def test_what_differs_in_an_entry_is_refused_by_its_name_and_shown_when_allowed(
 
 @settings(max_examples=20)
 @given(st.lists(st.sampled_from(sorted(VARIED)), min_size=2, max_size=3, unique=True), st.booleans())
-def test_of_several_entries_each_has_to_be_allowed(records, words, everywhere):
-    frame = varied(records, dict(VARIED[word] for word in words), of_cut if everywhere else of_one_seed)
+def test_of_several_entries_each_has_to_be_allowed(records, columns, everywhere):
+    words = [*map(word_of, columns)]
+    frame = varied(records, dict(VARIED[column] for column in columns), of_cut if everywhere else of_one_seed)
     said = refused(frame)
     asked = {word for word in fairness.ALLOWED if f"'{word}'" in said}
     assert set(words) <= asked | SHOWN_OTHERWISE
@@ -146,7 +152,8 @@ def test_of_several_entries_each_has_to_be_allowed(records, words, everywhere):
     for word in asked:
         assert f"'{word}'" in refused(frame, *(asked - {word}))
     found = lab.compare(frame, "method", allow=tuple(asked))
-    assert {fairness.heading(column) for column in found.differing} == {word.replace("_", " ") for word in asked}
+    shown = [fairness.heading(column) for column in found.differing if column not in fairness.SHOWN]
+    assert set(shown) == {word.replace("_", " ") for word in asked}
     assert set(found.differing) <= set(found.table().columns)
 
 
@@ -245,10 +252,25 @@ def test_one_run_under_several_seeds_is_refused(records):
     assert "one run under several seeds" in refused(old)
 
 
-@pytest.mark.parametrize("value", [1.7, 1.0001, -0.1, float("nan"), None, float("inf")])
-def test_an_impossible_accuracy_is_refused(records, value):
-    frame = varied(records, {"accuracy.test.accuracy": value}, of_one_seed)
-    assert "which cannot be" in refused(frame, *fairness.ALLOWED)
+@pytest.mark.parametrize("place", ["accuracy.test.accuracy", "accuracy.val.accuracy", "accuracy.test.top5"])
+@pytest.mark.parametrize("value", [1.7, 1.0001, -0.1, float("nan"), None, float("inf"), -float("inf")])
+def test_an_impossible_accuracy_is_refused(records, value, place):
+    frame = varied(records, {place: value}, of_one_seed)
+    if (value is None or value != value) and place != "accuracy.test.accuracy":
+        assert len(lab.compare(frame, "method").runs) == len(records)  # no number, and none that is compared
+    else:
+        assert "which cannot be" in refused(frame, *fairness.ALLOWED)
+
+
+@pytest.mark.parametrize("value", [1.2, -0.1, float("nan")])
+def test_an_impossible_sparsity_is_refused(records, value):
+    assert "which cannot be" in refused(varied(records, {"sparsity.weights": value}, of_one_seed), *fairness.ALLOWED)
+
+
+def test_other_hardware_is_shown(records):
+    found = lab.compare(varied(records, {"environment.cpu": "another"}, of_cut), "method")
+    assert found.differing == ("processor",)
+    assert "They differ in hardware." in found.notes
 
 
 def test_a_metric_of_ones_own_may_lie_beyond_one(records):

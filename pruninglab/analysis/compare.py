@@ -30,8 +30,9 @@ from .statistics import crossing, interval, levels_of, paired, smallest
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
 _DECIDED = [column for column in fairness.IN_PAIR if column != "new_weights"]
 _USED = """
-    method control methods settings seed init_seed form start start_hash end_hash trace_hash status test_images holds
-    collapsed_layers epochs search_steps flops_before flops_training flops_dense flops_sparse sparse_bytes seconds
+    method control methods settings seed init_seed start start_hash end_hash trace_hash status test_images holds
+    test_accuracy val_accuracy test_top5 collapsed_layers epochs processor search_steps flops_before
+    flops_training flops_dense flops_sparse sparse_bytes seconds
 """.split()
 
 
@@ -273,7 +274,7 @@ def compare(
     fairness.check_copies(frame)
     broken = fairness.differences(frame)
     fairness.refuse(broken, allowed)
-    differing = [column for column, _ in broken] + ["epochs"] * (len(set(frame["epochs"])) > 1)
+    differing = [column for column, _ in broken] + [c for c in fairness.SHOWN if len(set(frame[c])) > 1]
     frame, repeated = _without_repeats(fairness.named_apart(frame, differing), score)
     frame, unpaired = fairness.unpaired(frame, "seeds" in allowed)
     fairness.refuse(unpaired, allowed)
@@ -348,7 +349,7 @@ def _without_repeats(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, lis
 
 def _also_different(frame: pd.DataFrame) -> list[str]:
     """What the rule does not ask for, and a reader should know."""
-    said = {"device": "hardware", "commit": "version of the code"}
+    said = {"processor": "hardware", "commit": "version of the code"}
     notes = [f"They differ in {what}." for c, what in said.items() if c in frame and len(set(frame[c].dropna())) > 1]
     kinds = {method: " and ".join(sorted(set(of["start"]))) for method, of in frame.groupby("method", sort=False)}
     if len(set(kinds.values())) > 1:
