@@ -30,7 +30,7 @@ from .statistics import crossing, interval, levels_of, paired, smallest
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
 _DECIDED = [column for column in fairness.IN_PAIR if column != "new_weights"]
 _USED = """
-    method control methods settings seed init_seed start start_hash end_hash trace_hash status test_images holds
+    method control method_settings methods settings seed init_seed start start_hash end_hash trace_hash status test_images holds
     test_accuracy val_accuracy test_top5 collapsed_layers epochs processor search_steps flops_before
     flops_training flops_dense flops_sparse sparse_bytes seconds
 """.split()
@@ -351,6 +351,9 @@ def _also_different(frame: pd.DataFrame) -> list[str]:
     """What the rule does not ask for, and a reader should know."""
     said = {"processor": "hardware", "commit": "version of the code"}
     notes = [f"They differ in {what}." for c, what in said.items() if c in frame and len(set(frame[c].dropna())) > 1]
+    named: Any = frame.groupby(["method", "level"], sort=False)["method_settings"]
+    for method in dict.fromkeys(method for (method, _), settings in named if len(set(settings)) > 1):
+        notes.append(f"{method} has other settings with some seeds than with others.")
     kinds = {method: " and ".join(sorted(set(of["start"]))) for method, of in frame.groupby("method", sort=False)}
     if len(set(kinds.values())) > 1:
         begun = ", ".join(f"{method} from a {kind}" for method, kind in kinds.items())

@@ -206,6 +206,7 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "methods": lambda r: r.name,
     "settings": lambda r: " + ".join(text(m) for m in r.config["methods"]),
     "method": lambda r: r.method,
+    "method_settings": lambda r: r.method,
     "control": lambda r: r.control,
     "seed": lambda r: r.config["seed"],
     "chosen_on": lambda r: "test" if r._chosen_on_test else "val",
