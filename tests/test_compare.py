@@ -37,7 +37,8 @@ def row(way: str, seed: int, sparsity: float, accuracy: float, **changes: Any) -
     return {
         "data": "digits", "holds": changes.get("data", "digits"),
         "model": "lenet5", "methods": settings.partition("(")[0], "settings": f"{settings}{sparsity}",
-        "method": settings, "method_settings": settings, "control": control, "seed": seed, "init_seed": seed, "chosen_on": "val", "status": "done",
+        "method": settings, "method_settings": settings,
+        "control": control, "seed": seed, "init_seed": seed, "chosen_on": "val", "status": "done",
         "collapsed_layers": 0, "test_accuracy": accuracy, "val_accuracy": accuracy, "test_top5": None,
         "metric": "accuracy",
         "sparsity_weights": sparsity, "sparsity_weights_and_biases": sparsity, "sparsity_all": sparsity,

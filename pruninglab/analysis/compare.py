@@ -30,9 +30,9 @@ from .statistics import crossing, interval, levels_of, paired, smallest
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
 _DECIDED = [column for column in fairness.IN_PAIR if column != "new_weights"]
 _USED = """
-    method control method_settings methods settings seed init_seed start start_hash end_hash trace_hash status test_images holds
-    test_accuracy val_accuracy test_top5 collapsed_layers epochs processor search_steps flops_before
-    flops_training flops_dense flops_sparse sparse_bytes seconds
+    method control method_settings methods settings seed init_seed start start_hash end_hash trace_hash status holds
+    test_images test_accuracy val_accuracy test_top5 collapsed_layers epochs processor search_steps
+    flops_before flops_training flops_dense flops_sparse sparse_bytes seconds
 """.split()
 
 

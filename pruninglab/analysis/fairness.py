@@ -138,9 +138,10 @@ def unpaired(frame: Any, common: bool) -> tuple[pd.DataFrame, Broken]:
 
 def check_columns(frame: pd.DataFrame, needed: Iterable[str]) -> None:
     if missing := [column for column in dict.fromkeys(needed) if column not in frame]:
+        more = " and others" if len(missing) > 8 else ""
         raise ConfigError(
-            f"this table lacks {', '.join(missing[:8])}{' and others' if len(missing) > 8 else ''}; it has {', '.join(map(str, frame.columns))}. Read the records "
-            "with lab.results.load."
+            f"this table lacks {', '.join(missing[:8])}{more}; it has {', '.join(map(str, frame.columns))}. Read the "
+            "records with lab.results.load."
         )
 
 
