@@ -308,6 +308,12 @@ def test_several_runs_of_one_method_and_seed_are_told_apart_by_what_was_allowed(
     assert set(found.table()["n"]) == {2}
 
 
+def test_one_run_under_two_names_is_said(records):
+    copied = [replace(result, tags={"method": "new"}) for result in records if of_cut(result)]
+    notes = lab.compare(records + copied, "method").notes
+    assert notes == ("cut and new are one and the same run at seed 0.",)
+
+
 def test_other_settings_under_one_name_are_said(records):
     other = [{"type": "OneShot", "sparsity": 0.5, "criterion": "magnitude", "scope": "layer", "unit": "weight"}]
     found = lab.compare(varied(records, {"config.methods": other}, of_one_seed), "method")

@@ -116,7 +116,9 @@ class Comparison:
         rows = []
         runs: Any = self.runs
         for at in self.levels or [0.0]:
-            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(["method", "pair"])
+            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(
+                ["method", "data", "pair"]
+            )
             scores = here.pivot_table(self.score, ["data", "pair"], "method", sort=False, dropna=False)
             pairs = combinations([method for method in self.methods if method in scores], 2)
             for first, second in (pair for pair in pairs if against == "all" or against in pair):
@@ -354,6 +356,7 @@ def _also_different(frame: pd.DataFrame) -> list[str]:
     named: Any = frame.groupby(["method", "level"], sort=False)["method_settings"]
     for method in dict.fromkeys(method for (method, _), settings in named if len(set(settings)) > 1):
         notes.append(f"{method} has other settings with some seeds than with others.")
+    notes += fairness.same_runs(frame)
     kinds = {method: " and ".join(sorted(set(of["start"]))) for method, of in frame.groupby("method", sort=False)}
     if len(set(kinds.values())) > 1:
         begun = ", ".join(f"{method} from a {kind}" for method, kind in kinds.items())

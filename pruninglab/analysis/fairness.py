@@ -70,7 +70,7 @@ class Study:
             raise DataError(f'{file} is no study: {error}. It may hold "why", "methods" and "allow".') from None
 
     def names(self, paths: Iterable[str], otherwise: Iterable[str]) -> list[str]:
-        found = [re.search(self.methods, Path(path).resolve().as_posix()) for path in paths]
+        found = [re.search(self.methods, Path(str(path)).resolve().as_posix()) for path in paths]
         return [" ".join(filter(None, f.groups())) if f else o for f, o in zip(found, otherwise, strict=True)]
 
 
@@ -168,6 +168,15 @@ def check_copies(frame: Any) -> None:
                     f"{' and '.join(pairs)} of {of['method'].iloc[0]} are one run under several "
                     "seeds: their results are the same to the last digit. Leave the copies out; they count once."
                 )
+
+
+def same_runs(frame: Any) -> list[str]:
+    """Methods that are one run, by its losses and by its weights where these are known."""
+    found: dict[tuple[str, ...], str] = {}
+    for _, of in frame.groupby(["trace_hash", frame["end_hash"].fillna("")], sort=False):
+        if len(methods := tuple(dict.fromkeys(of["method"]))) > 1:
+            found.setdefault(methods, of["pair"].iloc[0])
+    return [f"{' and '.join(methods)} are one and the same run at {pair}." for methods, pair in found.items()]
 
 
 def named_apart(frame: Any, columns: Iterable[str]) -> pd.DataFrame:
