@@ -27,7 +27,7 @@ PROTOCOL: dict[str, Any] = {
     "augmentation": "none", "normalisation": "[[0.1], [0.3]]", "loss": "cross_entropy", "teacher": None,
     "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "lr_schedule": "CosineLR(warmup=0.0)",
     "batch_size": 100, "precision": "fp32", "keep": "last", "patience": None, "scope": "weights", "scope_size": 1000,
-    "torch": "2.13.0", "device_type": "cpu", "epochs": 5,
+    "torch": "2.13.0", "device_type": "cpu", "processor": "Xeon", "epochs": 5,
 }  # fmt: skip
 
 
@@ -37,8 +37,10 @@ def row(way: str, seed: int, sparsity: float, accuracy: float, **changes: Any) -
     return {
         "data": "digits", "holds": changes.get("data", "digits"),
         "model": "lenet5", "methods": settings.partition("(")[0], "settings": f"{settings}{sparsity}",
-        "method": settings, "control": control, "seed": seed, "init_seed": seed, "chosen_on": "val", "status": "done",
-        "collapsed_layers": 0, "test_accuracy": accuracy, "test_top5": None, "metric": "accuracy",
+        "method": settings, "method_settings": settings,
+        "control": control, "seed": seed, "init_seed": seed, "chosen_on": "val", "status": "done",
+        "collapsed_layers": 0, "test_accuracy": accuracy, "val_accuracy": accuracy, "test_top5": None,
+        "metric": "accuracy",
         "sparsity_weights": sparsity, "sparsity_weights_and_biases": sparsity, "sparsity_all": sparsity,
         "flops_dense": 100.0, "flops_sparse": 100.0 * (1 - sparsity), "sparse_bytes": 1000, "total_steps": 195,
         "search_steps": 0, "flops_before": None,
@@ -116,7 +118,9 @@ def test_runs_from_new_weights_begin_with_the_same_ones():
     with pytest.raises(lab.ConfigError, match="the draw of the initial weights differs at seed 1"):
         lab.compare(changed(fresh, {"method": NAMED["random"][0], "seed": 1}, start_hash="trained elsewhere"))
     skips = changed(fresh, {"method": NAMED["random"][0]}, start_hash="of another form", form="with skip connections")
-    assert lab.compare(skips).notes == ()
+    with pytest.raises(lab.ConfigError, match="the form of the network differs"):
+        lab.compare(skips)
+    assert len(lab.compare(skips, allow="model").notes) == 1  # and not the draw, which cannot be the same
     mixed = [r | new | {"start_hash": "i"} if r["control"] == "random mask" else r for r in rows()]
     (note,) = lab.compare(pd.DataFrame(mixed)).notes
     assert note.startswith("They begin differently: dense from a run, random mask from a model")
@@ -296,7 +300,7 @@ def test_names_say_what_tells_ways_apart():
 
 
 def test_other_hardware_and_code_are_said():
-    frame = changed(rows(), {"method": NAMED["global"][0]}, commit="def", device="another")
+    frame = changed(rows(), {"method": NAMED["global"][0]}, commit="def", processor="another")
     assert lab.compare(frame).notes == ("They differ in hardware.", "They differ in version of the code.")
 
 

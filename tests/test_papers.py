@@ -148,9 +148,8 @@ def test_a_folder_of_a_thousand_wordnet_classes_is_imagenet_whatever_its_name():
 
 
 def test_a_comparison_finds_them_by_what_its_folder_holds(blobs):
-    model = nn.Linear(10, 4)
-    vars(model)["_pruninglab"] = {"name": "torchvision:alexnet"}
-    result = lab.fit(model, blobs, epochs=0, progress=False).result
+    result = lab.fit(nn.Linear(10, 4), blobs, epochs=0, progress=False).result
+    result.config["model"]["name"] = "torchvision:alexnet"
     assert lab.compare([result]).beside_papers().empty
     assert len(lab.compare([result]).beside_papers("ImageNet")) == 18
     result.config["data"] |= {"name": "folder:/data/photos", "holds": "ImageNet"}

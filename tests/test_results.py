@@ -30,6 +30,7 @@ def test_a_record_makes_the_round_trip(run, tmp_path):
     path = run.save(tmp_path / "sub" / "a.json")
     content = json.loads(path.read_text())
     assert len(content.pop("sha256")) == 16
+    assert content.pop("protocol") == {"hash": run.result.row()["protocol"], **run.result.protocol}
     assert lab.Result.read(path) == lab.Result(**content)
     assert json.loads(path.read_text())["schema"] == 2
     assert path.stat().st_mode & 0o444 == 0o444  # others may read it

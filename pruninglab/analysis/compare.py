@@ -30,8 +30,9 @@ from .statistics import crossing, interval, levels_of, paired, smallest
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
 _DECIDED = [column for column in fairness.IN_PAIR if column != "new_weights"]
 _USED = """
-    method control methods settings seed init_seed form start start_hash end_hash trace_hash status test_images holds
-    collapsed_layers epochs search_steps flops_before flops_training flops_dense flops_sparse sparse_bytes seconds
+    method control method_settings methods settings seed init_seed start start_hash end_hash trace_hash status holds
+    test_images test_accuracy val_accuracy test_top5 collapsed_layers epochs processor search_steps
+    flops_before flops_training flops_dense flops_sparse sparse_bytes seconds
 """.split()
 
 
@@ -115,7 +116,9 @@ class Comparison:
         rows = []
         runs: Any = self.runs
         for at in self.levels or [0.0]:
-            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(["method", "pair"])
+            here = runs[(runs["level"] == at) | (runs["control"] == "dense")].drop_duplicates(
+                ["method", "data", "pair"]
+            )
             scores = here.pivot_table(self.score, ["data", "pair"], "method", sort=False, dropna=False)
             pairs = combinations([method for method in self.methods if method in scores], 2)
             for first, second in (pair for pair in pairs if against == "all" or against in pair):
@@ -273,7 +276,7 @@ def compare(
     fairness.check_copies(frame)
     broken = fairness.differences(frame)
     fairness.refuse(broken, allowed)
-    differing = [column for column, _ in broken] + ["epochs"] * (len(set(frame["epochs"])) > 1)
+    differing = [column for column, _ in broken] + [c for c in fairness.SHOWN if len(set(frame[c])) > 1]
     frame, repeated = _without_repeats(fairness.named_apart(frame, differing), score)
     frame, unpaired = fairness.unpaired(frame, "seeds" in allowed)
     fairness.refuse(unpaired, allowed)
@@ -348,8 +351,12 @@ def _without_repeats(frame: pd.DataFrame, score: str) -> tuple[pd.DataFrame, lis
 
 def _also_different(frame: pd.DataFrame) -> list[str]:
     """What the rule does not ask for, and a reader should know."""
-    said = {"device": "hardware", "commit": "version of the code"}
+    said = {"processor": "hardware", "commit": "version of the code"}
     notes = [f"They differ in {what}." for c, what in said.items() if c in frame and len(set(frame[c].dropna())) > 1]
+    named: Any = frame.groupby(["method", "level"], sort=False)["method_settings"]
+    for method in dict.fromkeys(method for (method, _), settings in named if len(set(settings)) > 1):
+        notes.append(f"{method} has other settings with some seeds than with others.")
+    notes += fairness.same_runs(frame)
     kinds = {method: " and ".join(sorted(set(of["start"]))) for method, of in frame.groupby("method", sort=False)}
     if len(set(kinds.values())) > 1:
         begun = ", ".join(f"{method} from a {kind}" for method, kind in kinds.items())

@@ -15,9 +15,16 @@ from ..results.protocol import ENTRIES
 
 IN_PAIR = ("split", "normalisation", "teacher", "dense_hash", "new_weights")
 """Columns that a seed decides: alike in all runs of one seed. The other columns of the rule are alike in all runs."""
-IN_ALL = ("data", "model", "chosen_on", "metric", *(e for e in ENTRIES if e not in (*IN_PAIR, "epochs")), "total_steps")
+SHOWN = ("epochs", "processor")
+"""Columns that are shown where they differ, and never refused."""
+IN_ALL = (
+    *("data", "model", "form", "chosen_on", "metric"),
+    *(e for e in ENTRIES if e not in (*IN_PAIR, *SHOWN)),
+    "total_steps",
+)
 SAID = {
     "data": "data set",
+    "form": "form of the network",
     "chosen_on": "images that choices were made on",
     "dense_hash": "dense start",
     "new_weights": "draw of the initial weights",
@@ -29,7 +36,7 @@ SAID = {
 }
 """Columns that a refusal calls otherwise than their name does."""
 STUDY = "study.toml"
-WORDS = {"dense_hash": "start", "new_weights": "start", "total_steps": "steps"}
+WORDS = {"form": "model", "dense_hash": "start", "new_weights": "start", "total_steps": "steps"}
 """Columns that `allow` calls otherwise."""
 ALLOWED = (*dict.fromkeys(WORDS.get(column, column) for column in (*IN_ALL, *IN_PAIR)), "seeds")
 Broken = list[tuple[str, str]]
@@ -63,7 +70,7 @@ class Study:
             raise DataError(f'{file} is no study: {error}. It may hold "why", "methods" and "allow".') from None
 
     def names(self, paths: Iterable[str], otherwise: Iterable[str]) -> list[str]:
-        found = [re.search(self.methods, Path(path).resolve().as_posix()) for path in paths]
+        found = [re.search(self.methods, Path(str(path)).resolve().as_posix()) for path in paths]
         return [" ".join(filter(None, f.groups())) if f else o for f, o in zip(found, otherwise, strict=True)]
 
 
@@ -131,22 +138,22 @@ def unpaired(frame: Any, common: bool) -> tuple[pd.DataFrame, Broken]:
 
 def check_columns(frame: pd.DataFrame, needed: Iterable[str]) -> None:
     if missing := [column for column in dict.fromkeys(needed) if column not in frame]:
+        more = " and others" if len(missing) > 8 else ""
         raise ConfigError(
-            f"this table lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}. Read the records "
-            "with lab.results.load."
+            f"this table lacks {', '.join(missing[:8])}{more}; it has {', '.join(map(str, frame.columns))}. Read the "
+            "records with lab.results.load."
         )
 
 
 def check_possible(frame: Any, score: str, sparsity: str) -> None:
     """Refuse what no run can have measured. A run that diverged may have no number."""
-    values: Any = pd.to_numeric(frame[score], errors="coerce")
-    values = values.astype(float)
-    lost = values.isna() & (frame["status"] == "diverged")
-    bounded = frame["metric"].isin(["accuracy", "whole"]) | (score == "test_top5")
-    wrong = ~lost & (~np.isfinite(values) | (bounded & ~values.between(0, 1)))
-    for column, bad in ((score, wrong), (sparsity, ~frame[sparsity].between(0, 1))):
-        if bad.any():
-            row = frame[bad].iloc[0]
+    shares = frame["metric"].isin(["accuracy", "whole"])
+    for column in dict.fromkeys([score, sparsity, "test_accuracy", "val_accuracy", "test_top5"]):
+        values: Any = pd.to_numeric(frame[column], errors="coerce")
+        may_lack = (frame["status"] == "diverged") if column in (score, sparsity) else True
+        bounded = shares if column.endswith("accuracy") else column in (sparsity, "test_top5")
+        wrong = np.where(values.isna(), ~np.bool_(may_lack), np.isinf(values) | (bounded & ~values.between(0, 1)))
+        for row in frame[wrong.astype(bool)].head(1).to_dict("records"):
             where = row.get("path") or f"the run {row['methods']} of seed {row['seed']}"
             raise ConfigError(f"{where} has {column} {row[column]}, which cannot be; leave it out, or run it again.")
 
@@ -161,6 +168,15 @@ def check_copies(frame: Any) -> None:
                     f"{' and '.join(pairs)} of {of['method'].iloc[0]} are one run under several "
                     "seeds: their results are the same to the last digit. Leave the copies out; they count once."
                 )
+
+
+def same_runs(frame: Any) -> list[str]:
+    """Methods that are one run, by its losses and by its weights where these are known."""
+    found: dict[tuple[str, ...], str] = {}
+    for _, of in frame.groupby(["trace_hash", frame["end_hash"].fillna("")], sort=False):
+        if len(methods := tuple(dict.fromkeys(of["method"]))) > 1:
+            found.setdefault(methods, of["pair"].iloc[0])
+    return [f"{' and '.join(methods)} are one and the same run at {pair}." for methods, pair in found.items()]
 
 
 def named_apart(frame: Any, columns: Iterable[str]) -> pd.DataFrame:

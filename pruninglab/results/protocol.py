@@ -59,9 +59,14 @@ def _without_teacher(loss: Any) -> Any:
 
 
 def _scope(config: Mapping[str, Any]) -> str:
-    parts = ["weights", *(part for part in ("biases", "norms") if config[part])]
-    skip = config["skip"] if isinstance(config["skip"], list) else [config["skip"]]
-    return " and ".join(parts) + (f" without {', '.join(map(str, skip))}" if skip else "")
+    parts = ["weights", *(part for part in ("biases", "norms") if config[part]), *_patterns(config, "include")]
+    skip = _patterns(config, "skip")
+    return " and ".join(parts) + (f" without {', '.join(skip)}" if skip else "")
+
+
+def _patterns(config: Mapping[str, Any], name: str) -> list[str]:
+    given = config.get(name, [])
+    return [str(pattern) for pattern in (given if isinstance(given, list) else [given])]
 
 
 ENTRIES: dict[str, Callable[[Any], Any]] = {

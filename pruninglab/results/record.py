@@ -53,7 +53,8 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         path = files.check_writable(path, "record")
-        files.save_json(path, finite(asdict(self)))
+        derived = {"protocol": {"hash": protocol_hash(self), **self.protocol}}
+        files.save_json(path, finite(asdict(self) | derived))
         return path
 
     @classmethod
@@ -207,6 +208,7 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "methods": lambda r: r.name,
     "settings": lambda r: " + ".join(text(m) for m in r.config["methods"]),
     "method": lambda r: r.method,
+    "method_settings": lambda r: r.method,
     "control": lambda r: r.control,
     "seed": lambda r: r.config["seed"],
     "chosen_on": lambda r: "test" if r._chosen_on_test else "val",
@@ -246,6 +248,7 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "metric": lambda r: text(r.accuracy["metric"]),
     "test_images": lambda r: r.config["data"]["test"],
     "device": lambda r: r.environment["device"],
+    "processor": lambda r: r.environment["cpu"] if r.config["device"] == "cpu" else r.environment["device"],
     "commit": lambda r: r.environment["commit"],
     "seconds": lambda r: r.times.get("seconds"),
     "seconds_before": lambda r: r.times.get("seconds_before"),
