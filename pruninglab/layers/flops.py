@@ -64,7 +64,7 @@ class _Counter(TorchDispatchMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.found = Flops()
-        self.names: dict[int, list[tuple[range, str]]] = defaultdict(list)  # by storage: addresses, and whose they are
+        self.names: dict[int, list[tuple[range, str]]] = defaultdict(list)  # by storage: bytes, and whose they are
         self.made: list[Tensor] = []  # what was computed from weights alone is kept, so that its place is not taken
         for buffer in model.buffers():
             self._note(buffer, "")
@@ -113,16 +113,21 @@ class _Counter(TorchDispatchMode):
     def _note(self, tensor: Tensor, name: str) -> None:
         if tensor.layout == torch.strided and tensor.numel():
             span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-            start = tensor.data_ptr()
-            addresses = range(start, start + span * tensor.element_size())
-            self.names[tensor.untyped_storage().data_ptr()].append((addresses, name))
+            start = _offset(tensor)
+            place = range(start, start + span * tensor.element_size())
+            self.names[tensor.untyped_storage()._cdata].append((place, name))
 
     def _owner(self, tensor: Tensor) -> str | None:
         """The weight that a tensor is, is a part of or was computed from; "" for a buffer."""
         if tensor.layout != torch.strided or not tensor.numel():
             return None
-        held = self.names.get(tensor.untyped_storage().data_ptr(), ())
-        return next((name for addresses, name in held if tensor.data_ptr() in addresses), None)
+        held = self.names.get(tensor.untyped_storage()._cdata, ())
+        return next((name for place, name in held if _offset(tensor) in place), None)
+
+
+def _offset(tensor: Tensor) -> int:
+    """Where a tensor begins in its storage, in bytes."""
+    return tensor.storage_offset() * tensor.element_size()
 
 
 def _vector_product(*given: Any, out_val: Any) -> int:

@@ -77,7 +77,7 @@ def checks(device: str) -> Iterator[Check]:
     for name, (model, data) in nets.items():
         for precision in ("fp32", "bf16"):
             yield f"speed: {name} {precision}", lambda m=model, d=data, p=precision: speed(m, d, device, p)
-    for kind, name in contract.CASES:
+    for kind, name in (map(str, case.values) for case in contract.CASES):
         if (kind, name.partition("-")[0]) not in contract.REFUSED:
             for precision in ("fp32", "bf16"):
                 yield f"contract: {kind} {name} {precision}", lambda k=kind, n=name, p=precision: keeps(k, n, p, device)
