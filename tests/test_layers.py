@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import pruninglab as lab
 from pruninglab import layers
+from pruninglab.layers import evaluating
 
 
 class Called(nn.Module):
@@ -101,6 +103,58 @@ def test_counting_leaves_backends_and_network_as_they_were():
     assert not broken._forward_pre_hooks
     now = (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled, torch.backends.mha.get_fastpath_enabled())
     assert now == before
+
+
+class Backwards(nn.Module):
+    """Defined from the head to the stem: a layer, one in a function, attention, a layer used twice, one never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.never = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 4)
+        self.again = nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.bare = nn.Parameter(torch.ones(4, 4))
+        self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+        self.tied = nn.Linear(4, 4)
+        self.stem = nn.Linear(4, 4)
+        self.tied.weight = self.stem.weight
+
+    def forward(self, x):
+        x = self.again(self.stem(x.to(self.head.weight.dtype)))  # a look at the head is no use of it
+        x = self.normed(self.tied(F.linear(x, self.bare)))
+        return self.head(self.again(self.attention(x, x, x)[0]))
+
+
+def test_weights_come_in_the_order_of_their_first_use():
+    net = Backwards().train()
+    net.attention.eval()
+    modes = [module.training for module in net.modules()]
+    with evaluating(net), torch.no_grad():
+        used = layers.count(net, torch.ones(1, 3, 4)).used
+    assert [name for name in used if "bias" not in name and not name.endswith("original0")] == [
+        *("tied.weight", "again.weight", "bare", "normed.weight"),
+        *("attention.in_proj_weight", "attention.out_proj.weight", "head.weight"),
+    ]
+    assert [module.training for module in net.modules()] == modes
+
+
+@pytest.mark.parametrize("called", list(itertools.permutations("abc")))
+def test_any_order_of_calls(called):
+    held = nn.ModuleDict({name: nn.Conv2d(2, 2, 1, bias=False) for name in "abc"})
+    net = Called(lambda self, x: nn.Sequential(*(self.held[name] for name in called))(x), held=held)
+    assert flops(net, torch.ones(1, 2, 4, 4)).used == [f"held.{name}.weight" for name in called]
+
+
+def test_a_transformer_layer_is_one_operation_that_takes_its_weights_in_order():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    used = flops(layer, torch.ones(1, 3, 8)).used
+    assert [name for name in used if name in lab.prunable(layer)] == [
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj.weight",
+        "linear1.weight",
+        "linear2.weight",
+    ]
 
 
 WITHOUT_HEADS = {"init_weights": False, "aux_logits": False}

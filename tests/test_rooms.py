@@ -84,12 +84,15 @@ def behind(name: str) -> set[str]:
 
 METHODS = [name for name, path in FILES.items() if room(name) == "methods" and path.name != "__init__.py"]
 MANY = {
+    "methods.projection.admm": 13,
     "methods.noise.targeted_dropout": 13,
     "methods.projection.code_books": 13,
-    "methods.cuts.synflow": 14,
+    "methods.penalties.relevance": 14,
+    "methods.cuts.synflow": 15,
+    "methods.projection.quantize": 16,
     "methods.cuts.weightmom": 17,
     "methods.cuts.n2nskip": 18,
-    "methods.cuts.surgeon": 20,
+    "methods.cuts.surgeon": 22,
 }
 """Methods that are made of formulas in other rooms, and how many files that takes."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import pruninglab as lab
+from pruninglab.layers import Flops
 from pruninglab.masks import Masks
 from pruninglab.methods import WeightMom
 from pruninglab.methods.cuts.interpretations import Interpretation, keeps, positions
@@ -43,8 +44,7 @@ TRAJECTORY = [[4.0, 1, -8, 2], [2, -1, 8, 2], [-1, 1, 8, 6], [1, 1, -8, -6], [1,
 
 def without_training(weights: Mapping[str, Tensor], epochs: int) -> Any:
     """What WeightMom sees of a run, for weights that no model uses: their order is that in which they are given."""
-    data = SimpleNamespace(val=SimpleNamespace(batches=lambda order: [(torch.zeros(1), None)]))
-    run: dict[str, Any] = {"weights": weights, "masks": Masks.full(weights), "model": nn.Identity(), "data": data}
+    run: dict[str, Any] = {"weights": weights, "masks": Masks.full(weights), "flops": Flops()}
     return SimpleNamespace(**run, steps=9, epochs=epochs, epoch=0, aim=lambda _: None)
 
 

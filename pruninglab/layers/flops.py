@@ -25,6 +25,8 @@ class Flops:
     """Of products with a weight, by its name; where two layers share one it counts in both."""
     other: float = 0.0
     """Of products of two activations, as in attention."""
+    used: list[str] = field(default_factory=list)
+    """The weights, in the order in which an operation first takes them."""
     called: list[str] = field(default_factory=list)
     """The modules that ran, in the order in which they began."""
     not_counted: list[str] = field(default_factory=list)
@@ -85,7 +87,9 @@ class _Counter(TorchDispatchMode):
                 return whole
         out = func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
-        owner = max(((t.numel(), name) for t in given if (name := self._owner(t))), default=(0, ""))[1]
+        owners = [(t.numel(), name) for t in given if (name := self._owner(t))]
+        owner = max(owners, default=(0, ""))[1]
+        self.found.used += [name for _, name in owners if name not in self.found.used]
         alone = bool(given) and all(self._owner(t) is not None for t in given)
         if formula and not (alone and str(kind) in _MORE):  # as torch counts: not the vectors of a spectral norm
             self._add(owner, float(formula(*args, **kwargs, out_val=out)))
@@ -127,7 +131,7 @@ class _Counter(TorchDispatchMode):
 
 def _offset(tensor: Tensor) -> int:
     """Where a tensor begins in its storage, in bytes."""
-    return tensor.storage_offset() * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _vector_product(*given: Any, out_val: Any) -> int:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...layers.order import forward_order
 from ...masks.choose import keep_highest
 from ...masks.masks import Masks, Sparsity
 from ...masks.schedules import Schedule
@@ -233,9 +232,9 @@ def importance(
 
 
 def order_of(run: Run) -> list[str]:
-    """The layers of a run in the order in which they run."""
-    x, _ = next(iter(run.data.val.batches([torch.arange(1)])))
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in forward_order(run.model, run.weights, x)))
+    """The layers of a run in the order in which they run; those that do not run come last."""
+    names = [name for name in run.flops.used if name in run.weights]
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in (*names, *run.weights)))
 
 
 def _row(parts: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
