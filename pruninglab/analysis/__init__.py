@@ -4,9 +4,9 @@ from .allocation import allocate, fitting, sensitivity, tolerated
 from .compare import Comparison, compare
 from .connectivity import Graph, channel_graph, distance, heat
 from .cost import latency, truth
-from .impact import Impact, Votes, calibration_error, holm, impact, welch
+from .impact import Impact, Votes, calibration_error, impact
 from .papers import published
-from .statistics import crossing, interval, paired, smallest
+from .statistics import crossing, holm, interval, paired, smallest, welch
 
 __all__ = [
     "Comparison",

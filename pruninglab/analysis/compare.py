@@ -24,8 +24,7 @@ from ..results.record import Result
 from ..results.tables import load
 from ..train.run import Run
 from . import fairness, papers
-from .impact import holm
-from .statistics import crossing, interval, levels_of, paired, smallest
+from .statistics import crossing, holm, interval, levels_of, paired, smallest
 
 CONTROLS = ("dense", "random mask", "layer magnitude", "global magnitude")
 _DECIDED = [column for column in fairness.IN_PAIR if column != "new_weights"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from ..data.splits import Split
 from ..errors import ConfigError
 from ..layers.hooks import evaluating
 from ..train.run import Run
+from .statistics import holm, welch
 
 BINS = 15
 
@@ -198,32 +198,6 @@ def impact(
     if len(names) < most:
         raise ConfigError(f"{len(names)} class names, but labels up to {most - 1}; give one for each class.")
     return Impact(y.numpy(), *votes, names, split if isinstance(split, Split) else None)
-
-
-def welch(a: np.ndarray, b: np.ndarray, level: float = 0.05, more: float = 0.0) -> dict[str, float]:
-    """Mean of `a` minus mean of `b` with its interval, t, degrees of freedom and two-sided p (Welch 1947).
-
-    `more` is added to both variances. Two samples without any spread differ for certain or not at all.
-    """
-    parts = np.array([(x.var(ddof=1) + more) / len(x) for x in (a, b)])
-    change, error = float(a.mean() - b.mean()), float(np.sqrt(parts.sum()))
-    if error <= 1e-12:
-        same = abs(change) <= 1e-12
-        sure = {"t": 0.0 if same else np.copysign(np.inf, change), "df": float(len(a) + len(b) - 2)}
-        return {"change": change, "low": change, "high": change, **sure, "p": float(same)}
-    freedom = float(parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum())
-    half = float(scipy.stats.t.ppf(1 - level / 2, freedom)) * error
-    p = float(2 * scipy.stats.t.sf(abs(change) / error, freedom))
-    return {
-        "change": change, "low": change - half, "high": change + half, "t": change / error, "df": freedom, "p": p,
-    }  # fmt: skip
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Adjusted p-values: the smallest times m, the next times m - 1, never falling (Holm 1979)."""
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
-    return stepped[np.argsort(order, kind="stable")]
 
 
 def bins(confidence: np.ndarray, right: np.ndarray, number: int = BINS) -> pd.DataFrame:

@@ -197,7 +197,7 @@ def _search(result: Result) -> int | None:
 def _trace(result: Result) -> str | None:
     """A hash of all losses: no two trainings of other seeds have the same ones."""
     losses = [h[name] for h in result.history for name in ("loss", "val_loss")]
-    losses = losses or [result.accuracy[split].get("loss") for split in ("val", "test")]
+    losses = finite(losses or [result.accuracy[split].get("loss") for split in ("val", "test")])
     return None if None in losses else short_hash(json.dumps(losses))
 
 

@@ -31,13 +31,18 @@ def load(pattern: str | Path) -> pd.DataFrame:
     for path in next(filter(None, (_found(Path(place, pattern)) for place in places)), []):
         try:
             if os.path.basename(path) == "cell.json":
-                cells[os.path.dirname(path)] = read_cell(path)
+                cells[str(Path(path).parent)] = read_cell(path)
                 continue
             rows.append({**Result.read(path).row(), "path": path})
         except (DataError, KeyError, TypeError, AttributeError) as error:
             skipped[path] = str(error)
     if cells:
-        rows = [row | _parameters(cell) for row in rows if (cell := _cell_of(row["path"], cells))["status"] == "done"]
+        pairs = [(row, _cell_of(row["path"], cells)) for row in rows]
+        rows = [
+            row | {f"param_{name}": value for name, value in cell["parameters"].items()}
+            for row, cell in pairs
+            if cell["status"] == "done"
+        ]
     frame = pd.DataFrame(rows, columns=None if rows else pd.Index(sorted(COLUMNS)))
     frame.attrs["skipped"] = skipped
     frame.attrs["failed"] = {cell["name"]: cell["error"] for cell in cells.values() if cell["status"] != "done"}
@@ -64,14 +69,8 @@ def read_cell(path: str | Path) -> dict[str, Any]:
 
 def _cell_of(path: str, cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The cell in whose folder this is, or one that stands for none."""
-    folder = os.path.dirname(path)
-    while folder and folder not in cells and folder != os.path.dirname(folder):
-        folder = os.path.dirname(folder)
-    return cells.get(folder, {"status": "done", "parameters": {}})
-
-
-def _parameters(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"param_{name}": value for name, value in cell["parameters"].items()}
+    found = (cells[str(folder)] for folder in Path(path).parents if str(folder) in cells)
+    return next(found, {"status": "done", "parameters": {}})
 
 
 def table(runs: Mapping[str, Any], *, compressed: bool = False) -> pd.DataFrame:
