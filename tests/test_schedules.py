@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pruninglab as lab
-from pruninglab.train import lr_schedules
+from pruninglab.train import Options, lr_schedules
 
 ALL = [lab.Constant(0.9), lab.Linear(0.9, 0.1), lab.Cubic(0.9, 0.1), lab.Exponential(0.9, 0.1), lab.Narang(0.9, 0.1)]
 
@@ -69,5 +69,6 @@ def test_rates_by_hand():
     assert 0 < lab.CosineLR(warmup=0.2)(0.0) < lab.CosineLR(warmup=0.2)(0.1) < 1
     assert [lab.StepLR(at=(0.5, 0.75), factor=0.1)(p) for p in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
     assert lab.ConstantLR()(0.3) == 1
-    with pytest.raises(lab.ConfigError, match="'cosine', 'constant', 'step'"):
-        lr_schedules.named("cosinus")
+    assert lr_schedules.named("cosine") == lab.CosineLR()
+    with pytest.raises(lab.ConfigError, match="'cosine', 'constant', 'step' or a function"):
+        Options(1, lr_schedule="cosinus")  # pyright: ignore[reportArgumentType]

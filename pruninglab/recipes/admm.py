@@ -31,7 +31,7 @@ def admm(
     scope: Scope = "layer",
     unit: Unit = "weight",
     finetune_lr: Strength | None = None,
-    admm_lr_schedule: str | LRSchedule = "constant",
+    admm_lr_schedule: LRSchedule = "constant",
     folder: str | Path | None = None,
     **options: Unpack[TrainingOptions],
 ) -> Trials:

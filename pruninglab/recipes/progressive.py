@@ -40,7 +40,7 @@ def progressive(
     rho: Penalty | Mapping[str, Penalty] = 1.5e-3,
     updates: Count = 10,
     finetune_lr: Strength | None = None,
-    admm_lr_schedule: str | LRSchedule = "constant",
+    admm_lr_schedule: LRSchedule = "constant",
     folder: str | Path | None = None,
     **options: Unpack[TrainingOptions],
 ) -> Trials:

@@ -56,7 +56,7 @@ def prune_while_accurate(
     regularizer: Method | Sequence[Method] = (),
     dense: CountFromZero = 0,
     finetune_lr: Strength | None = None,
-    pruning_lr_schedule: str | LRSchedule = "constant",
+    pruning_lr_schedule: LRSchedule = "constant",
     folder: str | Path | None = None,
     **options: Unpack[TrainingOptions],
 ) -> Trials:
@@ -94,7 +94,7 @@ def bonetta(
     finetune: CountFromZero | None = None,
     dense: CountFromZero | None = None,
     finetune_lr: Strength | None = None,
-    pruning_lr_schedule: str | LRSchedule | None = None,
+    pruning_lr_schedule: LRSchedule | None = None,
     folder: str | Path | None = None,
     **options: Unpack[TrainingOptions],
 ) -> Trials:
@@ -141,7 +141,7 @@ def search(
     finetune: CountFromZero,
     dense: CountFromZero = 0,
     finetune_lr: Strength | None = None,
-    pruning_lr_schedule: str | LRSchedule = "constant",
+    pruning_lr_schedule: LRSchedule = "constant",
     folder: str | Path | None = None,
     **options: Unpack[TrainingOptions],
 ) -> Trials:

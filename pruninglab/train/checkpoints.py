@@ -156,7 +156,7 @@ def _set(run: Run, state: dict[Any, Any]) -> tuple[float, int]:
     run.warnings = list(dict.fromkeys([*state["warnings"], *run.warnings]))
     run.cuts = [Cut(**cut) for cut in state["cuts"]]
     run.step, run.epoch, run.seconds = progress["step"], progress["epoch"], progress["seconds"]
-    run.status, run.reason = state["status"], state["reason"]
+    run.end(state["status"], state["reason"])
     return float(so_far["loss_sum"]), int(so_far["seen"])
 
 

@@ -99,8 +99,8 @@ def _try_one_batch(run: Run) -> Flops:
         ) from error
     if not isinstance(logits, Tensor):
         raise ConfigError(
-            f"{type(run.model).__name__} returns a {type(logits).__name__}; expected one tensor of logits. Put it in a "
-            "module whose forward returns that tensor, for example `return self.model(x).logits`."
+            f"{type(run.model).__name__} returns a {type(logits).__name__}; expected one tensor of logits. Put it into "
+            "a module whose forward returns that tensor, for example `return self.model(x).logits`."
         )
     if loss is F.cross_entropy and logits.ndim == 2:
         for name in ("train", "val", "test"):

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from ..errors import ConfigError
-
-LRSchedule = Callable[[float], float]
+LRSchedule = Literal["cosine", "constant", "step"] | Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,9 @@ class StepLR:
         return self.factor ** sum(progress >= point for point in self.at)
 
 
-BY_NAME: dict[str, LRSchedule] = {"cosine": CosineLR(), "constant": ConstantLR(), "step": StepLR()}
+BY_NAME: dict[str, Callable[[float], float]] = {"cosine": CosineLR(), "constant": ConstantLR(), "step": StepLR()}
 
 
-def named(which: str | LRSchedule) -> LRSchedule:
+def named(which: LRSchedule) -> Callable[[float], float]:
     """A schedule by name or as it is."""
-    if callable(which):
-        return which
-    if which not in BY_NAME:
-        raise ConfigError(
-            f"lr_schedule={which!r} is unknown; expected one of {', '.join(map(repr, BY_NAME))}, or a function of "
-            "progress."
-        )
-    return BY_NAME[which]
+    return which if callable(which) else BY_NAME[which]

@@ -36,7 +36,7 @@ class Options:
     lr: Strength = 1e-3
     momentum: BelowOne = 0.9
     weight_decay: Strength = 0.0
-    lr_schedule: str | LRSchedule = "cosine"
+    lr_schedule: LRSchedule = "cosine"
     loss: Loss = F.cross_entropy
     metric: Metric = accuracy
     seed: CountFromZero = 0
@@ -108,7 +108,7 @@ class TrainingOptions(TypedDict, total=False):
     lr: float
     momentum: float
     weight_decay: float
-    lr_schedule: str | LRSchedule
+    lr_schedule: LRSchedule
     loss: Loss
     metric: Metric
     seed: int
