@@ -87,6 +87,7 @@ MANY = {
     "methods.noise.targeted_dropout": 13,
     "methods.projection.code_books": 13,
     "methods.cuts.synflow": 14,
+    "methods.projection.quantize": 15,
     "methods.cuts.weightmom": 17,
     "methods.cuts.n2nskip": 18,
     "methods.cuts.surgeon": 20,
