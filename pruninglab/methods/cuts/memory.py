@@ -22,31 +22,21 @@ Mode = Literal["ema", "window_mean", "window_max", "consecutive_below"]
 
 def empty(weight: Tensor, mode: Mode, window: int) -> Tensor:
     """Before the first epoch: one number for each weight, or `window` of them."""
-    return weight.new_zeros(window, *weight.shape) if mode.startswith("window") else torch.zeros_like(weight)
-
-
-def remember(past: Tensor, size: Tensor, seen: int) -> Tensor:
-    """What is remembered of |w| after one more epoch: the window, the newest over the oldest, or this epoch alone."""
-    if past.ndim == size.ndim:
-        return size
-    past[seen % len(past)] = size
-    return past
+    length = {"ema": (), "consecutive_below": (1,)}.get(mode, (window,))
+    return weight.new_zeros(*length, *weight.shape)
 
 
 def momentum(past: Tensor, mode: Mode, seen: int, beta: float) -> Tensor:
     """What ranks the weights after so many epochs."""
     if mode == "ema":
         return past / (1 - beta**seen)
-    if mode == "window_mean":
-        return past[:seen].mean(0)
-    return past[:seen].amax(0) if mode == "window_max" else past
+    return past[:seen].mean(0) if mode == "window_mean" else past[:seen].amax(0)
 
 
-def remember_low(lows: Tensor, low: Tensor, mode: Mode, window: int) -> Tensor:
-    """A bit for each epoch of the window, the newest the lowest; in "consecutive_below" how many epochs in a row."""
-    if mode == "consecutive_below":
-        return (lows + 1).clamp(max=window) * low
-    return (lows & (2 ** (window - 1) - 1)) * 2 + low
+def low_often(lows: Tensor, mode: Mode, needed: int) -> Tensor:
+    """Whether |w| was low in so many epochs of the window, of which each has a bit, or in the last so many in a row."""
+    last = 2**needed - 1
+    return lows & last == last if mode == "consecutive_below" else bits(lows) >= needed
 
 
 def bits(numbers: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class WeightMom(Method):
     past: dict[str, Tensor] = field(init=False)
     """What the momentum of each weight is made from."""
     lows: dict[str, Tensor] = field(init=False)
-    """The epochs in which |w| was low."""
+    """A bit for each epoch of the window, set where |w| was low; the newest is the lowest."""
     watched: dict[str, Tensor] = field(init=False)
     """The places of the weights that are followed, the chosen ones first."""
     trajectories: dict[str, Tensor] = field(init=False)
@@ -110,10 +110,11 @@ class WeightMom(Method):
         sizes = {name: weight.detach().abs() for name, weight in run.weights.items()}
         levels = self._levels(run.masks, sizes)
         for name, size in sizes.items():
-            past, low = self.past[name], size <= levels[name]
-            ema = self.mode == "ema"
-            self.past[name] = moving_average(past, size, self._beta) if ema else memory.remember(past, size, self.seen)
-            self.lows[name] = memory.remember_low(self.lows[name], low, self.mode, self.window)
+            if self.mode == "ema":
+                self.past[name] = moving_average(self.past[name], size, self._beta)
+            else:  # the newest over the oldest
+                self.past[name][self.seen % len(self.past[name])] = size
+            self.lows[name] = (self.lows[name] & (2 ** (self.window - 1) - 1)) * 2 + (size <= levels[name])
         self.seen += 1
         return levels
 
@@ -140,8 +141,7 @@ class WeightMom(Method):
     def eligible(self) -> dict[str, Tensor]:
         """Which weights were low often enough in the epochs seen so far."""
         needed = math.ceil(self.min_epochs_below * min(self.seen, self.window) / self.window)
-        in_a_row = self.mode == "consecutive_below"
-        return {name: (lows if in_a_row else memory.bits(lows)) >= needed for name, lows in self.lows.items()}
+        return {name: memory.low_often(lows, self.mode, needed) for name, lows in self.lows.items()}
 
     def of_layers(self, masks: Masks, order: Sequence[str] = ()) -> dict[str, float]:
         """The ratio of each layer by its size (or density) and its place in the order given, else that of the masks."""

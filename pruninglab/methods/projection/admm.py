@@ -18,7 +18,6 @@ from ...train.method import Method
 from ...train.run import Run
 from ...typed import Count
 from ..penalties.plain import add_terms
-from .pgd import projection
 
 Penalty = float | Callable[[float], Any]  # any, for a schedule says that its value may be a dict
 
@@ -40,7 +39,7 @@ def pull(w: list[Tensor], z: list[Tensor], u: list[Tensor], rho: list[float]) ->
 def nearest(w: Mapping[str, Tensor], u: Mapping[str, Tensor], sparsity: Sparsity, **choice: Any) -> dict[str, Tensor]:
     """Z = Π(W + U), the nearest sparse point."""
     shifted = {name: weight + u[name] if name in u else weight for name, weight in w.items()}
-    return projection(shifted, sparsity, **choice)
+    return project(shifted, largest(shifted, sparsity, **choice))
 
 
 def summed(u: Tensor, w: Tensor, z: Tensor) -> Tensor:
