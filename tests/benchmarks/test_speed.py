@@ -5,6 +5,7 @@ machine that slows down in between slows both.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import pruninglab as lab
-from pruninglab import train
 from pruninglab._torchvision import torchvision
 from pruninglab.data import Split
 from pruninglab.methods.penalties.plain import add_terms, shrink
@@ -105,7 +105,7 @@ def epoch(run: lab.train.Training) -> None:
     run.epoch = run.step = 0
     run.epochs, run.status = 1, "running"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_end_of_epoch", lambda run, loss, bar: setattr(run, "epoch", 1))
+        patch.setattr(sys.modules[_train.__module__], "_end_of_epoch", lambda run, loss, bar: setattr(run, "epoch", 1))
         _train(run, 0.0, 0, None, 10**9, False)
 
 
