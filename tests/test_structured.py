@@ -204,6 +204,7 @@ def test_a_coupled_criterion_ranks_as_prune_cuts(scope):
     free = [group for group in found if not group.fixed]
     _, masks = structured.prune(net, x, 0.4, "filter_l2", scope=scope, groups=found)
     scores = structured.Coupled("filter_l2", found, scope)(net, None)
+    assert all(scores[name].isinf().all() for name in found.fixed)
     for group in free:
         rows = [scores[part.weight].flatten(1)[part.index, 0] for part in group.givers]
         whole = torch.full((group.size,), torch.nan)
@@ -211,9 +212,9 @@ def test_a_coupled_criterion_ranks_as_prune_cuts(scope):
             assert ((whole[part.channel] == mine) | whole[part.channel].isnan()).all()
             whole[part.channel] = mine
         gone = group.dead(masks)
-        if scope != "layer" and gone.any():
-            assert whole[gone].max() < int(0.4 * found.channels + 0.5)
-        assert whole[gone].max() <= whole[~gone].min() if gone.any() else True
+        if scope != "layer":
+            assert gone.tolist() == (whole < int(0.4 * found.channels + 0.5)).tolist()
+        assert not gone.any() or whole[gone].max() < whole[~gone].min()
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -432,6 +433,10 @@ def test_whole_groups_of_a_convolution_go():
     _, masks = structured.prune(grouped(4), x, 0.5)
     rows = masks["2.weight"].flatten(1).any(1).view(4, 2)
     assert (rows.all(1) | ~rows.any(1)).all()
+    scores = structured.Coupled("filter_l1", structured.groups(net, x))(net, None)
+    pairs = scores["2.weight"][:, 0, 0, 0].view(4, 2)
+    assert torch.equal(pairs[:, 0], pairs[:, 1])
+    assert len(pairs[:, 0].unique()) == 4
 
 
 def test_a_depthwise_filter_of_zeros_is_enough():

@@ -45,7 +45,8 @@ class Layer:
         """What can take up a constant that comes in, and the sign: its bias, or the mean of its norm."""
         if getattr(self.module, "bias", None) is not None:
             return self.module.bias, 1
-        return (self.norm.running_mean, -1) if self.norm is not None else None
+        mean = getattr(self.norm, "running_mean", None)
+        return None if mean is None else (mean, -1)
 
     def let_go(self, index: Tensor) -> None:
         """Put into the bias what it reads at `index`, as far as it is constant, and read it no more."""
@@ -204,50 +205,38 @@ def remove(model: nn.Module, found: Groups, x: Tensor) -> tuple[pd.DataFrame, di
 
 
 def sole_norms(model: nn.Module, x: Tensor) -> dict[str, str]:
-    """The batch norm that reads what a layer without a bias gives, where nothing else reads it, by the names of both.
-
-    The output is made NaN, and only the norm gets it as it was: what else reads it shows in the logits.
-    """
-    after, modules = norms_after(model, x), dict(model.named_modules())
+    """The batch norm that reads a layer's output, where nothing else reads it, by the names of both."""
+    after = norms_after(model, x)
     uses = Counter(after.values())
-    candidates = [
-        layer
-        for layer, norm in after.items()
-        if getattr(modules[layer], "bias", None) is None and uses[norm] == 1
-        if getattr(modules[norm], "running_mean", None) is not None
-    ]
-    return {layer: after[layer] for layer in _unheard(model, x, candidates)}
+    return _unheard(model, x, {layer: norm for layer, norm in after.items() if uses[norm] == 1})
 
 
-def _unheard(model: nn.Module, x: Tensor, layers: list[str]) -> list[str]:
-    """Those whose output nothing but one batch norm reads, and that once."""
+def _unheard(model: nn.Module, x: Tensor, pairs: dict[str, str]) -> dict[str, str]:
+    """The pairs of which only the norm reads the layer, and the norm nothing else.
+
+    Each output is made NaN, and only its norm gets it as it was: what else there is shows in the logits.
+    """
     hidden: list[tuple[Tensor, int, Tensor]] = []
-    calls: Counter[str] = Counter()
-    readers: list[str] = []
 
     def after(name: str, module: nn.Module, given: Any, output: Tensor) -> Tensor:
-        if name not in layers:
+        if name not in pairs:
             return output
         unknown = torch.full_like(output, torch.nan)
         hidden.append((unknown, unknown._version, output))
         return unknown
 
-    def before(name: str, module: nn.Module, given: tuple[Any, ...]) -> Any:
-        calls[name] += 1
-        for unknown, version, output in hidden:
-            if given[0] is unknown and unknown._version == version:  # and nothing has changed it in place
-                readers.append(name)
-                return (output, *given[1:])
-        return given
+    def before(name: str, module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        if name not in pairs.values():
+            return given
+        own = (real for unknown, version, real in hidden if given[0] is unknown and unknown._version == version)
+        return (next(own, torch.full_like(given[0], torch.nan)), *given[1:])
 
-    if not layers:
-        return []
     with hooked(model, (Norm,), before), hooked(model, LAYERS, None, after):
-        silent = not model(x).isnan().any()
-    if silent and len(readers) == len(hidden) == len(layers) and all(calls[name] == 1 for name in readers):
-        return layers
-    half = len(layers) // 2
-    return [] if not half else _unheard(model, x, layers[:half]) + _unheard(model, x, layers[half:])
+        heard = bool(model(x).isnan().any())
+    if not (pairs and heard):
+        return pairs
+    every, half = list(pairs.items()), len(pairs) // 2
+    return _unheard(model, x, dict(every[:half])) | _unheard(model, x, dict(every[half:])) if half else {}
 
 
 def _rows(weight: Tensor) -> Tensor:

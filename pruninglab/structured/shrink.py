@@ -106,8 +106,8 @@ def shrink(
     report, kept = remove(small, found, x)
     error = difference(small, masked, kept, x)
     if not error <= TOLERANCE:  # a deep network may be no more exact than that by itself
-        exact, x = masked.to(place := exact_device(x.device)).double(), _double(x.to(place))
-        again = copy.deepcopy(exact)
+        exact, x = masked.to(exact_device(x.device)).double(), x.to(exact_device(x.device))
+        again, x = copy.deepcopy(exact), x.double() if x.is_floating_point() else x
         error = difference(again, exact, remove(again, found, x)[1], x)
         if not error <= EXACT:
             raise RunError(
@@ -118,7 +118,3 @@ def shrink(
     wide = widths.of(full)
     widths.record(small, {name: size for name, size in widths.of(small).items() if size != wide.get(name)})
     return Shrunk(small, kept, report, sum(p.numel() for p in full.parameters()), error)
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
