@@ -14,6 +14,7 @@ import pruninglab as lab
 from pruninglab import identity, layers, structured
 from pruninglab.layers import Attention
 from pruninglab.models.resnet import BasicBlock
+from pruninglab.structured import removal
 
 NETS: dict[str, Any] = {
     "lenet5": 16,
@@ -203,6 +204,7 @@ def test_a_coupled_criterion_ranks_as_prune_cuts(scope):
     free = [group for group in found if not group.fixed]
     _, masks = structured.prune(net, x, 0.4, "filter_l2", scope=scope, groups=found)
     scores = structured.Coupled("filter_l2", found, scope)(net, None)
+    assert all(scores[name].isinf().all() for name in found.fixed)
     for group in free:
         rows = [scores[part.weight].flatten(1)[part.index, 0] for part in group.givers]
         whole = torch.full((group.size,), torch.nan)
@@ -210,9 +212,9 @@ def test_a_coupled_criterion_ranks_as_prune_cuts(scope):
             assert ((whole[part.channel] == mine) | whole[part.channel].isnan()).all()
             whole[part.channel] = mine
         gone = group.dead(masks)
-        if scope != "layer" and gone.any():
-            assert whole[gone].max() < int(0.4 * found.channels + 0.5)
-        assert whole[gone].max() <= whole[~gone].min() if gone.any() else True
+        if scope != "layer":
+            assert gone.tolist() == (whole < int(0.4 * found.channels + 0.5)).tolist()
+        assert not gone.any() or whole[gone].max() < whole[~gone].min()
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -309,6 +311,45 @@ def test_a_constant_stays_where_zeros_are_padded_until_it_is_silenced():
     assert net[1].bias[1] == 2  # the given one is left as it is
 
 
+class Forks(nn.Module):
+    """A convolution without a bias, whose output a norm reads, and something else as well."""
+
+    def __init__(self, fork: str):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv, self.norm, self.other = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.twin, self.fc, self.fork = nn.Conv2d(4, 4, 1, bias=False), nn.Linear(4, 2), fork
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z = self.conv(y)
+        if self.fork == "in place":
+            z = self.norm(z.relu_())
+        elif self.fork == "detached":
+            z = self.norm(z) + z.detach()
+        elif self.fork == "two norms":
+            z = self.norm(z) * self.other(z)
+        elif self.fork == "one norm for two":
+            z = self.norm(z) + self.norm(self.twin(y)) * self.twin(y)
+        else:
+            z = self.norm(z) + (z if self.fork == "sum" else 0)
+        return self.fc(z.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("fork", ["none", "sum", "detached", "two norms", "one norm for two", "in place"])
+def test_a_constant_goes_into_a_norm_only_where_nothing_else_reads_the_layer(fork):
+    net: Any = lively(Forks(fork))
+    net.first[0].weight.data[1] = 0
+    net.first[1].bias.data[1], net.first[1].running_mean[1] = 2.0, 0.0  # behind the ReLU channel 1 is 2 everywhere
+    small = shrink(net, images(2, 1, 6, 6))
+    assert small.model.conv.in_channels == (3 if fork == "none" else 4)
+    assert fork == "none" or "conv has nothing to take it up: `silence`" in small.report["why"].max()
+    assert equal(net, small.model, images(4, 1, 6, 6, seed=3))
+    silent = structured.silence(net, images(2, 1, 6, 6))
+    assert shrink(silent, images(2, 1, 6, 6)).model.conv.in_channels == 3
+
+
 def test_a_norm_without_scale_makes_a_constant():
     """What network slimming leaves: a scale of 0, whatever the filter before it is."""
     net = conv_net(padding=1)
@@ -392,6 +433,10 @@ def test_whole_groups_of_a_convolution_go():
     _, masks = structured.prune(grouped(4), x, 0.5)
     rows = masks["2.weight"].flatten(1).any(1).view(4, 2)
     assert (rows.all(1) | ~rows.any(1)).all()
+    scores = structured.Coupled("filter_l1", structured.groups(net, x))(net, None)
+    pairs = scores["2.weight"][:, 0, 0, 0].view(4, 2)
+    assert torch.equal(pairs[:, 0], pairs[:, 1])
+    assert len(pairs[:, 0].unique()) == 4
 
 
 def test_a_depthwise_filter_of_zeros_is_enough():
@@ -507,6 +552,50 @@ def test_code_that_counts_on_its_channels_is_refused_with_the_reason():
 def test_a_difference_of_logits_is_refused():
     with pytest.raises(lab.RunError, match="the logits differ by"):
         shrink(Hides(), images(2, 3, 4, 4))
+
+
+def deep() -> nn.Module:
+    """Without norms: what comes in is hardly heard at the end."""
+    torch.manual_seed(0)
+    return dense(3, *[12] * 20, 2)
+
+
+def new(name: str) -> Any:
+    return lambda: lab.build(name, colour(NETS[name]), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: dense(3, 8, 8, 2), (3,)),
+        (deep, (3,)),
+        *((new(name), (3, NETS[name], NETS[name])) for name in ("vgg16", "resnet20", "torchvision:mobilenet_v2")),
+        (new("torchvision:squeezenet1_1"), (3, 32, 32)),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_a_wrong_removal_is_noticed(make, shape, scale, monkeypatch):
+    """In networks that are not trained, on few images, and however small the logits are."""
+    model, x = make().eval(), images(2, *shape)
+    last: Any = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    last.weight.data *= scale
+    last.bias.data *= scale
+    before = identity.tensor_hash(model.state_dict())
+    assert shrink(model, x).removed == 0
+    right = removal.Shared.unneeded
+
+    def too_many(shared: Any) -> torch.Tensor:
+        flags = right(shared)
+        if shared.group is chosen and not shared.gone.any():
+            flags[::4] = True  # some channels are 0 on all these images
+        return flags
+
+    found = structured.groups(model, x)
+    chosen = [group for group in found if not group.fixed][-1]
+    monkeypatch.setattr(removal.Shared, "unneeded", too_many)
+    with pytest.raises(lab.RunError, match="the logits differ by"):
+        shrink(model, x, groups=found)
+    assert identity.tensor_hash(model.state_dict()) == before
 
 
 def test_shared_weights_stay():

@@ -67,7 +67,7 @@ def prune(
     check("scope", scope, Scope)
     found = find_groups(model, x) if groups is None else groups
     weights = prunable(model, skip=skip)
-    free = [g for g in found if not g.fixed and all(part.weight in weights for part in g.givers)]
+    free = [group for group in found if all(part.weight in weights for part in group.givers)]
     scores = _scores(model, criterion, data, seed)
     values = [_unit_scores(group, scores) for group in free]
     for group, value in zip(free, values, strict=True):
@@ -103,8 +103,8 @@ class Coupled:
 
     For runs: `Gradual(lab.Cubic(0.5), Coupled("filter_l1", groups), unit="channel")`, with `Silence()` behind it and
     `skip=groups.fixed`. The score of a channel is its place in the order in which `structured.prune` would cut, which
-    also says what `scope` means. Of each layer the best channel stays. A sparsity counts a channel in every layer that
-    gives it; the last one to go may be cut in some of its layers only, and stays then.
+    also says what `scope` means. The best channel of each layer stays, and so do all that are fixed. A sparsity counts
+    a channel in every layer that gives it; the last one to go may be cut in some of its layers only, and stays then.
     """
 
     criterion: str | Criterion
@@ -116,12 +116,11 @@ class Coupled:
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
         scores = dict(registry.resolve(self.criterion)(model, batches))
-        free = [group for group in self.groups if not group.fixed]
-        values = [_unit_scores(group, scores) for group in free]
+        values = [_unit_scores(group, scores) for group in self.groups]
         places = [torch.full_like(value, math.inf) for value in values]
-        for place, (number, unit) in enumerate(_order(free, values, self.criterion, self.scope)):
+        for place, (number, unit) in enumerate(_order(self.groups, values, self.criterion, self.scope)):
             places[number][unit] = place
-        for group, by_unit in zip(free, places, strict=True):
+        for group, by_unit in zip(self.groups, places, strict=True):
             for part in group.parts:
                 score = scores.get(part.weight)
                 if part.side != "in" and score is not None and score.ndim > 1:
@@ -139,9 +138,12 @@ def _scores(model: nn.Module, criterion: str | Criterion, data: Data | None, see
 
 
 def _unit_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
-    """By unit the mean over its channels; of a channel that over the layers that give it and have a score for it."""
+    """By unit the mean over its channels; of a channel that over the layers that give it and have a score for it.
+
+    What is fixed, or has no score, scores infinity.
+    """
     sums, seen = torch.zeros(group.size, dtype=torch.float64), torch.zeros(group.size)
-    for part in group.parts:
+    for part in () if group.fixed else group.parts:
         name = part.weight
         if part.side == "in" or name not in scores or scores[name].ndim < 2:
             continue

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from .. import _html
 from ..errors import ConfigError
-from ..layers.kinds import CONVS, LAYERS, inputs, is_depthwise, outputs
-from ..layers.modules import HANDLED, Attention, PadShortcut
+from ..layers.kinds import CONVS, LAYERS, heads, inputs, is_depthwise, kind_of, outputs
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def find_groups(model: nn.Module, x: Tensor) -> Groups:
             "`lab.prune`."
         ) from error
     found = _with_grouped(model, found)
-    found += [_heads(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    found += [_heads(name, m) for name, m in model.named_modules() if kind_of(m).heads]
     found = [_unless_tied(model, group) for group in found]
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return Groups(sorted(found, key=lambda group: min(order[part.layer] for part in group.givers)))
@@ -193,9 +192,10 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pa
     for parameter in traced.parameters():
         parameter.requires_grad_(True)
     pads = _Pads()
-    for module in traced.modules():
-        if isinstance(module, PadShortcut):
-            module.register_forward_pre_hook(lambda m, given: pads.inputs.update({m: given[0].shape[1]}))
+    padding = [module for module in traced.modules() if kind_of(module).pads]
+    kinds: Any = {type(module): pads for module in padding}
+    for module in padding:
+        module.register_forward_pre_hook(lambda m, given: pads.inputs.update({m: given[0].shape[1]}))
     start = x.detach().clone()
     if start.is_floating_point():
         start = start.requires_grad_(True) * 1.0  # so that the graph shows where the image itself goes
@@ -208,12 +208,12 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pa
 
     graph = torch_pruning.DependencyGraph()
     with torch.enable_grad():
-        graph.build_dependency(traced, start, forward_fn=forward, customized_pruners={PadShortcut: pads}, verbose=False)  # pyright: ignore[reportArgumentType]
-    for module, node in graph.module2node.items():
-        if isinstance(module, PadShortcut):
-            for dependency in node.dependencies:
-                if dependency.target in node.inputs:
-                    dependency.index_mapping[0] = _Below(pads.inputs[module])
+        graph.build_dependency(traced, start, forward_fn=forward, customized_pruners=kinds, verbose=False)  # pyright: ignore[reportArgumentType]
+    for module in padding:
+        node = graph.module2node[module]
+        for dependency in node.dependencies:
+            if dependency.target in node.inputs:
+                dependency.index_mapping[0] = _Below(pads.inputs[module])
     return graph, traced, ends, pads
 
 
@@ -258,10 +258,10 @@ def _group(traced: nn.Module, items: Sequence[Any], roots: Sequence[int], ends: 
         name = names.get(module, "")
         if side != "in" or not isinstance(module, LAYERS):
             fixed = fixed or _obstacle(node, name, ends)
-        if not isinstance(module, HANDLED):
+        if not _narrows(module):
             continue
         index, channel = torch.tensor(item.idxs), torch.tensor([place.get(root, -1) for root in item.root_idxs])
-        if isinstance(module, PadShortcut):  # only what it adds is its own
+        if kind_of(module).pads:  # only what it adds is its own
             own = index >= pads.inputs[module]
             index, channel = index[own] - pads.inputs[module], channel[own]
         if (channel < 0).any() or (index >= (inputs(module) if side == "in" else outputs(module))).any():
@@ -283,11 +283,17 @@ def _obstacle(node: Any, name: str, ends: Sequence[Any]) -> str:
         return "the code of the network splits them"
     if kind == "PARAMETER":
         return "a parameter outside of layers belongs to them"
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+    if kind_of(module).mixes:
         return f"{name} takes its statistics over all of them"
     if kind == "DEPTHWISE_CONV" and not is_depthwise(module):
         return f"{name} makes several of each"
-    return f"{name}, a {type(module).__name__}, cannot be narrowed" if name and not isinstance(module, HANDLED) else ""
+    return f"{name}, a {type(module).__name__}, cannot be narrowed" if name and not _narrows(module) else ""
+
+
+def _narrows(module: Any) -> bool:
+    """Whether single channels can be taken out of it."""
+    kind = kind_of(module)
+    return bool(kind.widths and not kind.heads)
 
 
 def _with_grouped(model: nn.Module, found: Sequence[Group]) -> list[Group]:
@@ -328,14 +334,13 @@ def _components(pairs: Sequence[tuple[int, int]], size: int) -> Tensor:
     return torch.from_numpy(scipy.sparse.csgraph.connected_components(matrix, directed=False)[1]).long()
 
 
-def _heads(name: str, layer: nn.MultiheadAttention) -> Group:
+def _heads(name: str, layer: Any) -> Group:
     """The heads of attention, which nothing outside of it sees."""
     inner = layer.out_proj.in_features
-    heads = layer.heads if isinstance(layer, Attention) else layer.num_heads
     plain = layer.in_proj_weight is not None and layer.bias_k is None and not layer.add_zero_attn
     fixed = "" if plain else f"{name} has keys or values of another width, or more of them than it is given"
     every = torch.arange(inner)
-    return Group(name, inner, (Part(name, "heads", every, every),), fixed, every // (inner // heads))
+    return Group(name, inner, (Part(name, "heads", every, every),), fixed, every // (inner // heads(layer)))
 
 
 def _unless_tied(model: nn.Module, group: Group) -> Group:

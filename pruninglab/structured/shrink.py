@@ -1,31 +1,29 @@
 """Structured pruning: whole channels chosen together, and taken out, so that a smaller plain network is left.
 
-`coupling` finds which layers share their channels, `reach` and `removal` what may go without a change of the logits,
-and that these have not changed is checked on the result.
+`grouping` finds which layers share their channels, `removal` takes out what may go without a change of the logits, and
+`check` compares these.
 """
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from .. import _html
-from ..errors import ConfigError, RunError
+from ..errors import RunError
 from ..layers import widths
 from ..layers.precision import exact_device
 from ..layers.widths import Widths
-from ..randomness import generator
 from ..train.run import Run
+from .check import difference, logits_of
 from .choose import Example, _masked
 from .grouping import Groups, find_groups
-from .removal import Removal
+from .removal import remove
 
-TOLERANCE, EXACT = 1e-5, 1e-9  # in 32 bits, and in 64 where the network is not that exact in 32
+TOLERANCE, EXACT = 1e-5, 1e-9  # in 32 bits; in 64, in which all is done again, where the network is not that exact
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Shrunk:
     report: pd.DataFrame
     before: int
     error: float
-    """The largest difference of logits that was seen, in units of the largest logit or 1."""
+    """The largest difference of logits that was seen, in units of their spread over inputs."""
 
     @property
     def widths(self) -> Widths:
@@ -97,61 +95,26 @@ def shrink(
     the report says so; `silence` is the step that sets such constants to 0. In a residual sum a channel goes if all
     its members are dead. A layer keeps at least one channel, and the groups of a grouped convolution go as a whole.
 
-    `masks` are applied first (a run's own by default). The logits are compared on the example and on noise: more than
-    1e-5 of the largest (or of 1) apart in 32 bits, and more than 1e-9 in 64, is a RunError. `model` is left as it is.
+    `masks` are applied first (a run's own by default). The logits are compared on the example and on noise, also with
+    batch norms that measure these inputs: more than 1e-5 of their spread over inputs apart in 32 bits, and more than
+    1e-9 where it is all done again in 64, is a RunError. `model` is left as it is.
     """
-    small, x = _masked(model, example, masks)
-    full = model.model if isinstance(model, Run) else model
+    masked, x = _masked(model, example, masks)
+    logits_of(masked, x[:1])
+    full, small = model.model if isinstance(model, Run) else model, copy.deepcopy(masked)
     found = find_groups(small, x) if groups is None else groups
-    probes = [x, _noise(x)]
-    before = [_logits(small, probe) for probe in probes]
-    work = Removal(small, found, x)
-    work.free()
-    report, kept = work.report(), work.take_out()
-    error = max(_difference(_try(small, probe), logits) for probe, logits in zip(probes, before, strict=True))
+    report, kept = remove(small, found, x)
+    error = difference(small, masked, kept, x)
     if not error <= TOLERANCE:  # a deep network may be no more exact than that by itself
-        place = exact_device(x.device)
-        exact, reference = (m.to(place).double() for m in (copy.deepcopy(small), _masked(model, example, masks)[0]))
-        doubles = [_double(probe.to(place)) for probe in probes]
-        error = max(_difference(_logits(exact, probe), _logits(reference, probe)) for probe in doubles)
+        exact, x = masked.to(exact_device(x.device)).double(), x.to(exact_device(x.device))
+        again, x = copy.deepcopy(exact), x.double() if x.is_floating_point() else x
+        error = difference(again, exact, remove(again, found, x)[1], x)
         if not error <= EXACT:
             raise RunError(
-                f"without these channels the logits differ by {error:.1e} of the largest: something in this network "
-                "mixes channels in a way that its graph does not show. Leave the layers in question out of the masks."
+                f"without these channels the logits differ by {error:.1e} of their spread over inputs: something in "
+                "this network mixes channels in a way that its graph does not show. Leave the layers in question out "
+                "of the masks."
             )
     wide = widths.of(full)
     widths.record(small, {name: size for name, size in widths.of(small).items() if size != wide.get(name)})
     return Shrunk(small, kept, report, sum(p.numel() for p in full.parameters()), error)
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(x)
-    if not isinstance(logits, Tensor):
-        raise ConfigError(f"the model returns a {type(logits).__name__}; expected one tensor of logits.")
-    return logits
-
-
-def _try(model: nn.Module, x: Tensor) -> Tensor:
-    try:
-        return _logits(model, x)
-    except RuntimeError as error:
-        raise RunError(
-            f"without these channels the network does not run ({error}): its code counts on their number. Leave the "
-            "layers in question out of the masks."
-        ) from error
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return math.inf
-    largest = float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
-    return math.inf if math.isnan(largest) else largest
-
-
-def _noise(x: Tensor) -> Tensor:
-    return torch.randn(x.shape, generator=generator(0, "noise")).to(x) if x.is_floating_point() else x.flip(0)
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
