@@ -213,6 +213,7 @@ def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: It
 
 
 def _growable(count: int, dead: Tensor) -> int:
-    if not 0 <= count <= (most := int(dead.sum())):
+    most = int(dead.sum())
+    if not 0 <= count <= most:
         raise ConfigError(f"cannot grow {count:,} weights; between 0 and {most:,} are pruned here.")
     return count
