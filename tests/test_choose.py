@@ -11,7 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pruninglab as lab
-from pruninglab.masks import choose, count, grow, keep_top, scattered, spread
+from pruninglab.masks import (
+    choose,
+    count,
+    grow,
+    keep_top,
+    keeping,
+    largest,
+    largest_per_channel,
+    n_of_m,
+    project,
+    scattered,
+    spread,
+)
 
 NUMBERS = st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5, math.inf, -math.inf])
 
@@ -58,6 +70,7 @@ def test_shares_are_proportional_between_their_bounds(layers, least, share):
         (4, [1, 1, 98], [9, 9, 9], 0, [0, 0, 4]),
         (5, [0, 0], [9, 9], 0, [3, 2]),  # without quotas as many each
         (5, [0, 1], [9, 3], 0, [2, 3]),
+        (4, [0.25, 0.75], [9, 9], 0, [1, 3]),
         (7, [1, 2, 4], [0, 9, 9], 1, [0, 2, 5]),  # 2.33 and 4.67
         (0, [1, 1], [3, 3], 0, [0, 0]),
         (6, [1, 1], [3, 3], 0, [3, 3]),
@@ -201,3 +214,145 @@ def test_all_layers_are_ranked_in_their_order():
     kept = [keep_top(scores, share).kept_by_layer for share in (1 / 6, 0.5, 5 / 6)]
     assert [tuple(k.values()) for k in kept] == [(2, 2, 1), (2, 1, 0), (1, 0, 0)]
     assert all(a != b for a, b in itertools.pairwise(kept))
+
+
+# ----------------------------------------------------------------------------------------- projections, and Masks
+
+
+def test_a_projection_keeps_what_is_kept_and_nothing_else():
+    weights = {"w": torch.tensor([3.0, -1.0, 2.0, math.nan], requires_grad=True)}
+    masks = lab.Masks({"w": torch.tensor([True, True, False, False])})
+    found = project(weights, masks)["w"]
+    assert found.tolist() == [3.0, -1.0, 0.0, 0.0]
+    assert not found.requires_grad
+
+
+def test_the_projection_is_the_nearest_sparse_point():
+    """No other choice of as many channels is nearer, in layers whose channels have other sizes."""
+    source = torch.Generator().manual_seed(0)
+    weights = {"a": torch.randn(3, 4, generator=source), "b": torch.randn(3, 2, 2, generator=source)}
+    rows = [(name, i) for name, w in weights.items() for i in range(len(w))]
+
+    def distance(kept):
+        return sum(float(weights[name][i].square().sum()) for name, i in rows if (name, i) not in kept)
+
+    chosen = largest(weights, 0.5, scope="global", unit="channel")
+    kept = {(name, i) for name, i in rows if chosen[name][i].any()}
+    assert len(kept) == 3
+    assert distance(kept) == pytest.approx(min(distance(set(c)) for c in itertools.combinations(rows, 3)))
+    by_kernel = largest({"b": weights["b"]}, 0.5, unit="kernel")["b"].any(-1)
+    assert (
+        by_kernel.flatten().tolist()
+        == recount.highest(weights["b"].square().sum(-1).flatten(), torch.ones(6, dtype=torch.bool), 3).tolist()
+    )
+
+
+def test_the_largest_by_layer_and_within_masks():
+    weights = {"a": torch.tensor([1.0, -9.0, 2.0, 3.0]), "b": torch.tensor([10.0, 20.0, 30.0, 40.0])}
+    assert largest(weights, 0.5).kept_by_layer == {"a": 2, "b": 2}
+    assert largest(weights, 0.5)["a"].tolist() == [False, True, False, True]
+    assert largest(weights, 0.5, scope="global").kept_by_layer == {"a": 0, "b": 4}
+    within = lab.Masks({"a": torch.tensor([True, False, True, False]), "b": torch.tensor([False, True, False, False])})
+    held = largest(weights, 0.25, scope="global", masks=within)
+    assert held.fingerprint == within.fingerprint
+
+
+def test_every_output_channel_keeps_as_many():
+    weights = {"w": torch.tensor([[1.0, -4.0, 2.0, 3.0], [40.0, 30.0, -20.0, 10.0]])}
+    assert largest_per_channel(weights, 0.5)["w"].tolist() == [[False, True, False, True], [True, True, False, False]]
+
+
+def test_n_of_m_by_hand():
+    """Along the inputs, the first of equals, and n of the last few too."""
+    weights = {"w": torch.tensor([[1.0, -5.0, 2.0, 2.0, 7.0, 7.0]]), "bias": torch.ones(3)}
+    assert n_of_m(weights)["w"].int().tolist() == [[0, 1, 1, 0, 1, 1]]
+    assert n_of_m(weights, 1, 4)["w"].int().tolist() == [[0, 1, 0, 0, 1, 0]]
+    assert n_of_m(weights, 4, 4)["w"].all()
+    assert n_of_m(weights)["bias"].all()
+    kernels = torch.arange(16.0).view(1, 4, 2, 2)  # (out, in, k, k)
+    assert n_of_m({"w": kernels})["w"].flatten(2).int().tolist() == [[[0] * 4, [0] * 4, [1] * 4, [1] * 4]]
+    for n, m in ((0, 4), (5, 4), (-1, 4)):
+        with pytest.raises(lab.ConfigError, match=f"{n}:{m} cannot be"):
+            n_of_m(weights, n, m)
+
+
+def test_sparsities_that_leave_exactly_so_many():
+    weights = {"a": torch.ones(7, 3), "b": torch.ones(1000)}
+    for counts in ({"a": 1, "b": 999}, {"a": 21}, {"a": 10, "b": 1}):
+        chosen = largest(weights, keeping(weights, counts)).kept_by_layer
+        assert {name: chosen[name] for name in counts} == counts
+    for counts, match in (
+        ({"a": 0}, "cannot keep 0"),
+        ({"a": 22}, "between 1 and 21"),
+        ({"c": 1}, "'c' is no prunable"),
+    ):
+        with pytest.raises(lab.ConfigError, match=match):
+            keeping(weights, counts)
+
+
+def test_numbers_of_masks_by_hand():
+    masks = lab.Masks({"a": torch.tensor([[True, False], [False, False]]), "b": torch.tensor([False, False])})
+    assert (masks.total, masks.kept, masks.kept_by_layer) == (6, 1, {"a": 1, "b": 0})
+    assert (masks.density, masks.sparsity) == pytest.approx((1 / 6, 5 / 6))
+    assert masks.collapsed == ["b"]
+    assert (lab.Masks().density, lab.Masks().sparsity) == (1.0, 0.0)
+    assert (~masks).kept_by_layer == {"a": 3, "b": 2}
+    assert (masks | ~masks).kept == 6
+    assert (masks & ~masks).kept == 0
+    assert lab.masks.units(masks) == (1, 6)
+    assert lab.masks.units(masks, "channel") == (1, 4)
+    assert lab.masks.units(lab.Masks({"w": torch.eye(2, dtype=torch.bool)[:, :, None].expand(2, 2, 3)}), "kernel") == (
+        2,
+        4,
+    )
+    table = masks.table()
+    assert table["layer"].tolist() == ["a", "b", "all"]
+    assert table["shape"].tolist() == ["2 x 2", "2", ""]
+    assert table["kept"].tolist() == [1, 0, 1]
+    assert table["sparsity"].tolist() == pytest.approx([0.75, 1.0, 5 / 6])
+    assert "Masks(2 layers, 1 of 6 kept, sparsity 0.8333)" in repr(masks)
+    assert "83.33%" in masks._repr_html_()
+
+
+def test_fingerprints_tell_names_and_bits_apart_but_not_the_order():
+    a, b = torch.tensor([True, False]), torch.tensor([False, True])
+    first = lab.Masks({"x": a, "y": b}).fingerprint
+    assert len(first) == 16
+    assert first == lab.Masks({"y": b, "x": a}).fingerprint
+    assert first not in (lab.Masks({"x": b, "y": a}).fingerprint, lab.Masks({"x": a, "z": b}).fingerprint)
+    assert lab.Masks({"x": b.flip(0)}).fingerprint == lab.Masks({"x": a}).fingerprint
+
+
+def test_masks_of_another_model_are_refused_and_the_others_are_full():
+    weights = {"a": torch.tensor([math.nan, 2.0, math.inf]), "b": torch.ones(2)}
+    masks = lab.Masks({"a": torch.tensor([False, True, False])})
+    assert masks.over(weights).kept_by_layer == {"a": 1, "b": 2}
+    masks.apply_(weights)
+    assert weights["a"].tolist() == [0.0, 2.0, 0.0]
+    masks.over(weights).check(weights)
+    for wrong, match in (
+        (masks, "lack b"),
+        ({**masks, "b": torch.ones(2, dtype=torch.bool), "c": torch.ones(1, dtype=torch.bool)}, "name c, which"),
+        ({**masks, "b": torch.ones(3, dtype=torch.bool)}, r"the mask of b is torch.bool \(3,\)"),
+        ({**masks, "b": torch.ones(2)}, r"the mask of b is torch.float32 \(2,\)"),
+    ):
+        with pytest.raises(lab.ConfigError, match=match):
+            lab.Masks(wrong).check(weights)
+
+
+def test_masks_are_copied_and_moved_as_masks():
+    masks = lab.Masks({"a": torch.tensor([True, False])})
+    copied = masks.clone()
+    copied["a"][0] = False
+    assert masks.kept == 1
+    assert isinstance(masks.to("cpu"), lab.Masks)
+    assert lab.Masks.full({"a": torch.zeros(3)})["a"].tolist() == [True] * 3
+
+
+def test_a_state_dict_without_pairs_is_none_of_torch_s_pruning():
+    for state in ({"a": torch.ones(1)}, {"a_mask": torch.ones(1)}, {"a_orig": torch.ones(1)}):
+        with pytest.raises(lab.ConfigError, match="no `…_orig` and `…_mask` pairs"):
+            lab.Masks.from_torch(state)
+    plain, masks = lab.Masks.from_torch({"a_orig": torch.tensor([2.0, 3.0]), "a_mask": torch.tensor([0.0, 1.0])})
+    assert plain["a"].tolist() == [0.0, 3.0]
+    assert masks["a"].tolist() == [False, True]
