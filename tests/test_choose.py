@@ -145,6 +145,8 @@ def test_erk_counts_dimensions_for_weights_and_rows_for_channels():
     assert by_channel.kept_by_layer == {"a": 8, "b": 8}
     with_bias = {"a": torch.rand(2, 6), "bias": torch.rand(8)}
     assert keep_top(with_bias, 0.6, scope="erk").kept_by_layer == {"a": 4, "bias": 4}
+    with_scale = {"scale": torch.tensor(1.0), "bias": torch.rand(3)}
+    assert keep_top(with_scale, 0.5, scope="erk").kept_by_layer == {"scale": 1, "bias": 1}
 
 
 @pytest.mark.parametrize(("unit", "kept"), [("weight", 6), ("kernel", 1), ("channel", 1)])
