@@ -119,6 +119,8 @@ def inside(parent: ast.AST, field: str, index: int | None) -> Iterator[tuple[ast
     node = getattr(parent, field) if index is None else getattr(parent, field)[index]
     if not isinstance(node, ast.AST) or isinstance(node, ast.Raise | ast.JoinedStr | ast.FunctionDef):
         return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # where lengths are equal it says nothing
+        return
     yield parent, field, index
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns", "type_params"):
