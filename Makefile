@@ -22,9 +22,10 @@ demo: $(READY) ## prune a small network in the first notebook, headless, into ru
 test: check ## ruff, pyright, the tests, and every notebook against its committed outputs
 	$(PYTEST) $(NBVAL) tests notebooks
 
-test-all: check ## everything that `make test` runs, and the long tests, with branch coverage
+test-all: check ## everything that `make test` runs, the long tests, branch coverage and mutation testing
 	$(PYTEST) -m "slow or not slow" --cov
 	$(PYTEST) $(NBVAL) tests/conftest.py notebooks
+	OMP_NUM_THREADS=1 $(PY) tests/mutation.py
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab notebooks $(ARGS)

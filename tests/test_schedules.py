@@ -29,6 +29,13 @@ def test_values_by_hand():
     assert lab.Exponential(0.99)(0.5) == pytest.approx(0.9)
     # slopes 1 and 2 with the knee in the middle: a third of the way there, two thirds after it
     assert lab.Narang(0.9, ramp=0.5, steepening=2)(0.5) == pytest.approx(0.3)
+    # slopes 1 and 3 from a quarter on: 0.25 and 3 · 0.75 of 2.5 in all
+    early = lab.Narang(0.9, 0.1, ramp=0.25, steepening=3)
+    assert [early(p) for p in (0.25, 0.5, 0.75)] == pytest.approx([0.1 + 0.8 * s / 2.5 for s in (0.25, 1.0, 1.75)])
+    assert lab.Narang(0.9, ramp=0.5, steepening=0.5)(0.5) == pytest.approx(0.6)  # flatter at the end
+    assert lab.Cubic(0.9, 0.1)(0.5) == pytest.approx(0.9 - 0.8 / 8)
+    assert lab.Exponential(0.95, 0.5)(0.5) == pytest.approx(1 - 0.5 * 0.1**0.5)
+    assert lab.Linear(0.5, 0.5)(0.3) == 0.5
 
 
 def test_a_dict_moves_every_layer_along_one_curve():
@@ -53,8 +60,9 @@ def test_numbers_of_all_kinds_are_sparsities():
 def test_a_schedule_only_rises():
     with pytest.raises(lab.ConfigError, match="only rises"):
         lab.Linear(0.2, initial=0.5)
-    with pytest.raises(lab.ConfigError, match="ramp"):
-        lab.Narang(0.9, ramp=1.0)
+    for wrong in ({"ramp": 1.0}, {"ramp": 0.0}, {"steepening": 0.0}):
+        with pytest.raises(lab.ConfigError, match="ramp"):
+            lab.Narang(0.9, **wrong)
 
 
 def test_prints_and_draws_itself():

@@ -187,7 +187,8 @@ def _quotas(scope: str, scores: Scores, unit: str) -> list[float]:
     if scope == "layer":
         return [float(len(unit_alive(s, None, unit))) for s in scores.values()]
     if scope == "erk":
-        return [float(sum(s.shape)) if unit == "weight" and s.ndim > 1 else float(s.shape[0]) for s in scores.values()]
+        sizes = ((sum(s.shape) if unit == "weight" else s.shape[0]) if s.ndim else 1 for s in scores.values())
+        return list(map(float, sizes))
     raise ConfigError(
         f"scope={scope!r} is unknown; expected one of {', '.join(map(repr, get_args(Scope)))}, "
         "or give the sparsity as a dict of layer patterns."
@@ -213,6 +214,7 @@ def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: It
 
 
 def _growable(count: int, dead: Tensor) -> int:
-    if not 0 <= count <= (most := int(dead.sum())):
+    most = int(dead.sum())
+    if not 0 <= count <= most:
         raise ConfigError(f"cannot grow {count:,} weights; between 0 and {most:,} are pruned here.")
     return count

@@ -66,7 +66,8 @@ def keeping(weights: Tensors, counts: Mapping[str, int]) -> dict[str, float]:
     for name, count in counts.items():
         if name not in weights:
             raise ConfigError(f"{name!r} is no prunable layer; the model has {', '.join(weights)}.")
-        if not 0 < count <= (most := weights[name].numel()):
+        most = weights[name].numel()
+        if not 0 < count <= most:
             raise ConfigError(f"{name}: cannot keep {count:,} weights; between 1 and {most:,} can be kept.")
     return {name: 1 - count / weights[name].numel() for name, count in counts.items()}
 
