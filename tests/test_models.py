@@ -318,7 +318,7 @@ def test_torchvision_imports_after_the_package_and_raises_no_warning():
     """The package leaves to first use what is long to import."""
     late = "{'matplotlib', 'nbformat', 'scipy.stats', 'sklearn', 'torch._dynamo', 'torchvision'}"
     code = "import sys, torch, warnings; warnings.simplefilter('error'); import pruninglab; "
-    code += f"print({late} & sys.modules.keys()); import torchvision; "
+    code += f"pruninglab.load('digits', size=8); print({late} & sys.modules.keys()); import torchvision; "
     code += "from torchvision.transforms import v2; from torchvision import datasets, models; print(models.resnet18)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -54,7 +54,7 @@ def test_weights_and_flops_by_hand(data):
 def test_it_learns_and_is_pruned_by_its_own_metric(data):
     model = lab.build("transformer", data)
     settings = {"lr": 3e-3, "metric": whole, "progress": False}
-    dense = lab.fit(model, data, epochs=6, **settings)
+    dense = lab.fit(model, data, epochs=8, **settings)
     guess = lab.fit(model, data, epochs=0, progress=False).result.accuracy["test"]["accuracy"]
     places = lab.fit(dense, data, epochs=0, progress=False).result.accuracy["test"]["accuracy"]
     assert guess < 0.15
