@@ -1,6 +1,5 @@
 """SIGTERM and SIGUSR1 act as Ctrl-C does: the step ends, a checkpoint is written, and the process ends with 143."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -109,24 +108,20 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_in_papermill_the_kernel_writes_its_checkpoint(notebook, tmp_path):
-    source = notebook(PARAMETERS, TRAINS)
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "--language",
-        "python",
-        "-k",
-        "python3",
-        str(source),
-        str(tmp_path / "done.ipynb"),
-    ]
+@pytest.mark.parametrize(
+    ("who", "number"),
+    [("papermill", signal.SIGTERM), ("papermill", signal.SIGKILL), ("kernel", signal.SIGTERM)],
+    ids=str,
+)
+def test_in_papermill_the_kernel_writes_its_checkpoint(notebook, tmp_path, who, number):
+    source, done = notebook(PARAMETERS, TRAINS), tmp_path / "done.ipynb"
+    command = [sys.executable, "-m", "papermill", "--language", "python", "-k", "python3", str(source), str(done)]
     process = subprocess.Popen([*command, "-p", "out", str(tmp_path)], stderr=subprocess.DEVNULL)
     until(training(tmp_path))
     (kernel,) = [p for p in psutil.Process(process.pid).children() if "ipykernel_launcher" in " ".join(p.cmdline())]
-    kernel.terminate()
+    (kernel if who == "kernel" else process).send_signal(number)
     assert process.wait(WAIT) != 0
+    until(lambda: not alive([kernel]))
     assert storage.load_state(tmp_path / "c")["progress"]["step"] == steps(tmp_path)[-1] < 24
 
 
@@ -165,4 +160,4 @@ def test_a_sweep_that_is_killed_leaves_no_process(notebook, tmp_path):
     process.kill()
     process.communicate()
     until(lambda: not alive(below))
-    assert os.listdir(work)
+    assert storage.load_state(work / "c")["progress"]["step"] == steps(work)[-1] < 24
