@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,6 +24,44 @@ def alert(text: str) -> None:
 ENDED = 143
 """The exit code of a process that a signal ended, and whose work can be gone on with."""
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class _Parent(int):
+    """The process id of a kernel's parent. A thread of ipykernel compares it every second, and ends the kernel with it.
+
+    During a training it is told at first that nothing has changed, and the training to stop.
+    """
+
+    missed: float | None = None
+
+    def __ne__(self, found: object) -> bool:
+        if int(self) == found:
+            return False
+        if self.missed is None:
+            self.missed = time.monotonic()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return time.monotonic() > self.missed + PATIENCE
+
+    __hash__ = int.__hash__
+
+
+PATIENCE = 30.0
+"""Seconds that a kernel without its parent has for the step in flight and a checkpoint."""
+
+
+@contextmanager
+def _outliving_parent() -> Generator[None]:
+    app = getattr(sys.modules.get("ipykernel.kernelapp"), "IPKernelApp", None)
+    poller: Any = app.instance().poller if app and app.initialized() else None
+    parent = getattr(poller, "parent_pid", 0)
+    if not parent:
+        yield
+        return
+    poller.parent_pid = _Parent(parent)
+    try:
+        yield
+    finally:
+        poller.parent_pid = parent
 
 
 class Asked:
@@ -83,7 +122,8 @@ def asked_to_stop(act: Callable[[str], object]) -> Generator[Asked]:
         return
     asked._take()
     try:
-        yield asked
+        with _outliving_parent():
+            yield asked
     finally:
         asked._give_back()
 

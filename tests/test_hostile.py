@@ -1,10 +1,12 @@
 """Files that somebody made or altered: refused in words, soon, and without filling the memory."""
 
+import gzip
 import json
 import random
 import resource
 import signal
 import traceback
+import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import nn
 
 import pruninglab as lab
 from pruninglab import storage, sweep
+from pruninglab.data import stored
 from pruninglab.storage import codec, fileformat, files
 from pruninglab.sweep import cell
 
@@ -263,6 +266,19 @@ def test_a_small_file_does_not_become_a_large_one(tmp_path, line, streams):
     (tmp_path / "m").write_bytes(sparse_file(line, *streams))
     with bounded(), pytest.raises(lab.DataError, match=r"m is refused: w cannot be decoded"):
         storage.load(tmp_path / "m")
+
+
+def test_a_published_file_that_expands_without_end_is_refused(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name in stored.IDX:
+        (folder / f"{name}.gz").write_bytes(gzip.compress(b"x"))
+    zeros = zlib.compressobj(wbits=31)
+    (folder / f"{stored.IDX[0]}.gz").write_bytes(
+        b"".join(zeros.compress(bytes(2**22)) for _ in range(80)) + zeros.flush()
+    )
+    with bounded(), pytest.raises(lab.DataError, match="is damaged"):
+        lab.load("MNIST", root=tmp_path)
 
 
 def test_a_large_tensor_of_zeros_comes_back_where_it_is_wanted(tmp_path):

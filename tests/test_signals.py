@@ -1,6 +1,5 @@
 """SIGTERM and SIGUSR1 act as Ctrl-C does: the step ends, a checkpoint is written, and the process ends with 143."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -53,8 +52,11 @@ def training(out: Path, least: int = 3) -> Callable[[], bool]:
     return lambda: (out / "steps").exists() and len(steps(out)) >= least
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
-def test_a_training_ends_with_a_checkpoint_and_goes_on_to_the_same_bits(tmp_path, number):
+LONG = pytest.mark.slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=LONG)], ids=lambda n: n.name)
+def test_a_training_ends_with_a_checkpoint_and_goes_on_from_it(tmp_path, number):
     process = subprocess.Popen(script(tmp_path, 0.3), stdout=subprocess.PIPE, text=True)
     until(training(tmp_path))
     process.send_signal(number)
@@ -67,10 +69,6 @@ def test_a_training_ends_with_a_checkpoint_and_goes_on_to_the_same_bits(tmp_path
     done = subprocess.run(script(tmp_path, 0), stdout=subprocess.PIPE, text=True, timeout=WAIT)
     assert (done.returncode, done.stdout) == (0, "went on\n")
     assert steps(tmp_path) == list(range(1, 25))
-    (tmp_path / "whole").mkdir()
-    subprocess.run(script(tmp_path / "whole", 0), check=True, timeout=WAIT)
-    whole, again = lab.Result.read(tmp_path / "whole" / "r.json"), lab.Result.read(tmp_path / "r.json")
-    assert again.history == whole.history
 
 
 def test_a_handler_of_the_users_gets_its_signal_after_the_checkpoint(tmp_path):
@@ -109,24 +107,24 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_in_papermill_the_kernel_writes_its_checkpoint(notebook, tmp_path):
-    source = notebook(PARAMETERS, TRAINS)
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "--language",
-        "python",
-        "-k",
-        "python3",
-        str(source),
-        str(tmp_path / "done.ipynb"),
-    ]
+@pytest.mark.parametrize(
+    ("who", "number"),
+    [
+        ("papermill", signal.SIGTERM),
+        pytest.param("papermill", signal.SIGKILL, marks=LONG),
+        pytest.param("kernel", signal.SIGTERM, marks=LONG),
+    ],
+    ids=str,
+)
+def test_in_papermill_the_kernel_writes_its_checkpoint(notebook, tmp_path, who, number):
+    source, done = notebook(PARAMETERS, TRAINS), tmp_path / "done.ipynb"
+    command = [sys.executable, "-m", "papermill", "--language", "python", "-k", "python3", str(source), str(done)]
     process = subprocess.Popen([*command, "-p", "out", str(tmp_path)], stderr=subprocess.DEVNULL)
     until(training(tmp_path))
     (kernel,) = [p for p in psutil.Process(process.pid).children() if "ipykernel_launcher" in " ".join(p.cmdline())]
-    kernel.terminate()
+    (kernel if who == "kernel" else process).send_signal(number)
     assert process.wait(WAIT) != 0
+    until(lambda: not alive([kernel]))
     assert storage.load_state(tmp_path / "c")["progress"]["step"] == steps(tmp_path)[-1] < 24
 
 
@@ -165,4 +163,4 @@ def test_a_sweep_that_is_killed_leaves_no_process(notebook, tmp_path):
     process.kill()
     process.communicate()
     until(lambda: not alive(below))
-    assert os.listdir(work)
+    assert storage.load_state(work / "c")["progress"]["step"] == steps(work)[-1] < 24

@@ -321,6 +321,33 @@ def test_the_record_of_a_cell_notices_every_flipped_bit(tiny, tmp_path):
     assert planned.missing == []  # an older one, without a checksum
 
 
+def test_a_full_disk_is_said_and_what_is_missing_is_run_by_the_next(tiny, cluster, tmp_path, monkeypatch):
+    planned = sweep.plan(tiny, {"x": [3, 4]}, tmp_path / "out")
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name in ("cell.json", "summary.csv"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(lab.RunError, match=r"broke off: .*No space left.*the same command goes on"):
+        run(planned, cluster)
+    monkeypatch.undo()
+    assert len(planned.missing) == 2
+    run(planned, cluster)
+    assert planned.missing == []
+    assert planned.failed == []
+
+
+def test_any_name_of_a_folder_and_of_a_value_will_do(notebook, cluster, tmp_path):
+    source = notebook('word: str = "a"  # any', "print(word)", name="{a}.ipynb")
+    planned = sweep.plan(source, {"word": ["剪" * 200, "{b}", "ß ñ"]}, tmp_path / "{c} {}")
+    assert all(len(name.encode()) < 200 for name in planned.cells)
+    run(planned, cluster)
+    assert planned.missing == planned.failed == []
+
+
 NAN = float("nan")
 
 

@@ -11,7 +11,7 @@ What lies in the folder:
 
 A cell is finished when its folder has been renamed into place; only this process does that, so that a cell is never
 finished twice. Cells that are finished are not run again; a cell that was killed begins anew in the folder that it had,
-where the checkpoints are that its notebook wrote. In a script, call `run` under `if __name__ == "__main__":`.
+where the checkpoints are that its notebook wrote.
 """
 
 from .cell import run_cell

@@ -169,12 +169,13 @@ def execute(
 
     def work() -> None:
         try:
-            _execute(notebook, output, dict(parameters), limit, lambda left: make(left, on_start))
+            _execute(_plain(notebook), _plain(output), dict(parameters), limit, lambda left: make(left, on_start))
         except BaseException as error:
             failed.append(error)
 
     with asked_to_stop(lambda by: stop_all()) as asked:
-        thread = threading.Thread(target=work, name="pruninglab notebook")  # nbclient takes signals in the main one
+        # nbclient would take the signals in the main thread
+        thread = threading.Thread(target=work, name="pruninglab notebook", daemon=True)
         thread.start()
         thread.join()
     asked.end()
@@ -184,8 +185,13 @@ def execute(
         raise failed[0]
 
 
+def _plain(path: Any) -> Any:
+    """A path as it is: papermill would fill in {braces}. A notebook that is read already stays one."""
+    return str(path).replace("{", "{{").replace("}", "}}") if isinstance(path, str | Path) else path
+
+
 def _execute(
-    notebook: Any, output: Path, parameters: dict[str, Any], limit: float | None, watching: Callable[[Any], _Watch]
+    notebook: Any, output: str, parameters: dict[str, Any], limit: float | None, watching: Callable[[Any], _Watch]
 ) -> None:
     began = time.monotonic()
     for is_last in (False, True):

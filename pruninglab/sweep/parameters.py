@@ -248,7 +248,8 @@ def name_of(parameters: Mapping[str, Any], source: str) -> str:
     """A folder's name that can be read: the parameters, and a hash of them and of the notebook's code."""
     exact = json.dumps([source, sorted(parameters.items())], default=str)
     said = "_".join(f"{name}={_plain(value)}" for name, value in parameters.items())
-    return f"{said[:120]}_{hashlib.sha256(exact.encode()).hexdigest()[:8]}".lstrip("_")
+    said = said.encode()[:120].decode(errors="ignore")  # file systems count bytes
+    return f"{said}_{hashlib.sha256(exact.encode()).hexdigest()[:8]}".lstrip("_")
 
 
 def _plain(value: Any) -> str:

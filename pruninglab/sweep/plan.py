@@ -6,8 +6,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PureWindowsPath
@@ -104,6 +104,7 @@ class Sweep:
         worker there, such as {"GPU": 1}. `cell_limit` and `limit` are seconds for each cell and for all: what is then
         still running is killed, a cell over its own limit has failed, one over the limit of all is missing. A cell that
         fails leaves the others alone. Ctrl-C lets the running cells end and starts no more; a second one breaks off.
+        SIGTERM and SIGUSR1 let each running cell write its checkpoint, and end the process with exit code 143.
         """
         check_arguments(Sweep.run, {"jobs": jobs, "threads": threads, "cell_limit": cell_limit, "limit": limit})
         check_writable(self.out / "summary.csv", "out")
@@ -113,7 +114,7 @@ class Sweep:
         except Timeout:
             raise RunError(f"another sweep is at work in {self.out}; wait for it, or take another folder.") from None
         stopped = threading.Event()
-        with alone, asked_to_stop(lambda by: stopped.set()) as asked, ExitStack() as stack:
+        with _written(self.out), alone, asked_to_stop(lambda by: stopped.set()) as asked, ExitStack() as stack:
             stack.callback(self.write_tables)
             if retry_failed:
                 for name in self.failed:
@@ -392,6 +393,17 @@ class _Loop:
             + (f" ({record['error']})" if record["error"] else "")
             + (f"; about {ahead} left" if left else "")
         )
+
+
+@contextmanager
+def _written(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the sweep in {folder} broke off: {error}. What is finished is safe; the same command goes on with the "
+            "rest once there is room to write."
+        ) from None
 
 
 def _check_inside(folder: Path, path: Any) -> None:
