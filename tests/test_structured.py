@@ -549,6 +549,23 @@ def test_code_that_counts_on_its_channels_is_refused_with_the_reason():
     assert shrink(splits, x).report["why"].tolist() == ["the code of the network splits them", ""]
 
 
+class Two(nn.Module):
+    """Returns more than logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return self.fc(x), 1
+
+
+@pytest.mark.parametrize("call", [structured.groups, shrink])
+def test_more_than_logits_is_refused(call):
+    with pytest.raises(lab.ConfigError, match=r"^the model returns a tuple; expected one tensor of logits"):
+        call(Two(), images(2, 3))
+
+
 def test_a_difference_of_logits_is_refused():
     with pytest.raises(lab.RunError, match="the logits differ by"):
         shrink(Hides(), images(2, 3, 4, 4))

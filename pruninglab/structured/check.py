@@ -16,6 +16,7 @@ from ..randomness import generator
 FLOOR = 1e-4  # of the largest logit: in 64 bits a spread below it is too near to what rounding does
 
 
+@torch.no_grad()
 def difference(small: nn.Module, full: nn.Module, kept: Mapping[str, tuple[Any, ...]], x: Tensor) -> float:
     """The largest difference of their logits, in units of the spread of these over inputs: some of `x`, and noise.
 
@@ -27,9 +28,7 @@ def difference(small: nn.Module, full: nn.Module, kept: Mapping[str, tuple[Any, 
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(x)
-    if not isinstance(logits, Tensor):
+    if not isinstance(logits := model(x), Tensor):
         raise ConfigError(f"the model returns a {type(logits).__name__}; expected one tensor of logits.")
     return logits
 

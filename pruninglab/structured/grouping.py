@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import _html
 from ..errors import ConfigError
 from ..layers.kinds import CONVS, LAYERS, heads, inputs, is_depthwise, kind_of, outputs
+from .check import logits_of
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ def find_groups(model: nn.Module, x: Tensor) -> Groups:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what it only guesses; a wrong guess shows in the logits
             found = _coupled(model, x[:1])
+    except ConfigError:
+        raise
     except (RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             "it cannot be followed which channels of this network go together: its code rearranges them, or computes "
@@ -202,7 +205,7 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pa
     ends = [start.grad_fn]
 
     def forward(net: nn.Module, images: Tensor) -> Tensor:
-        logits = net(images)
+        logits = logits_of(net, images)
         ends.append(logits.grad_fn)
         return logits
 

@@ -12,6 +12,7 @@ from ..layers.hooks import hooked, norms_after
 from ..layers.kinds import LAYERS, Norm, conv_groups, heads, inputs, kind_of, links, outputs, padded, take
 from ..layers.precision import exact
 from ..layers.reach import Reading, readings
+from .check import logits_of
 from .grouping import Group, Groups
 
 
@@ -232,7 +233,7 @@ def _unheard(model: nn.Module, x: Tensor, pairs: dict[str, str]) -> dict[str, st
         return (next(own, torch.full_like(given[0], torch.nan)), *given[1:])
 
     with hooked(model, (Norm,), before), hooked(model, LAYERS, None, after):
-        heard = bool(model(x).isnan().any())
+        heard = bool(logits_of(model, x).isnan().any())
     if not (pairs and heard):
         return pairs
     every, half = list(pairs.items()), len(pairs) // 2

@@ -18,7 +18,7 @@ from ..layers import widths
 from ..layers.precision import exact_device
 from ..layers.widths import Widths
 from ..train.run import Run
-from .check import difference, logits_of
+from .check import difference
 from .choose import Example, _masked
 from .grouping import Groups, find_groups
 from .removal import remove
@@ -100,7 +100,6 @@ def shrink(
     1e-9 where it is all done again in 64, is a RunError. `model` is left as it is.
     """
     masked, x = _masked(model, example, masks)
-    logits_of(masked, x[:1])
     full, small = model.model if isinstance(model, Run) else model, copy.deepcopy(masked)
     found = find_groups(small, x) if groups is None else groups
     report, kept = remove(small, found, x)
