@@ -2,6 +2,7 @@
 
     drop: Fraction = 0.5                     # a number from 0 to 1
     drop: Literal["sign", "magnitude"] = …   # one of these words
+    criterion: Annotated[str, OneOf(TABLE)]  # one of the keys of a table
     schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]   # the example stands in the message
 
 From them follow the check and its message (`check_settings`), the control in a panel and the choices of a sweep
@@ -11,6 +12,7 @@ From them follow the check and its message (`check_settings`), the control in a 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -42,6 +44,19 @@ class Range:
         return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
 
 
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """The keys of a table, which may grow: `Annotated[str, OneOf(BY_NAME)]`."""
+
+    table: Collection[str]
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.table
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.table))}"
+
+
 Fraction = Annotated[float, Range(0, 1)]
 """0 and 1 included: a moment of the training, a share of weights."""
 PartialFraction = Annotated[float, Range(0, 1, above=True, below=True)]
@@ -64,10 +79,18 @@ def check(name: str, value: Any, hint: Any) -> Any:
     fits, converted = _converted(value, hint)
     if fits:
         return converted
+    meant = _meant(value, hint)
+    question = f" Did you mean {meant}?" if meant else ""
+    raise ConfigError(f"{name}={_shown(value)}; expected {expected(hint)}.{question}")
+
+
+def _meant(value: Any, hint: Any) -> str:
+    """A word that is nearly one of those expected, or the share that a percentage is."""
+    if isinstance(value, str):
+        return next((repr(word) for word in get_close_matches(value, map(str, choices(hint)), 1)), "")
     span = next((span for part in parts(hint) if (span := bounds(part))), None)
     is_percent = span and span.low >= 0 and span.high == 1 and _number(value, float)[0] and 1 < value < 100
-    meant = f" Did you mean {float(value) / 100:g}?" if is_percent else ""
-    raise ConfigError(f"{name}={_shown(value)}; expected {expected(hint)}.{meant}")
+    return f"{float(value) / 100:g}" if is_percent else ""
 
 
 def check_settings(settings: Any, owner: str = "") -> None:
@@ -103,8 +126,14 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> d
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The words of a `Literal`, also of one beside None or other types; none where anything else will do."""
-    return tuple(word for part in parts(hint) if get_origin(part) is Literal for word in get_args(part))
+    """The words of a `Literal` or of a table, also beside None or other types; none where anything else will do."""
+    return tuple(word for part in parts(hint) for word in _words(part))
+
+
+def _words(hint: Any) -> Iterable[Any]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((extra.table for extra in get_args(hint) if isinstance(extra, OneOf)), ())
 
 
 def bounds(hint: Any) -> Range | None:
@@ -121,8 +150,9 @@ def kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def only_words(hint: Any) -> bool:
-    """Whether a value can only be one of a few words, or None."""
-    return bool(choices(hint)) and all(get_origin(part) is Literal or part is NoneType for part in parts(hint))
+    """Whether what can be typed in is one of a few words, or None."""
+    others = [part for part in parts(hint) if not choices(part)]
+    return bool(choices(hint)) and all(part is NoneType or get_origin(part) is Callable for part in others)
 
 
 def expected(hint: Any) -> str:
@@ -160,6 +190,8 @@ _SEQUENCES = (list, tuple, Sequence, Collection, set, frozenset)
 
 
 def _ranged(kind: Any, *extras: Any) -> str:
+    if tables := [str(extra) for extra in extras if isinstance(extra, OneOf)]:
+        return tables[0]
     spans = [f" {extra}" for extra in extras if isinstance(extra, Range)]
     examples = [f", {extra}" for extra in extras if isinstance(extra, str)]
     return "".join(["a number" if spans and kind is float else expected(kind), *spans, *examples])
@@ -198,7 +230,7 @@ def _one(value: Any, hint: Any) -> tuple[bool, Any]:
         return True, value
     if origin is Annotated:
         fits, number = _converted(value, arguments[0])
-        inside = all(number in extra for extra in arguments[1:] if isinstance(extra, Range)) if fits else False
+        inside = fits and all(number in extra for extra in arguments[1:] if isinstance(extra, Range | OneOf))
         return inside, number
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in arguments), value

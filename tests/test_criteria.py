@@ -1,6 +1,8 @@
 """Scores against formulas worked out independently, and criteria that leave no trace."""
 
 import copy
+import math
+from dataclasses import is_dataclass
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 import pruninglab as lab
 from pruninglab import criteria
 from pruninglab.train.evaluate import scored
+from pruninglab.typed import bounds, choices, hints
 
 
 @pytest.fixture
@@ -68,11 +71,46 @@ def test_a_criterion_leaves_no_gradient_and_no_change(net, batches):
 
 def test_names_and_their_errors(net):
     assert criteria.resolve("magnitude") is criteria.magnitude
-    with pytest.raises(lab.ConfigError, match="did you mean 'magnitude'"):
+    with pytest.raises(lab.ConfigError, match=r"or a function\. Did you mean 'magnitude'"):
         criteria.resolve("magnitud")
+    with pytest.raises(
+        lab.ConfigError, match=r"OneShot: criterion='magnitud'; expected one of 'snip', .* Did you mean 'ma"
+    ):
+        lab.methods.OneShot(0.5, "magnitud")
+    assert choices(hints(lab.methods.OneShot)["criterion"]) == tuple(criteria.BY_NAME)
     with pytest.raises(lab.ConfigError, match="needs data"):
         criteria.Taylor()(net, None)
     assert repr(criteria.Movement(3)).startswith("Movement(batches=3")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+KINDS: tuple[Any, ...] = (
+    *(kind for kind in map(criteria.__dict__.get, criteria.__all__) if isinstance(kind, type) and is_dataclass(kind)),
+    *(lab.Constant, lab.Linear, lab.Cubic, lab.Exponential, lab.Narang, lab.CosineLR, lab.StepLR),
+)
+REQUIRED = {"final": 0.9}
+
+
+def own_settings(kind: Any) -> dict[str, Any]:
+    return {
+        name: hint for name, hint in hints(kind).items() if kind not in (criteria.Quadratic, criteria.LargeQuadratic)
+    }
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in own_settings(kind)])
+def test_a_setting_of_a_criterion_or_schedule_is_what_its_type_says(kind, name):
+    hint = own_settings(kind)[name]
+    assert hint not in (int, float, str), "its type says nothing of what it may be"
+    given = {key: value for key, value in REQUIRED.items() if key in hints(kind)}
+    wrong: list[Any] = [None, object(), "no such word", True]
+    if span := bounds(hint):
+        wrong += [span.low if span.above else span.low - 1, span.high if span.below else span.high + 1, math.nan]
+    for value in wrong:
+        with pytest.raises(lab.ConfigError, match=f"{kind.__name__}: {name}="):
+            kind(**given | {name: value})
+    for word in choices(hint):
+        assert getattr(kind(**given | {name: word}), name) == word
 
 
 # --- of channels -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ..layers.precision import exact
 from ..masks.projections import n_of_m
 from ..typed import Checked, Count
 from .gradients import OfGradients, weights_and_gradients
-from .registry import BY_NAME, Batches, Criterion, resolve
+from .registry import BY_NAME, Batches, Criterion, CriterionName, resolve
 
 
 def magnitude(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ class NofM(Checked):
     A sparsity of 1 - n/m, one cut or along a schedule, then leaves at most n of every m: 2:4 at one half.
     """
 
-    criterion: str | Criterion = "magnitude"
+    criterion: CriterionName | Criterion = "magnitude"
     n: Count = 2
     m: Count = 4
 

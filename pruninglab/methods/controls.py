@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from ..criteria.registry import Criterion
 from ..masks.choose import Scope
 from ..train.method import Method
 from .cuts.oneshot import OneShot
@@ -10,7 +9,7 @@ from .cuts.oneshot import OneShot
 
 def controls(sparsity: float) -> dict[str, Method]:
     """What every comparison needs beside the method: the dense net, a random mask, and the two plain magnitudes."""
-    choices: dict[str, tuple[str | Criterion, Scope]] = {
+    choices: dict[str, tuple[str, Scope]] = {
         "random mask": ("random", "global"),
         "layer magnitude": ("magnitude", "layer"),
         "global magnitude": ("magnitude", "global"),

@@ -8,7 +8,7 @@ from typing import Unpack
 
 from torch import nn
 
-from ..criteria.registry import Criterion
+from ..criteria.registry import Criterion, CriterionName
 from ..data.dataset import Data
 from ..masks.choose import Scope
 from ..masks.masks import Unit
@@ -32,7 +32,7 @@ def iterative(
     epochs: CountFromZero,
     finetune: CountFromZero | None = None,
     finetune_lr: Strength | None = None,
-    criterion: str | Criterion = "layer_magnitude",
+    criterion: CriterionName | Criterion = "layer_magnitude",
     scope: Scope = "global",
     unit: Unit = "weight",
     folder: str | Path | None = None,

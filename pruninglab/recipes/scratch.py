@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Unpack
 import torch
 from torch import nn
 
-from ..criteria.registry import Criterion, resolve
+from ..criteria.registry import Criterion, CriterionName, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.widths import narrow_
@@ -38,7 +38,7 @@ def scratch(
     finetune: CountFromZero,
     architecture: Literal["found", "predefined"] = "found",
     compute: Compute = "flops",
-    criterion: str | Criterion | None = None,
+    criterion: CriterionName | Criterion | None = None,
     scope: Scope | None = None,
     unit: Literal["weight", "channel"] = "weight",
     finetune_lr: Strength | None = None,

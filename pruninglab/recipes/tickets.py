@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..criteria.registry import Criterion, resolve
+from ..criteria.registry import Criterion, CriterionName, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..masks.at_random import scattered
@@ -42,7 +42,7 @@ def tickets(
     rewind: Literal["weights", "learning_rate"] = "weights",
     step: CountFromZero = 0,
     scope: Literal["layer", "global"] = "layer",
-    criterion: str | Criterion = "magnitude",
+    criterion: CriterionName | Criterion = "magnitude",
     controls: Sequence[Control] = CONTROLS,
     compare: Literal["last", "each"] = "last",
     folder: str | Path | None = None,

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..typed import Checked, Fraction, Strength
+
 LRSchedule = Literal["cosine", "constant", "step"] | Callable[[float], float]
 
 
@@ -15,11 +17,11 @@ class ConstantLR:
 
 
 @dataclass(frozen=True)
-class CosineLR:
+class CosineLR(Checked):
     """A linear warm-up over the share `warmup`, then half a cosine down to `floor`."""
 
-    warmup: float = 0.0
-    floor: float = 0.0
+    warmup: Fraction = 0.0
+    floor: Fraction = 0.0
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:
@@ -29,11 +31,11 @@ class CosineLR:
 
 
 @dataclass(frozen=True)
-class StepLR:
+class StepLR(Checked):
     """Times `factor` at each of the points `at`, given as shares of the training."""
 
-    at: tuple[float, ...] = (0.5, 0.75)
-    factor: float = 0.1
+    at: tuple[Fraction, ...] = (0.5, 0.75)
+    factor: Strength = 0.1
 
     def __call__(self, progress: float) -> float:
         return self.factor ** sum(progress >= point for point in self.at)

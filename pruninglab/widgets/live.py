@@ -11,7 +11,6 @@ from typing import Any
 import ipywidgets as ipw
 
 from .. import _html, methods, models, typed
-from ..criteria import registry
 from ..data.loading import available, load
 from ..errors import ConfigError, DataError, RunError
 from ..masks.schedules import Cubic, Schedule
@@ -227,7 +226,7 @@ def _control(field: "dataclasses.Field[Any]", hint: Any) -> tuple[ipw.Widget, Ca
         if float in typed.kinds(hint):
             return slider, lambda: slider.value
     default = None if field.default is dataclasses.MISSING else field.default
-    if words := _words(hint, field.name):
+    if words := _words(hint):
         box: Any = ipw.Dropdown(options=[(str(word), word) for word in words], value=default, **label)
     elif isinstance(default, bool):
         box = ipw.Checkbox(default, **label)
@@ -239,10 +238,8 @@ def _control(field: "dataclasses.Field[Any]", hint: Any) -> tuple[ipw.Widget, Ca
     return box, lambda: box.value
 
 
-def _words(hint: Any, name: str) -> tuple[Any, ...]:
+def _words(hint: Any) -> tuple[Any, ...]:
     """What a dropdown offers; none where other values are possible too."""
-    if name == "criterion":
-        return tuple(registry.BY_NAME)
     words = typed.choices(hint)
     return (*words, *([None] if NoneType in typed.kinds(hint) else [])) if typed.only_words(hint) else ()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Annotated, Any, Literal
 
-from ...criteria.registry import Criterion
+from ...criteria.registry import Criterion, CriterionName
 from ...errors import ConfigError
 from ...masks.choose import Scope, count
 from ...masks.masks import Unit, units
@@ -40,7 +40,7 @@ class PruneWhileAccurate(Method):
     prune_fraction: PartialFraction = 0.04
     every_steps: Count = 250
     counting: Literal["global", "epoch"] = "global"
-    criterion: str | Criterion = "magnitude"
+    criterion: CriterionName | Criterion = "magnitude"
     scope: Scope = "global"
     unit: Unit = "weight"
     target: BelowOne | None = None

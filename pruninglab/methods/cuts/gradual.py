@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ...criteria.registry import Criterion
+from ...criteria.registry import Criterion, CriterionName
 from ...errors import ConfigError
 from ...masks.choose import Scope, keep_top
 from ...masks.masks import Masks, Sparsity, Unit
@@ -26,7 +26,7 @@ class Gradual(Method):
     """
 
     schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]
-    criterion: str | Criterion = "magnitude"
+    criterion: CriterionName | Criterion = "magnitude"
     scope: Scope = "global"
     unit: Unit = "weight"
     begin: Fraction = 0.0

@@ -9,7 +9,7 @@ from math import floor
 import torch
 from torch import Tensor
 
-from ...criteria.registry import Criterion
+from ...criteria.registry import Criterion, CriterionName
 from ...errors import ConfigError
 from ...masks.choose import Scope, count, keep_top
 from ...masks.masks import Masks, Unit
@@ -74,7 +74,7 @@ class N2NSkip(Method):
     """
 
     sparsity: BelowOne
-    criterion: str | Criterion = "random"
+    criterion: CriterionName | Criterion = "random"
     skip_fraction: PartialFraction = 0.5
     granularity: Unit = "weight"
     scope: Scope = "global"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...criteria.registry import Criterion
+from ...criteria.registry import Criterion, CriterionName
 from ...masks.choose import Scope
 from ...masks.masks import Sparsity, Unit
 from ...train.method import Method
@@ -17,7 +17,7 @@ class OneShot(Method):
     """
 
     sparsity: Sparsity
-    criterion: str | Criterion = "magnitude"
+    criterion: CriterionName | Criterion = "magnitude"
     scope: Scope = "global"
     unit: Unit = "weight"
 
