@@ -121,7 +121,7 @@ ELSEWHERE: dict[str, dict[str, tuple[list[lab.Method], dict[str, Any]]]] = {
         ),
         "OptimalBrainSurgeon-erk": (
             [methods.OptimalBrainSurgeon(0.5, scope="erk", rounds=1, batches=1)],
-            {"skip": ["*attention*", "Embedding"]},
+            {"skip": ("*attention*", "Embedding")},
         ),
     }
 }
