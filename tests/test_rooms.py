@@ -88,6 +88,7 @@ MANY = {
     "methods.channels.silence": 13,
     "methods.noise.targeted_dropout": 13,
     "methods.projection.code_books": 13,
+    "methods.channels.silence": 14,
     "methods.penalties.relevance": 14,
     "methods.cuts.synflow": 15,
     "methods.projection.quantize": 16,

@@ -87,9 +87,7 @@ class _Counter(TorchDispatchMode):
                 return whole
         out = func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
-        owners = [(t.numel(), name) for t in given if (name := self._owner(t))]
-        owner = max(owners, default=(0, ""))[1]
-        self.found.used += [name for _, name in owners if name not in self.found.used]
+        owner = self._largest_owner(given)
         alone = bool(given) and all(self._owner(t) is not None for t in given)
         if formula and not (alone and str(kind) in _MORE):  # as torch counts: not the vectors of a spectral norm
             self._add(owner, float(formula(*args, **kwargs, out_val=out)))
@@ -98,6 +96,11 @@ class _Counter(TorchDispatchMode):
         elif owner and not formula and not _is_free(func):
             self._miss(str(kind), given)
         return out
+
+    def _largest_owner(self, given: list[Tensor]) -> str:
+        owners = [(t.numel(), name) for t in given if (name := self._owner(t))]
+        self.found.used += [name for _, name in owners if name not in self.found.used]
+        return max(owners, default=(0, ""))[1]
 
     def _keep(self, out: Any, owner: str) -> None:
         for made in (t for t in tree_leaves(out) if isinstance(t, Tensor) and self._owner(t) is None):
