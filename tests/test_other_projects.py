@@ -215,7 +215,7 @@ def test_a_channel_takes_with_it_all_that_depends_on_it(net, photos):
     if net in ("added", "separable"):  # a channel's score is the mean over the layers that share it
         scores[others[0]][[2, 5]] = 0.0
     size = sum(g.size for g in lab.structured.groups(model, photos) if not g.fixed)
-    pruned, masks = lab.structured.prune(model, photos, 2 / size, lambda m, b: scores)
+    pruned, masks = lab.structured.prune(model, photos, 2 / size, lambda m, b: scores, scope="raw")
     shrunk = lab.structured.shrink(pruned, photos, masks)
     assert shrunk.before - shrunk.parameters == 2 * each
     x = photos.val.x[:2]
