@@ -65,16 +65,12 @@ def _measured(small: nn.Module, full: nn.Module, kept: Any, x: Tensor) -> tuple[
         other, old, entries = others[name], norm.running_mean, kept.get(f"{name}.running_mean", (slice(None),))
         if old is None:
             return
-        seen = (
-            given[0].movedim(1, 0).flatten(2) if given[0].ndim > 2 else given[0].T.unsqueeze(2)
-        )  # (channel, image, place)
+        seen = given[0].unsqueeze(-1).movedim(1, 0).flatten(2)  # (channel, image, place)
         varies = (seen - seen[:, :1]).abs().amax((1, 2)) > 1e-6 * seen.abs().amax((1, 2))
         mean = torch.where(varies, seen.mean((1, 2)), old)
         norm.running_var = torch.where(varies, seen.var((1, 2), correction=0), norm.running_var)
-        other.running_mean, other.running_var = (
-            mean[entries] + other.running_mean - old[entries],
-            norm.running_var[entries],
-        )
+        other.running_mean = mean[entries] + other.running_mean - old[entries]
+        other.running_var = norm.running_var[entries]
         norm.running_mean = mean
 
     with hooked(full, (Norm,), measure):
