@@ -140,6 +140,9 @@ def _compare(run: Run, path: Path, state: dict[Any, Any], other_code: bool) -> N
 
 def _set(run: Run, state: dict[Any, Any]) -> tuple[float, int]:
     progress, so_far = state["progress"], state["epoch_so_far"]
+    numbers = [*progress.values(), *so_far.values(), *(entry["val_accuracy"] for entry in state["history"])]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("a number is none")
     if not (0 <= progress["step"] <= run.steps and 0 <= progress["epoch"] <= run.epochs):
         raise ValueError(f"step {progress['step']} of {run.steps}")
     Snapshot(state["model"], {}, Masks()).load_into(run.model)
