@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, RunError
+from ..errors import RunError
 from ..layers.hooks import hooked
 from ..layers.kinds import Norm
 from ..randomness import generator
+from .grouping import logits_of
 
 FLOOR = 1e-4  # of the largest logit: in 64 bits a spread below it is too near to what rounding does
 
@@ -25,12 +26,6 @@ def difference(small: nn.Module, full: nn.Module, kept: Mapping[str, tuple[Any, 
     """
     x = torch.cat([x[:8], _noise(x)])
     return max(_apart(small, full, x), _apart(*_measured(small, full, kept, x), x))
-
-
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    if not isinstance(logits := model(x), Tensor):
-        raise ConfigError(f"the model returns a {type(logits).__name__}; expected one tensor of logits.")
-    return logits
 
 
 def _apart(small: nn.Module, full: nn.Module, x: Tensor) -> float:

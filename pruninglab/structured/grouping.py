@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from .. import _html
 from ..errors import ConfigError
 from ..layers.kinds import CONVS, LAYERS, heads, inputs, is_depthwise, kind_of, outputs
-from .check import logits_of
 
 
 @dataclass(frozen=True)
@@ -218,6 +217,12 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pa
             if dependency.target in node.inputs:
                 dependency.index_mapping[0] = _Below(pads.inputs[module])
     return graph, traced, ends, pads
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    if not isinstance(logits := model(x), Tensor):
+        raise ConfigError(f"the model returns a {type(logits).__name__}; expected one tensor of logits.")
+    return logits
 
 
 class _Pads:

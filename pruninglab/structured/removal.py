@@ -12,8 +12,7 @@ from ..layers.hooks import hooked, norms_after
 from ..layers.kinds import LAYERS, Norm, conv_groups, heads, inputs, kind_of, links, outputs, padded, take
 from ..layers.precision import exact
 from ..layers.reach import Reading, readings
-from .check import logits_of
-from .grouping import Group, Groups
+from .grouping import Group, Groups, logits_of
 
 
 class Layer:
