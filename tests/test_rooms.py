@@ -85,7 +85,6 @@ def behind(name: str) -> set[str]:
 METHODS = [name for name, path in FILES.items() if room(name) == "methods" and path.name != "__init__.py"]
 MANY = {
     "methods.projection.admm": 13,
-    "methods.channels.silence": 13,
     "methods.noise.targeted_dropout": 13,
     "methods.projection.code_books": 13,
     "methods.channels.silence": 14,
