@@ -362,7 +362,7 @@ def test_a_study_allows_what_it_names_and_nothing_else(tmp_path):
         lab.compare(folder, allow="lr")
 
 
-@pytest.mark.parametrize("content", ["[", "why = ", "allow = 3", 'methods = "("', "methods = 3", 'reason = "x"'])
+@pytest.mark.parametrize("content", ["[", "why = ", "allow = 3", 'methods = "stage"', "methods = 3", 'reason = "x"'])
 def test_a_damaged_study_is_a_data_error(tmp_path, records, content):
     records[0].save(tmp_path / "a.json")
     (tmp_path / "study.toml").write_text(content)

@@ -267,7 +267,7 @@ def compare(
     fairness.check_possible(frame, score, sparsity)
     names = frame[by].astype(str) if by else _short_names(frame)
     frame = frame.assign(
-        method=study.names(frame["path"], names) if study.methods and not by else names,
+        method=study.names(frame, names) if study.methods and not by else names,
         pair=[_pair(s, i) for s, i in zip(frame["seed"], frame["init_seed"], strict=True)],
         level=levels_of(frame[sparsity]),
         new_weights=frame["start_hash"].where((frame["start"] == "model") & (frame["start_hash"].notna())),

@@ -1,6 +1,5 @@
 """What a comparison asks of its records: the rule, what breaks it, and what a study says that it compares."""
 
-import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,12 +46,12 @@ Broken = list[tuple[str, str]]
 class Study:
     """A file `study.toml` in a folder of records says what they are there to compare.
 
-    `allow` is what differs on purpose and `why` the reason. `methods` is a pattern of the path: its groups name the
-    method of a record that does not.
+    `allow` is what differs on purpose and `why` the reason. `methods` are columns, tags for example, that name the
+    method of a record together.
     """
 
     why: str = ""
-    methods: str = ""
+    methods: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
 
     @classmethod
@@ -64,14 +63,17 @@ class Study:
             return cls()
         try:
             content: Any = tomllib.loads(file.read_text(encoding="utf-8"))
-            re.compile(content.get("methods", ""))
-            return cls(**content | {"allow": tuple(content.get("allow", ()))})
-        except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
+            lists = {name: content.get(name, []) for name in ("methods", "allow")}
+            if wrong := [name for name, value in lists.items() if not isinstance(value, list)]:
+                raise TypeError(f"{wrong[0]} is no list of words")
+            return cls(**content | {name: tuple(words) for name, words in lists.items()})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f'{file} is no study: {error}. It may hold "why", "methods" and "allow".') from None
 
-    def names(self, paths: Iterable[str], otherwise: Iterable[str]) -> list[str]:
-        found = [re.search(self.methods, Path(str(path)).resolve().as_posix()) for path in paths]
-        return [" ".join(filter(None, f.groups())) if f else o for f, o in zip(found, otherwise, strict=True)]
+    def names(self, frame: pd.DataFrame, otherwise: Iterable[str]) -> list[str]:
+        held = frame.reindex(columns=pd.Index(self.methods)).to_dict("records")
+        found = (" ".join(map(shown, (v for v in row.values() if pd.notna(v)))) for row in held)
+        return [name or other for name, other in zip(found, otherwise, strict=True)]
 
 
 def _nearest(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kinds import KINDS, LAYERS, Kind, Norm
+from .kinds import KINDS, Kind
 
 
 class Attention(nn.MultiheadAttention):
@@ -71,5 +71,3 @@ class PadShortcut(nn.Module):
 KINDS[nn.MultiheadAttention] = Kind(prunable=True, last=True, heads="num_heads", narrowed=Attention)
 KINDS[Attention] = Kind(prunable=True, last=True, heads="heads", widths=("heads", "head_dim"), narrowed=Attention)
 KINDS[PadShortcut] = Kind(reads="added", gives="added", widths=("added",), pads=True)
-
-HANDLED = (*LAYERS, Norm, PadShortcut)
