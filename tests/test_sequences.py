@@ -835,12 +835,12 @@ def draw(machine: type[Sequences], examples: int, plans: int, **how: Any) -> Non
     TALLY.clear()
     machine.elsewhere = []
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-    chosen = {"stateful_step_count": 7, "deadline": None, "database": None, "suppress_health_check": checks}
+    chosen = {"stateful_step_count": 6, "deadline": None, "database": None, "suppress_health_check": checks}
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, **chosen, **how))
     asked = {what: (TALLY[what, True], TALLY[what, True] + TALLY[what, False]) for what, _ in TALLY}
     assert asked.keys() >= CALLS
     assert len(asked.keys() & PLANS.keys()) >= plans
-    few = {what: counts for what, counts in asked.items() if counts[0] < counts[1] / 4}
+    few = {what: counts for what, counts in asked.items() if counts[0] < counts[1] / 8}
     assert not few, f"mostly refused, so that little was checked: {few}"
     command = [sys.executable, "-c", ELSEWHERE, json.dumps(machine.elsewhere)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -854,7 +854,7 @@ CALLS = {
 
 
 def test_whatever_is_called_after_whatever_the_laws_hold(tmp_path: Path) -> None:
-    draw(type("Drawn", (Sequences,), {"folder": tmp_path}), 300, 15, derandomize=True)
+    draw(type("Drawn", (Sequences,), {"folder": tmp_path}), 300, 10, derandomize=True)
 
 
 @pytest.mark.slow
