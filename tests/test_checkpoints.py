@@ -469,7 +469,7 @@ PLAIN = {
         ({"code_hash": lambda: "other"}, "its source was"),
         ({"torch": SimpleNamespace(**vars(torch) | {"__version__": "1.2"})}, "torch was"),
     ],
-    ids=str,
+    ids=["forward", "helper", "constant", "method", "loss", "version", "source", "torch"],
 )
 def test_a_finished_checkpoint_of_other_code_is_refused(blobs, tmp_path, monkeypatch, edit, said):
     def go(edit: dict[str, Any], **options: Any) -> lab.Run:
