@@ -41,7 +41,7 @@ from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab import methods as m
-from pruninglab.criteria import BY_NAME
+from pruninglab.criteria import BY_NAME, OBD
 
 OWN = (lab.ConfigError, lab.DataError, lab.RunError)
 UNITS, SCOPES = ("weight", "channel", "kernel"), ("global", "layer", "erk")
@@ -391,10 +391,6 @@ class Sequences(RuleBasedStateMachine):
     def subject(self) -> Any:
         return self.run or self.model
 
-    def possible(self, criterion: str) -> str:
-        """Another criterion where this one ends in an error of torch's, as a test below says."""
-        return "snip" if criterion == "obd" and self.net in ("lstm", "gru") else criterion
-
     def call(self, what: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """The result, or None where the package refused; what went in is as it was."""
         try:
@@ -427,7 +423,6 @@ class Sequences(RuleBasedStateMachine):
     @rule(amount=AMOUNTS, criterion=CRITERIA, unit=UNIT, scope=SCOPE, seed=SEED, narrow=RARELY)
     def prune(self, amount: Any, criterion: str, unit: str, scope: str, seed: int, narrow: bool) -> None:
         LOOKING.rest(base=self.masks)
-        criterion = self.possible(criterion)
         wide: dict[str, Any] = {} if narrow else self.wide
         choice: dict[str, Any] = {"unit": unit, "scope": scope, "data": self.data, "seed": seed, **wide}
         if self.run is None:
@@ -510,9 +505,7 @@ class Sequences(RuleBasedStateMachine):
     def train(
         self, what: str, plan: str, amount: Any, unit: str, scope: str, criterion: str, options: Any, **more: Any
     ) -> lab.Run | None:
-        inference, start, criterion = more.pop("inference", False), more.get("start"), self.possible(criterion)
-        if self.net == "frozen" and options["batch_size"] == 1:  # as a test below says
-            options = {**options, "batch_size": 2}
+        inference, start = more.pop("inference", False), more.get("start")
         if start is None and self.run is None:
             more["masks"] = self.masks or None
         base = start.masks if start else self.masks
@@ -674,7 +667,6 @@ class Sequences(RuleBasedStateMachine):
         assert shrunk.before == sum(p.numel() for p in recount.named(model).values())
         left = shrunk.take(masks)
         assert all(left[name].shape == p.shape for name, p in recount.named(small).items() if name in left)
-        left = {n: mask for n, mask in left.items() if mask.ndim > 1}  # biases have taken up constants
         self.shots.clear()
         self.hold(small, left)
 
@@ -864,18 +856,12 @@ def test_the_laws_hold_over_many_more_sequences(tmp_path: Path, seed: int) -> No
     draw(machine, 1700, len(PLANS) - 2, derandomize=False)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="a norm of one number a channel is torch's ValueError in training"
-)
 def test_batches_of_one_image_that_a_norm_cannot_take_are_refused() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     with pytest.raises(lab.ConfigError, match="batch_size"):
         lab.fit(net, DATA["images"], epochs=1, batch_size=1, progress=False)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a pruned bias that takes up a constant is not 0, and the masks taken along say it is"
-)
 def test_masks_of_a_shrunk_network_say_which_biases_are_zero() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(32, 2), nn.ReLU(), nn.Linear(2, 3))
     masks = lab.Masks.full(lab.prunable(net, biases=True))
@@ -887,10 +873,14 @@ def test_masks_of_a_shrunk_network_say_which_biases_are_zero() -> None:
     zero_where(shrunk.take(masks), recount.named(shrunk.model))
 
 
-@pytest.mark.xfail(strict=True, raises=(RuntimeError, UserWarning), reason="OBD ends in an error of torch's vmap there")
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_obd_scores_recurrent_layers_or_says_why_not(kind: Callable[..., nn.RNNBase]) -> None:
-    try:
-        lab.prune(Recurrent(kind), 0.5, "obd", data=DATA["images"])
-    except lab.ConfigError:
-        return
+def test_obd_of_recurrent_layers_is_made_of_single_samples(kind: Callable[..., nn.RNNBase]) -> None:
+    net, (x, y) = Recurrent(kind), next(iter(DATA["images"].train.batches([torch.arange(8)])))
+    scores = OBD("fisher")(net, iter([(x, y)]))
+    for name, weight in lab.prunable(net).items():
+        each = [
+            torch.autograd.grad(F.cross_entropy(net(a[None]), b[None]), weight)[0] for a, b in zip(x, y, strict=True)
+        ]
+        curvature = torch.stack(each).square().mean(0)
+        assert torch.allclose(scores[name], 0.5 * curvature * weight.detach().square(), rtol=1e-3, atol=1e-9)
+    assert lab.prune(net, 0.5, "obd", data=DATA["images"])[1].sparsity == pytest.approx(0.5, abs=0.01)

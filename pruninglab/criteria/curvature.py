@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..layers.kinds import kind_of
 from ..layers.names import canonical_parameters, real_names
 from ..typed import Checked, Count, check
 from .gradients import Loss, Seen, differentiable_twice, first, gradient_graph, images, products, trainable
@@ -115,7 +116,14 @@ def _factors(
     def loss_of(some: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return loss(functional_call(model, held | some, (x[None],)), y[None])
 
-    each = vmap(grad(loss_of), in_dims=(None, 0, 0), randomness="same")
+    def one_by_one(some: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        wanted = {name: w.requires_grad_() for name, w in some.items()}
+        losses = (loss(functional_call(model, held | wanted, (a[None],)), b[None]) for a, b in zip(x, y, strict=True))
+        rows = [torch.autograd.grad(one, list(wanted.values()), materialize_grads=True) for one in losses]
+        return {name: torch.stack(of_one) for name, of_one in zip(wanted, zip(*rows, strict=True), strict=True)}
+
+    at_once = vmap(grad(loss_of), in_dims=(None, 0, 0), randomness="same")
+    each = one_by_one if any(kind_of(m).recurrent for m in model.modules()) else at_once
     for x, y in seen:
         shares = torch.ones(len(x), device=x.device)
         if estimate == "gauss_newton":  # each class as the label, as likely as the model finds it

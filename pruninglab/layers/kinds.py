@@ -33,6 +33,8 @@ class Kind:
     """The attribute with the number of heads of attention."""
     narrowed: Callable[..., nn.Module] | None = None
     """What makes the smaller module, from it and its new widths, where it cannot be changed in place."""
+    recurrent: bool = False
+    """It goes through its input step by step. torch has no gradients of single samples of it in one pass."""
     pads: bool = False
     """It hands on what it reads, and gives so many channels of zeros besides."""
 
@@ -50,7 +52,7 @@ KINDS: dict[type[nn.Module] | str, Kind] = {
     ),
     "Conv1D": Kind(True, False, "nx", "nf", (1, 0), last=True),  # of transformers: linear, with the weight transposed
     nn.Bilinear: _MATRICES,
-    nn.RNNBase: _MATRICES,
+    nn.RNNBase: Kind(prunable=True, recurrent=True),
     nn.RNNCellBase: _MATRICES,
     nn.Embedding: Kind(True, gives="embedding_dim", last=True),
     nn.EmbeddingBag: Kind(True, gives="embedding_dim", last=True),

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from .. import _html
 from ..errors import RunError
 from ..layers import widths
+from ..layers.names import canonical_parameters
 from ..layers.precision import exact_device
 from ..layers.widths import Widths
 from ..train.run import Run
@@ -57,8 +59,15 @@ class Shrunk:
         return sum(row["removed"] for row in self._rows())
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is left of tensors in the old shapes, by parameter name: masks, scores, what an optimizer remembers."""
-        return {name: t[self.kept[name]].clone() if name in self.kept else t.clone() for name, t in tensors.items()}
+        """What is left of tensors in the old shapes, by parameter name: masks, scores, what an optimizer remembers.
+
+        A mask keeps a bias that was cut and has taken up a constant.
+        """
+        left = {name: t[self.kept[name]].clone() if name in self.kept else t.clone() for name, t in tensors.items()}
+        held = canonical_parameters(self.model)
+        return {
+            n: t | (held[n] != 0).to(t.device) if t.dtype == torch.bool and n in held else t for n, t in left.items()
+        }
 
     def __repr__(self) -> str:
         share = 1 - self.parameters / self.before

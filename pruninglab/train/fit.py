@@ -207,6 +207,15 @@ def _keeps(run: Training, due: bool) -> bool:
     return (due or last) and run.status in ("running", "stopped")
 
 
+def _logits(run: Training) -> Tensor:
+    try:
+        return run.net(run.x)
+    except ValueError as error:
+        if len(run.x) > 1:
+            raise
+        raise ConfigError(f"batch_size=1 is too small to train this network: {error}. Expected 2 or more.") from error
+
+
 def _step(run: Training, broken: Tensor) -> Tensor:
     """One batch, in full: forward, backward, optimizer, masks, and the moments of the methods. Returns its loss."""
     loss_fn, factor = run.options.loss, run.options.lr_factor(run.progress)
@@ -215,7 +224,7 @@ def _step(run: Training, broken: Tensor) -> Tensor:
     with run.randomness:
         run.randomness.reseed("step", run.step)
         with run.autocast():
-            run.logits = run.net(run.x)
+            run.logits = _logits(run)
             loss = loss_fn(*loss_arguments(loss_fn, run.logits, run.y, run.x))
         extra = [term for m in run.methods if (term := m.on_loss(run)) is not None]
         sum(extra, start=loss).backward()
