@@ -10,8 +10,8 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 # One thread in each worker: two jobs of two threads on two cores are many times slower than one.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
+NBVAL := --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,11 +20,12 @@ demo: $(READY) ## prune a small network in the first notebook, headless, into ru
 	$(PY) -m pruninglab demo
 
 test: check ## ruff, pyright, the tests, and every notebook against its committed outputs
-	$(PYTEST) $(NBVAL) tests notebooks
+	$(PYTEST) --dist loadgroup
+	$(PYTEST) $(NBVAL) notebooks
 
 test-all: check ## everything that `make test` runs, the long tests, branch coverage and mutation testing
-	$(PYTEST) -m "slow or not slow" --cov
-	$(PYTEST) $(NBVAL) tests/conftest.py notebooks
+	$(PYTEST) --dist loadgroup -m "slow or not slow" --cov
+	$(PYTEST) $(NBVAL) notebooks
 	OMP_NUM_THREADS=1 $(PY) tests/mutation.py
 
 lab: $(READY) ## open the notebooks in JupyterLab
