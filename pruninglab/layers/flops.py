@@ -87,28 +87,26 @@ class _Counter(TorchDispatchMode):
                 return whole
         out = func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
-        owner = self._largest_owner(given)
-        alone = bool(given) and all(self._owner(t) is not None for t in given)
+        owners = [self._owner(t) for t in given]
+        weights = [(t, name) for t, name in zip(given, owners, strict=True) if name]
+        self.found.used += [name for _, name in weights if name not in self.found.used]
+        owner = max(((t.numel(), name) for t, name in weights), default=(0, ""))[1]
+        alone = bool(given) and None not in owners
         if formula and not (alone and str(kind) in _MORE):  # as torch counts: not the vectors of a spectral norm
             self._add(owner, float(formula(*args, **kwargs, out_val=out)))
         if alone:
             self._keep(out, owner)
-        elif owner and not formula and not _is_free(func):
-            self._miss(str(kind), given)
+        elif not formula and not _is_free(func) and any(t.ndim > 1 for t, _ in weights):
+            self._miss(str(kind))
         return out
-
-    def _largest_owner(self, given: list[Tensor]) -> str:
-        owners = [(t.numel(), name) for t in given if (name := self._owner(t))]
-        self.found.used += [name for _, name in owners if name not in self.found.used]
-        return max(owners, default=(0, ""))[1]
 
     def _keep(self, out: Any, owner: str) -> None:
         for made in (t for t in tree_leaves(out) if isinstance(t, Tensor) and self._owner(t) is None):
             self._note(made, owner)
             self.made.append(made)
 
-    def _miss(self, kind: str, given: list[Tensor]) -> None:
-        if kind not in self.found.not_counted and any(t.ndim > 1 and self._owner(t) for t in given):
+    def _miss(self, kind: str) -> None:
+        if kind not in self.found.not_counted:
             self.found.not_counted.append(kind)
 
     def _add(self, owner: str, flops: float) -> None:

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from .kinds import kind_of
 
 NOTHING = (
-    "this model has nothing to prune: no convolution or linear weight is in scope. Expected one that is not frozen, or "
+    "this model has nothing to prune: none of its weights is in scope. Expected one that is not frozen, or "
     "names in include=, biases=True or norms=True."
 )
 Pattern = str | type[nn.Module]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from ...criteria.registry import Criterion, CriterionName
 from ...errors import ConfigError
+from ...layers.names import NOTHING
 from ...masks.choose import Scope, count
 from ...masks.masks import Unit, units
 from ...train.method import Method
@@ -66,7 +67,7 @@ class PruneWhileAccurate(Method):
         if self.target is not None:
             run.aim(self.target, self.scope, self.unit)
         if not run.weights:
-            raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+            raise ConfigError(NOTHING)
         longest = run.steps if self.counting == "global" else min(run.steps, run.steps_per_epoch)
         if self.every_steps > longest:
             where = "the run" if self.counting == "global" else "an epoch"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...layers.names import NOTHING
 from ...masks.choose import keep_top
 from ...masks.masks import Masks, Unit, units
 from ...masks.schedules import Cubic, Schedule
@@ -36,7 +37,7 @@ def begin(run: Run, method: str, sparsity: float | Schedule | None, unit: Unit =
     if run.steps == 0:
         raise ConfigError(f"{method} learns in training, and epochs=0 has no step; use OneShot or more epochs.")
     if not run.weights:
-        raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+        raise ConfigError(NOTHING)
     alone(run, method)
     if sparsity is not None:
         run.aim(schedule(sparsity).final, "global", unit)

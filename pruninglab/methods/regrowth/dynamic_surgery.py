@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...layers.names import NOTHING
 from ...masks.choose import Scope, keep_top
 from ...masks.masks import Masks, Sparsity
 from ...randomness import generator
@@ -80,7 +81,7 @@ class DynamicSurgery(Method):
         if self.sparsity is not None:
             run.aim(self.sparsity, self.scope)
         if not run.weights:
-            raise ConfigError("this model has nothing to prune: no convolution or linear weight is in scope.")
+            raise ConfigError(NOTHING)
         if run.steps == 0:
             raise ConfigError("DynamicSurgery acts in training, and epochs=0 has no step; use OneShot or more epochs.")
         self.settled = False
