@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .. import _html
 from ..errors import ConfigError, DataError
 from ..identity import short_hash, text
 from ..storage import files
+from .answers import unpack
 from .protocol import ENTRIES, protocol, protocol_hash
 from .schema_1 import from_schema_1
 
@@ -102,6 +104,11 @@ class Result:
     def test(self) -> float:
         """Accuracy on the test split."""
         return _number(self.accuracy["test"].get("accuracy"))
+
+    def answers(self) -> np.ndarray | None:
+        """Of each test image how far the predicted class is from its label, 0 if it is right; None in old records."""
+        entry = self.accuracy.get("answers")
+        return unpack(entry, self.config["data"]["test"]) if entry else None
 
     @property
     def in_scope(self) -> float:

@@ -15,6 +15,7 @@ from ..identity import describe, text
 from ..layers.hooks import evaluating
 from ..layers.precision import exact_dtype
 from ..randomness import generator
+from ..results.answers import Answers
 from .losses import loss_arguments
 from .metrics import accuracy
 
@@ -56,8 +57,12 @@ def evaluate(
     loss: Callable[..., Tensor],
     metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
     device: str | torch.device = "cpu",
+    answers: Answers | None = None,
 ) -> dict[str, float]:
-    """Means over samples, whatever the sizes of the batches; the device is read once, at the end."""
+    """Means over samples, whatever the sizes of the batches; the device is read once, at the end.
+
+    `answers` collects the predicted class of each sample.
+    """
     exact = exact_dtype(device)
     sums, seen = torch.zeros(3, dtype=exact, device=device), 0
     names = ["loss", "accuracy"]
@@ -72,6 +77,8 @@ def evaluate(
             names = ["loss", "accuracy", "top5"]
             values.append((logits.topk(5, 1).indices == y[:, None]).sum())
         sums[: len(values)] += torch.stack([v.detach().to(exact) for v in values])
+        if answers is not None:
+            answers.add(logits, y)
         seen += len(y)
     if not seen:
         raise DataError("there is nothing to evaluate: the split gave no batches.")

@@ -18,6 +18,7 @@ from ..layers.precision import exact_dtype
 from ..masks.choose import Scope, keep_top
 from ..masks.masks import Masks, Sparsity, Unit, units
 from ..randomness import generator, key, own_randomness
+from ..results.answers import Answers
 from ..results.record import percent
 from ..terminal import Bar
 from . import checkpoints
@@ -296,7 +297,8 @@ def _finish(run: Training) -> None:
     run.find_weights()
     run.masks.apply_({name: weight.data for name, weight in run.weights.items()})
     run.net = run.model
-    val, test = run.evaluate("val"), run.evaluate("test")
+    answers = Answers()
+    val, test = run.evaluate("val"), run.evaluate("test", answers)
     if run.status == "running":
         missed = run.target is not None and units(run.masks, run.target["unit"])[0] > run.target["kept"]
         if missed and run.target:
@@ -307,7 +309,7 @@ def _finish(run: Training) -> None:
     if run.best is None and run.status in ("done", "stopped"):
         run.remember(val["accuracy"])
     run.model.eval()
-    run.result = _result(run, kept, val, test)
+    run.result = _result(run, kept, val, test, answers)
 
 
 def _go_on_from(run: Training, start: Snapshot) -> None:

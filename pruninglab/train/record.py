@@ -13,6 +13,7 @@ from ..data.dataset import Data
 from ..errors import ConfigError
 from ..identity import describe, tensor_hash
 from ..layers.names import canonical_parameters, owner_of, prunable
+from ..results.answers import Answers
 from ..results.environment import environment
 from ..results.protocol import training
 from ..results.record import LITTLE, Result
@@ -26,7 +27,7 @@ WIDER = "A name or a type of layer in include=, a shorter skip=, biases=True or 
 """The arguments of `fit` that widen the scope."""
 
 
-def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, float]) -> Result:
+def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, float], answers: Answers) -> Result:
     size = sparse.sizes(run.model)
     kept = run.masks.kept_by_layer
     layers = [
@@ -61,6 +62,7 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
             "test": test,
             "state": kept_state,
             "weights": _hash_of(run.model),
+            "answers": answers.entry(),
         },
         sparsity={
             "weights": run.sparsity,

@@ -12,6 +12,7 @@ from ..errors import ConfigError, RunError
 from ..identity import short_hash
 from ..layers.hooks import evaluating
 from ..randomness import own_randomness
+from ..results.answers import Answers
 from ..results.record import Result
 from .evaluate import Batches, OutOfMemory, Shuffled, evaluate, memory_watched, scored
 from .options import Options
@@ -40,30 +41,32 @@ class Training(Run):
             scores = scored(self.model, criterion, batches, self.weights)
         return {name: score.to(self.device) for name, score in scores.items()}
 
-    def evaluate(self, split: str | Batches = "val") -> dict[str, float]:
+    def evaluate(self, split: str | Batches = "val", answers: Answers | None = None) -> dict[str, float]:
         if isinstance(split, str) and split not in ("train", "val", "test"):
             raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
         if not isinstance(split, str):
-            return self._evaluated(split)
+            return self._evaluated(split, answers)
         part, size = getattr(self.data, split), self.eval_batch_size
         with suppress(OutOfMemory):
-            return self._evaluated(part.batches(size))
+            return self._evaluated(part.batches(size), answers)
         self.eval_batch_size = max(1, size // 2)
         self.warn(
             f"evaluation ran out of memory with batches of {size} and took batches of {self.eval_batch_size}; "
             f"eval_batch_size={self.eval_batch_size} asks for them."
         )
         try:
-            return self._evaluated(part.batches(self.eval_batch_size))
+            return self._evaluated(part.batches(self.eval_batch_size), answers)
         except OutOfMemory as error:
             raise RunError(
                 f"evaluation ran out of memory with batches of {self.eval_batch_size} too: {error}. "
                 "Give fit a smaller eval_batch_size=."
             ) from None
 
-    def _evaluated(self, batches: Batches) -> dict[str, float]:
+    def _evaluated(self, batches: Batches, answers: Answers | None) -> dict[str, float]:
+        if answers is not None:
+            answers.clear()
         with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast(), memory_watched():
-            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device)
+            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device, answers)
 
     def snapshot(self, score: float | None = None) -> Snapshot:
         now = Snapshot.of(self.model, self._masks)
