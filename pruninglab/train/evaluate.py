@@ -15,7 +15,6 @@ from ..identity import describe, text
 from ..layers.hooks import evaluating
 from ..layers.precision import exact_dtype
 from ..randomness import generator
-from ..results.answers import Answers
 from .losses import loss_arguments
 from .metrics import accuracy
 
@@ -57,11 +56,11 @@ def evaluate(
     loss: Callable[..., Tensor],
     metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
     device: str | torch.device = "cpu",
-    answers: Answers | None = None,
+    each_batch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Means over samples, whatever the sizes of the batches; the device is read once, at the end.
 
-    `answers` collects the predicted class of each sample.
+    `each_batch` is called with the logits and the labels of each batch.
     """
     exact = exact_dtype(device)
     sums, seen = torch.zeros(3, dtype=exact, device=device), 0
@@ -77,8 +76,8 @@ def evaluate(
             names = ["loss", "accuracy", "top5"]
             values.append((logits.topk(5, 1).indices == y[:, None]).sum())
         sums[: len(values)] += torch.stack([v.detach().to(exact) for v in values])
-        if answers is not None:
-            answers.add(logits, y)
+        if each_batch:
+            each_batch(logits, y)
         seen += len(y)
     if not seen:
         raise DataError("there is nothing to evaluate: the split gave no batches.")

@@ -66,7 +66,9 @@ class Training(Run):
         if answers is not None:
             answers.clear()
         with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast(), memory_watched():
-            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device, answers)
+            return evaluate(
+                self.net, batches, self.options.loss, self.options.metric, self.device, answers and answers.add
+            )
 
     def snapshot(self, score: float | None = None) -> Snapshot:
         now = Snapshot.of(self.model, self._masks)
