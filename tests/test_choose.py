@@ -34,6 +34,35 @@ def test_the_highest_of_the_alive_are_those_of_a_stable_sort(scored, keep):
     assert torch.equal(choose.keep_highest(scores, alive, keep), recount.highest(scores, alive, keep))
 
 
+@given(
+    rows=st.lists(st.lists(st.tuples(NUMBERS, st.booleans()), min_size=3, max_size=3), min_size=1, max_size=5),
+    share=st.floats(0, 1),
+)
+def test_rows_keep_equally_many_as_far_as_they_have_them(rows, share):
+    scores = torch.tensor([[s for s, _ in row] for row in rows])
+    alive = torch.tensor([[a for _, a in row] for row in rows])
+    keep = round(share * int(alive.sum()))
+    found = choose.keep_in_rows(scores.flatten(), alive.flatten(), keep, len(rows)).view(alive.shape)
+    counts = found.sum(1).tolist()
+    caps, wanted = alive.sum(1).tolist(), [0] * len(rows)
+    while sum(wanted) < keep:  # one more of each row that has one, in turn
+        for i, cap in enumerate(caps):
+            wanted[i] += wanted[i] < cap and sum(wanted) < keep
+    assert counts == wanted
+    for row, own, mask, n in zip(scores, alive, found, counts, strict=True):
+        assert torch.equal(mask, recount.highest(row, own, n))
+
+
+def test_rows_by_hand():
+    scores = {"a": torch.tensor([[1.0, 2, 3, 4], [40, 30, 20, 10]]), "b": torch.tensor([5.0, 6])}
+    kept = keep_top(scores, 0.5, scope="row")
+    assert kept["a"].tolist() == [[False, False, True, True], [True, True, False, False]]
+    assert kept["b"].tolist() == [False, True]
+    assert keep_top(scores, {"a": 0.625}, scope="row")["a"].sum(1).tolist() == [2, 1]
+    with pytest.raises(lab.ConfigError, match="compares within a channel"):
+        keep_top(scores, 0.5, scope="row", unit="channel")
+
+
 def by_bisection(total: int, quotas: list[float], floor: list[int], caps: list[int]) -> list[float]:
     """The shares in proportion to the quotas, held between the bounds, whose sum is the total."""
     low, high = 0.0, 1e6

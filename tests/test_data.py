@@ -873,6 +873,16 @@ def test_what_cannot_be_loaded_is_refused(name: str, options: dict[str, Any], me
 
 def test_every_set_is_listed_with_whether_it_is_here():
     listed = {name: here for name, _, here in available()}
-    assert list(listed) == ["digits", "strokes", "textures", "sorting", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"]
+    assert list(listed) == [
+        "digits",
+        "strokes",
+        "textures",
+        "sorting",
+        "code",
+        "MNIST",
+        "FashionMNIST",
+        "CIFAR10",
+        "CIFAR100",
+    ]
     assert listed["digits"]
     assert listed["strokes"]

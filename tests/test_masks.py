@@ -100,7 +100,7 @@ def test_grow_brings_back_the_best_of_the_dead():
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
     share=st.floats(0, 0.999),
     levels=st.integers(1, 5),
-    scope=st.sampled_from(["global", "layer", "erk"]),
+    scope=st.sampled_from(["global", "layer", "erk", "row"]),
     seed=st.integers(0, 10**6),
 )
 def test_the_count_is_exact_and_masks_only_shrink(sizes, share, levels, scope, seed):

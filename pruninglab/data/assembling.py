@@ -55,6 +55,15 @@ def stratified(y: Tensor, n: int, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+def whole_groups(groups: Tensor, n: int, seed: int) -> Tensor:
+    """Positions of about `n` items, ascending: all of some groups, which the seed draws. At least one group stays."""
+    sizes = groups.bincount()
+    held = sizes.nonzero()[:, 0]
+    order = held[torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))][:-1]
+    enough = int((sizes[order].cumsum(0) < n).sum()) + 1
+    return torch.isin(groups, order[:enough]).nonzero()[:, 0]
+
+
 def _others(index: Tensor, n: int) -> Tensor:
     return torch.ones(n, dtype=torch.bool).index_fill_(0, index, False).nonzero()[:, 0]
 
@@ -67,16 +76,20 @@ def _assembled(
     class_names: tuple[str, ...],
     seed: int,
     augment: tuple[Augmentation, ...],
+    groups: Tensor | None = None,
+    source: str = "",
 ) -> Data:
+    """`groups` says which training items may only be held out together."""
     if val == "test":
         val = test
     if not isinstance(val, Split | StreamSplit):
         n = len(pool)
         if n < 2:
             raise ConfigError(f"with {n} training image none is left once {val:.0%} are held out: give 2 or more")
-        held = stratified(pool.y, min(max(1, round(float(val) * n)), n - 1), key(seed, "validation"))
+        wanted, drawn = min(max(1, round(float(val) * n)), n - 1), key(seed, "validation")
+        held = stratified(pool.y, wanted, drawn) if groups is None else whole_groups(groups, wanted, drawn)
         pool, val = pool.take(_others(held, n)), pool.take(held)
     train = replace(pool, augment=augment)
     if isinstance(train, StreamSplit):
         train = replace(train, varied=True)
-    return Data(name, len(class_names), class_names, train.shape, train, val, test, seed)
+    return Data(name, len(class_names), class_names, train.shape, train, val, test, seed, source)

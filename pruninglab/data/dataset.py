@@ -26,6 +26,8 @@ class Data:
     val: AnySplit
     test: AnySplit
     seed: int = 0
+    source: str = ""
+    """Where the items come from, if their name does not say it."""
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, DataError
 from ..randomness import key
+from . import code
 from .assembling import _assembled, _check_share, _others, _subset, statistics, stratified
 from .dataset import AnySplit, Data
 from .generated import DIGITS, NUMBERS, TEXTURES, sorting, strokes, textures
@@ -45,6 +46,7 @@ def available() -> list[tuple[str, str, bool]]:
     return [
         ("digits", "1,797 handwritten digits of scikit-learn, 8x8 grey brought to 28x28", True),
         *((name, kind.about, True) for name, kind in GENERATED.items()),
+        ("code", "the sources of Python's own standard library, in windows of 128 bytes", True),
         *((name, kind.about, not kind.missing(root)) for name, kind in PUBLISHED.items()),
     ]
 
@@ -67,7 +69,7 @@ def load(
     `train` and `test` are numbers of images: how many to draw, or a subset with every class in its share. `val` is the
     share of the training images held out by `seed`; nothing else depends on the seed. `val="test"` holds nothing out
     and chooses on the test images, as some papers do; data, runs and records then say so. `size` is the side of the
-    images.
+    images. `code` has windows of text for images: `size` is their length in bytes, and a file is in one split alone.
     `augment` is applied to training batches: shift, crop, flip, cutout, joined by "+". Image files are read by
     `workers` processes; their training images are also cut at random and mirrored.
     """
@@ -76,14 +78,22 @@ def load(
     _check_counts(train=train, test=test, size=size)
     chosen = augmentations(augment)
     held: float | str | AnySplit = val
+    groups, source = None, ""
     if name.startswith("folder:"):
         pool, own_val, tested, class_names = _folder(Path(name.removeprefix("folder:")), size or 224, workers)
         held = held if val == "test" else own_val or held
+    elif name == "code":
+        pairs, test_pairs, groups = code.read_code(size, train, test)
+        pool, tested, class_names, source = Split(*pairs), Split(*test_pairs), code.BYTES, code.SOURCE
     else:
         pool, tested, class_names = _resident(name, data_folder(root), download, size, train, test)
+    if chosen and len(pool.shape) != 3:
+        raise ConfigError(
+            f"augmentations are for images, and {name} has items of shape {pool.shape}: leave augment out"
+        )
     pool = _subset(pool, train, f"training images of {name}")
     tested = _subset(tested, test, f"test images of {name}")
-    return _assembled(name, pool, held, tested, class_names, seed, chosen)
+    return _assembled(name, pool, held, tested, class_names, seed, chosen, groups, source)
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -3,7 +3,7 @@
 from .flops import Flops, count
 from .hooks import evaluating, hooked, norms_after
 from .kinds import CONVS, KINDS, LAYERS, Kind, Norm, kind_of
-from .modules import Attention, PadShortcut
+from .modules import Attention, CausalAttention, PadShortcut
 from .names import canonical_parameters, owner_of, prunable, real_names
 from .precision import exact, exact_device, exact_dtype
 from .reach import Reading, readings
@@ -14,6 +14,7 @@ __all__ = [
     "KINDS",
     "LAYERS",
     "Attention",
+    "CausalAttention",
     "Flops",
     "Kind",
     "Norm",

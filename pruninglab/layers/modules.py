@@ -54,6 +54,38 @@ class Attention(nn.MultiheadAttention):
         return (out if self.batch_first else out.transpose(0, 1)), None
 
 
+class CausalAttention(nn.Module):
+    """Each place attends to itself and to those before it: `kv_heads` groups of query heads share keys and values.
+
+    `qkv` gives all queries, then all keys, then all values; `out_proj` reads what the query heads mix.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int | None = None):
+        super().__init__()
+        self.kv_heads, self.queries, self.head_dim = kv_heads, heads // kv_heads, head_dim or width // heads
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_dim)
+        self.out_proj = nn.Linear(heads * self.head_dim, width)
+
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.queries
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (n, heads and kv_heads, places, size)
+        q, k, v = parts.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        if self.queries > 1:
+            k, v = (part.repeat_interleave(self.queries, 1) for part in (k, v))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+
+    def narrowed(self, kv_heads: int, group: int = 0) -> "CausalAttention":
+        """With fewer groups of heads, new weights and all else alike."""
+        small = CausalAttention(self.qkv.in_features, kv_heads * self.queries, kv_heads, self.head_dim)
+        return small.to(self.qkv.weight.device, self.qkv.weight.dtype).train(self.training)
+
+
 class PadShortcut(nn.Module):
     """Option A of the paper: every stride-th pixel, and zeros in the channels that are added. No parameters."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .masks import UNITS, Masks, Scores, Sparsity, Unit, unit_alive, whole
 
-Scope = Literal["global", "layer", "erk"]
+Scope = Literal["global", "layer", "erk", "row"]
 
 
 def keep_top(
@@ -32,13 +32,19 @@ def keep_top(
 
     `scope`: `"global"` ranks all layers together, `"layer"` gives every layer the same share, `"erk"` gives each a
     density in proportion to (sum of its dimensions) / (their product). Both shares are rounded so that the total is
-    exact, and never empty a layer. A dict as `sparsity` sets each layer by itself; layers that no pattern matches stay.
+    exact, and never empty a layer. `"row"` compares within each output (the first dimension) and keeps equally many of
+    each, one more of the first ones where the number does not divide. A dict as `sparsity` sets each layer by itself;
+    layers that no pattern matches stay.
     `unit`: whole `"channel"`s (first dimension) or `"kernel"`s (first two) by their mean score; a sparsity then counts
     units. `masks`: what may only shrink; nothing outside them is kept. To keep more than they hold is refused,
     or with `clamp` means to keep all that they hold.
     """
     if unit not in UNITS:
         raise ConfigError(f"unit={unit!r} is unknown; expected one of {', '.join(map(repr, UNITS))}.")
+    if scope == "row" and unit == "channel":
+        raise ConfigError(
+            "scope='row' compares within a channel, and unit='channel' cuts it whole: take another of them."
+        )
     if not scores:
         raise ConfigError("there is nothing to prune: no scores were given. Does the model have conv or linear layers?")
     flat = {name: unit_scores(name, score, unit) for name, score in scores.items()}
@@ -61,7 +67,11 @@ def keep_top(
                 dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True)), scores, unit, masks
             )
         keeps = spread(keep, _quotas(scope, scores, unit), caps, least=1)
-    chosen = {n: keep_highest(flat[n], alive[n], k) for n, k in zip(flat, keeps, strict=True)}
+    if scope == "row":
+        rows = {n: len(s) if s.ndim > 1 else 1 for n, s in scores.items()}
+        chosen = {n: keep_in_rows(flat[n], alive[n], k, rows[n]) for n, k in zip(flat, keeps, strict=True)}
+    else:
+        chosen = {n: keep_highest(flat[n], alive[n], k) for n, k in zip(flat, keeps, strict=True)}
     return _expand(chosen, scores, unit, masks)
 
 
@@ -160,6 +170,26 @@ def keep_highest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
     return chosen
 
 
+def keep_in_rows(scores: Tensor, alive: Tensor, keep: int, rows: int) -> Tensor:
+    """The highest of the alive in each row, `keep` in all: equally many of each row, as far as it has so many."""
+    scores, alive = scores.view(rows, -1), alive.view(rows, -1)
+    quota = _evenly(keep, alive.sum(1))[:, None]
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, alive.gather(1, order).argsort(dim=1, descending=True, stable=True))  # the alive first
+    first = torch.arange(scores.shape[1], device=quota.device) < quota
+    return torch.zeros_like(alive).scatter_(1, order, first).flatten()
+
+
+def _evenly(total: int, caps: Tensor) -> Tensor:
+    """Equal shares of whole numbers, none above its cap; what does not divide goes to the first that have room."""
+    level, above = 0, int(caps.max()) + 1
+    while above - level > 1:  # the highest level that all can be filled to
+        middle = (level + above) // 2
+        level, above = (middle, above) if int(caps.clamp(max=middle).sum()) <= total else (level, middle)
+    shares, room = caps.clamp(max=level), caps > level
+    return shares + (room & (room.cumsum(0) <= total - shares.sum()))
+
+
 def unit_scores(name: str, score: Tensor, unit: str) -> Tensor:
     score = score.detach().float() if score.dtype != torch.float64 else score.detach()
     by_unit = score.flatten() if whole(score, unit) else score.flatten(UNITS[unit]).mean(-1).flatten()
@@ -184,7 +214,7 @@ def _expand(chosen: Mapping[str, Tensor], scores: Scores, unit: str, within: Map
 
 
 def _quotas(scope: str, scores: Scores, unit: str) -> list[float]:
-    if scope == "layer":
+    if scope in ("layer", "row"):
         return [float(len(unit_alive(s, None, unit))) for s in scores.values()]
     if scope == "erk":
         sizes = ((sum(s.shape) if unit == "weight" else s.shape[0]) if s.ndim else 1 for s in scores.values())

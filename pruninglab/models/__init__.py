@@ -2,6 +2,7 @@
 
 from .alexnet import alexnet
 from .building import MODELS, available, build
+from .gpt import continued, gpt
 from .lenet import lenet5, lenet300
 from .n2nskip import n2nskip
 from .resnet import resnet20, resnet50
@@ -14,6 +15,8 @@ __all__ = [
     "alexnet",
     "available",
     "build",
+    "continued",
+    "gpt",
     "lenet5",
     "lenet300",
     "load_weights",

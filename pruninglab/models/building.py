@@ -19,6 +19,7 @@ from ..identity import describe, label
 from ..layers.widths import Widths, narrow_
 from ..randomness import own_randomness
 from .alexnet import alexnet
+from .gpt import gpt
 from .lenet import lenet5, lenet300
 from .n2nskip import n2nskip
 from .resnet import resnet20, resnet50
@@ -36,7 +37,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "n2nskip": n2nskip,
 }
-SEQUENCES: dict[str, Callable[..., nn.Module]] = {"transformer": transformer}
+SEQUENCES: dict[str, Callable[..., nn.Module]] = {"transformer": transformer, "gpt": gpt}
 """Those that read tokens and not images."""
 _TORCHVISION = "torchvision:"
 # In training these two return a tuple with auxiliary logits; without them they return logits like every other model.
@@ -70,11 +71,12 @@ def build(
 ) -> nn.Module:
     """A model for the data's images and classes, on the CPU. The same seed draws the same bits.
 
-    `name` is one of `available()`, `transformer`, `torchvision:NAME`, or a function `(shape, classes) -> nn.Module`;
-    `options` are that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with `new_head=True`
-    its last linear layer is left out, so that it may come from data with other classes. `widths` are those of a network
-    from which channels were removed (`structured.shrink(…).widths`, and in its record): the same form with new weights,
-    drawn as for so many inputs. The network carries how it was made as `made_of`, which its records hold.
+    `name` is one of `available()`, `transformer`, `gpt`, `torchvision:NAME`, or a function `(shape, classes) ->
+    nn.Module`; `options` are that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with
+    `new_head=True` its last linear layer is left out, so that it may come from data with other classes. `widths` are
+    those of a network from which channels were removed (`structured.shrink(…).widths`, and in its record): the same
+    form with new weights, drawn as for so many inputs. The network carries how it was made as `made_of`, which its
+    records hold.
     """
     classes = data.classes
     shape: Any = tuple(data.shape) if len(data.shape) == 1 else checked(data.shape, classes)  # tokens, or images

@@ -224,6 +224,8 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "collapsed_layers": lambda r: len(r.collapsed),
     "test_accuracy": lambda r: r.accuracy["test"].get("accuracy"),
     "val_accuracy": lambda r: r.accuracy["val"].get("accuracy"),
+    "test_loss": lambda r: r.accuracy["test"].get("loss"),
+    "val_loss": lambda r: r.accuracy["val"].get("loss"),
     "test_top5": lambda r: r.accuracy["test"].get("top5"),
     "sparsity_weights": lambda r: r.sparsity["weights"],
     "sparsity_weights_and_biases": lambda r: r.sparsity["weights_and_biases"],

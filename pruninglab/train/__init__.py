@@ -5,7 +5,7 @@ from .fit import fit, prune
 from .losses import Distill
 from .lr_schedules import ConstantLR, CosineLR, StepLR
 from .method import Method
-from .metrics import accuracy, whole
+from .metrics import accuracy, bits, compression, perplexity, whole
 from .options import FitOptions, Options
 from .run import Cut, Run
 from .snapshot import Snapshot
@@ -24,8 +24,11 @@ __all__ = [
     "StepLR",
     "Training",
     "accuracy",
+    "bits",
+    "compression",
     "evaluate",
     "fit",
+    "perplexity",
     "prune",
     "whole",
 ]

@@ -151,6 +151,7 @@ def _config(run: Run) -> dict[str, Any]:
             "mean": describe(data.train.mean),
             "std": describe(data.train.std),
             **({"val_is_test": True} if data.val_is_test else {}),
+            **({"source": data.source} if data.source else {}),
             **({"holds": "ImageNet"} if is_imagenet(data.class_names) else {}),
         },
         "model": {"name": type(run.model).__name__, **built, "form": form},
