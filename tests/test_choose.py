@@ -23,6 +23,7 @@ from pruninglab.masks import (
     project,
     scattered,
     spread,
+    threshold,
 )
 
 NUMBERS = st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5, math.inf, -math.inf])
@@ -61,6 +62,37 @@ def test_rows_by_hand():
     assert keep_top(scores, {"a": 0.625}, scope="row")["a"].sum(1).tolist() == [2, 1]
     with pytest.raises(lab.ConfigError, match="compares within a channel"):
         keep_top(scores, 0.5, scope="row", unit="channel")
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "mostly 0", "all alike", "striped", "infinite"])
+@pytest.mark.parametrize("part", ["all", "some", "few"])
+def test_the_highest_of_many_are_those_of_a_stable_sort(kind, part, monkeypatch):
+    """Above the sizes at which scores are bracketed by a sample, taken chunk by chunk, and left in their layers."""
+    for name, size in {"FEW": 500, "CHUNK": 1000, "JOINED": 2000}.items():
+        monkeypatch.setattr(threshold, name, size)
+    source = torch.Generator().manual_seed(0)
+    sizes = (2999, 1, 4000, 1700)
+    scores = torch.randn(sum(sizes), generator=source)
+    if kind in ("few values", "mostly 0"):
+        scores = scores.mul(2).round() if kind == "few values" else scores.clamp_min(1) - 1
+    elif kind != "normal":
+        scores = torch.zeros_like(scores) if kind == "all alike" else scores
+        scores[::11] = math.inf if kind == "infinite" else 1.0
+        scores[5::7] = -math.inf if kind == "infinite" else 0.0
+    chance = {"all": 1.0, "some": 0.6, "few": 0.1}[part]
+    alive = torch.rand(len(scores), generator=source) < chance
+    held = int(alive.sum())
+    for keep in (0, 1, 2, held // 100, held // 3, held // 2, held - 40, held - 1, held, held + 1):
+        masks = [None] * len(sizes) if part == "all" else [*alive.split(sizes)]
+        found = threshold.highest(scores.split(sizes), masks, keep)
+        assert torch.equal(torch.cat(found), recount.highest(scores, alive, keep)), keep
+
+
+def test_a_sample_that_misleads_costs_time_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(threshold, "FEW", 100)
+    monkeypatch.setattr(threshold, "_bracket", lambda rows, share: (5.0, 6.0))
+    scores, alive = torch.arange(1000.0).sin(), torch.ones(1000, dtype=torch.bool)
+    assert torch.equal(choose.keep_highest(scores, alive, 333), recount.highest(scores, alive, 333))
 
 
 def by_bisection(total: int, quotas: list[float], floor: list[int], caps: list[int]) -> list[float]:

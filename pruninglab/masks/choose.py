@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .masks import UNITS, Masks, Scores, Sparsity, Unit, unit_alive, whole
+from .threshold import highest
 
 Scope = Literal["global", "layer", "erk", "row"]
 
@@ -48,8 +49,8 @@ def keep_top(
     if not scores:
         raise ConfigError("there is nothing to prune: no scores were given. Does the model have conv or linear layers?")
     flat = {name: unit_scores(name, score, unit) for name, score in scores.items()}
-    alive = {n: unit_alive(s, None if masks is None else masks[n], unit) for n, s in scores.items()}
-    caps = [int(mask.sum()) for mask in alive.values()]
+    alive = {n: None if masks is None else unit_alive(masks[n], unit) for n in scores}
+    caps = [len(flat[n]) if mask is None else int(mask.count_nonzero()) for n, mask in alive.items()]
     if isinstance(sparsity, Mapping):
         keeps = _by_pattern(sparsity, {name: len(s) for name, s in flat.items()}, caps, clamp)
     else:
@@ -62,16 +63,14 @@ def keep_top(
                 "Pruned weights are never revived by a cut; `grow` brings weights back."
             )
         if scope == "global":
-            top = keep_highest(torch.cat(list(flat.values())), torch.cat(list(alive.values())), keep)
-            return _expand(
-                dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True)), scores, unit, masks
-            )
-        keeps = spread(keep, _quotas(scope, scores, unit), caps, least=1)
+            top = highest([*flat.values()], [*alive.values()], keep)
+            return _expand(dict(zip(flat, top, strict=True)), scores, unit, masks)
+        keeps = spread(keep, _quotas(scope, scores, flat, unit), caps, least=1)
     if scope == "row":
         rows = {n: len(s) if s.ndim > 1 else 1 for n, s in scores.items()}
         chosen = {n: keep_in_rows(flat[n], alive[n], k, rows[n]) for n, k in zip(flat, keeps, strict=True)}
     else:
-        chosen = {n: keep_highest(flat[n], alive[n], k) for n, k in zip(flat, keeps, strict=True)}
+        chosen = {n: highest([flat[n]], [alive[n]], k)[0] for n, k in zip(flat, keeps, strict=True)}
     return _expand(chosen, scores, unit, masks)
 
 
@@ -84,9 +83,8 @@ def grow(masks: Masks, scores: Scores, counts: int | Mapping[str, int]) -> Masks
             name: keep_highest(flat[name], dead[name], _growable(counts.get(name, 0), dead[name])) for name in scores
         }
     else:
-        every = torch.cat(list(dead.values()))
-        top = keep_highest(torch.cat(list(flat.values())), every, _growable(counts, every))
-        new = dict(zip(flat, top.split([len(s) for s in flat.values()]), strict=True))
+        top = highest([*flat.values()], [*dead.values()], _growable(counts, *dead.values()))
+        new = dict(zip(flat, top, strict=True))
     return masks | {n: new[n].view(m.shape) if n in new else m for n, m in masks.items()}
 
 
@@ -156,22 +154,13 @@ def _filled(total: int, quotas: Sequence[float], floor: Sequence[int], caps: Seq
 
 
 def keep_highest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
-    """The `keep` highest of the alive. Threshold first, then position: `topk` leaves the order of ties open."""
-    candidates = scores[alive]
-    if keep >= len(candidates):
-        return alive.clone()
-    chosen = torch.zeros_like(alive)
-    if keep == 0:
-        return chosen
-    threshold = torch.kthvalue(candidates, len(candidates) - keep + 1).values
-    top, ties = candidates > threshold, candidates == threshold
-    top |= ties & (ties.cumsum(0) <= keep - top.count_nonzero())
-    chosen[alive] = top
-    return chosen
+    """The `keep` highest of the alive; of equal scores the first."""
+    return highest([scores], [alive], keep)[0]
 
 
-def keep_in_rows(scores: Tensor, alive: Tensor, keep: int, rows: int) -> Tensor:
+def keep_in_rows(scores: Tensor, alive: Tensor | None, keep: int, rows: int) -> Tensor:
     """The highest of the alive in each row, `keep` in all: equally many of each row, as far as it has so many."""
+    alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
     scores, alive = scores.view(rows, -1), alive.view(rows, -1)
     quota = _evenly(keep, alive.sum(1))[:, None]
     order = scores.argsort(dim=1, descending=True, stable=True)
@@ -193,7 +182,7 @@ def _evenly(total: int, caps: Tensor) -> Tensor:
 def unit_scores(name: str, score: Tensor, unit: str) -> Tensor:
     score = score.detach().float() if score.dtype != torch.float64 else score.detach()
     by_unit = score.flatten() if whole(score, unit) else score.flatten(UNITS[unit]).mean(-1).flatten()
-    if torch.isnan(by_unit).any():  # a unit of inf and -inf has no mean either
+    if len(by_unit) and by_unit.amax().isnan():  # a unit of inf and -inf has no mean either
         raise ConfigError(f"the criterion gave NaN for {name}; scores must be numbers. Is the model's weight finite?")
     return by_unit
 
@@ -213,9 +202,9 @@ def _expand(chosen: Mapping[str, Tensor], scores: Scores, unit: str, within: Map
     return masks
 
 
-def _quotas(scope: str, scores: Scores, unit: str) -> list[float]:
+def _quotas(scope: str, scores: Scores, flat: Scores, unit: str) -> list[float]:
     if scope in ("layer", "row"):
-        return [float(len(unit_alive(s, None, unit))) for s in scores.values()]
+        return [float(len(s)) for s in flat.values()]
     if scope == "erk":
         sizes = ((sum(s.shape) if unit == "weight" else s.shape[0]) if s.ndim else 1 for s in scores.values())
         return list(map(float, sizes))
@@ -243,8 +232,8 @@ def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: It
     return keeps
 
 
-def _growable(count: int, dead: Tensor) -> int:
-    most = int(dead.sum())
+def _growable(count: int, *dead: Tensor) -> int:
+    most = sum(int(each.count_nonzero()) for each in dead)
     if not 0 <= count <= most:
         raise ConfigError(f"cannot grow {count:,} weights; between 0 and {most:,} are pruned here.")
     return count

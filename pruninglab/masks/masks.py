@@ -157,12 +157,11 @@ class Masks(dict[str, Tensor]):
 
 def units(masks: Mapping[str, Tensor], unit: str = "weight") -> tuple[int, int]:
     """How many units have anything kept, and how many there are."""
-    alive = [unit_alive(mask, mask, unit) for mask in masks.values()]
-    return sum(int(a.sum()) for a in alive), sum(len(a) for a in alive)
+    alive = [unit_alive(mask, unit) for mask in masks.values()]
+    return sum(int(a.count_nonzero()) for a in alive), sum(len(a) for a in alive)
 
 
-def unit_alive(like: Tensor, mask: Tensor | None, unit: str) -> Tensor:
-    mask = torch.ones_like(like, dtype=torch.bool) if mask is None else mask
+def unit_alive(mask: Tensor, unit: str) -> Tensor:
     return mask.flatten() if whole(mask, unit) else mask.flatten(UNITS[unit]).any(-1).flatten()
 
 
