@@ -1,4 +1,4 @@
-"""`python -m pruninglab demo | data | results | sweep | report`: what a terminal needs; the rest is notebooks."""
+"""`python -m pruninglab demo | data | results | sweep | report | papers`: for a terminal; the rest is notebooks."""
 
 import argparse
 import re
@@ -143,6 +143,32 @@ def show(pattern: str, csv: Path | None) -> None:
         print(tables.compare_text(frame))
 
 
+def measure(given: argparse.Namespace) -> int:
+    """Train the rows of a table, or list them; 0 if every row has its record."""
+    from .benchmark import TABLES, describe_table, run_table
+
+    if not given.table:
+        for name in TABLES:
+            print(describe_table(name))
+        return 0
+    print(describe_table(given.table, given.rows), flush=True)
+    options = {"precision": given.precision} if given.precision else {}
+    for seed, name, result in run_table(given.table, given.seeds, given.out, given.work, only=given.rows, **options):
+        print(f"seed {seed}  {name:<18}{result.status:<15}val {result.val:.2%}  test {result.test:.2%}  "
+              f"{result.size['nonzero']:,} parameters left", flush=True)  # fmt: skip
+    return 0
+
+
+def _add_measure(commands: Any) -> None:
+    add = commands.add_parser("papers", help="train the rows of a paper's table, each by its own method").add_argument
+    add("table", nargs="?", default="", help="without one, all tables are listed")
+    add("--rows", nargs="+", default=[], metavar="ROW", help="some of the rows (default: all)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
+    add("--precision", choices=("fp32", "bf16"), help="bf16 is faster where the processor has it")
+    add("--out", type=Path, default=Path("runs/papers"), help="folder for the records")
+    add("--work", type=Path, default=Path("runs/papers-work"), help="folder for the checkpoints to go on from")
+
+
 def _add_sweep(commands: Any) -> None:
     add = commands.add_parser("sweep", help="run a notebook for every combination of parameters").add_argument
     add("notebook", type=Path)
@@ -176,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, default=Path("report.html"))
     command.add_argument("--by", default="", help="column that names the ways, such as param_method")
     _add_sweep(commands)
+    _add_measure(commands)
     given = parser.parse_args(arguments)
     try:
         if given.command == "demo":
@@ -186,6 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
             report(given.folder, given.out, given.by)
         elif given.command == "sweep":
             return sweep(given)
+        elif given.command == "papers":
+            return measure(given)
         else:
             show(given.pattern, given.csv)
     except KeyboardInterrupt:

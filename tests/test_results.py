@@ -291,9 +291,24 @@ def test_compressed_sizes_are_in_a_table_that_asks_for_them(run):
     assert float(asked.loc["a", "after bzip2, KB"].replace(",", "")) > 10
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("study.py", "study.py"),
+        ("--out=runs", "--out=runs"),
+        (str(Path.cwd() / "notebooks/x.ipynb"), "notebooks/x.ipynb"),
+        (str(Path("/", "elsewhere", "study.py")), "study.py"),
+        (str(Path("/", "elsewhere", "pruninglab", "__main__.py")), "pruninglab"),
+    ],
+)
+def test_a_record_does_not_tell_the_folders_of_a_machine(word, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [word])
+    assert environment.environment("cpu")["command"] == [expected]
+
+
 def test_the_machine_is_described(run):
     made = run.result.environment
-    assert made["command"] == sys.argv
+    assert made["command"][1:] == sys.argv[1:]
     assert made["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert made["threads"] == torch.get_num_threads()
     assert made["threads_between_operations"] == torch.get_num_interop_threads()

@@ -42,8 +42,18 @@ def environment(device: str) -> dict[str, Any]:
         "threads_between_operations": torch.get_num_interop_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "not_deterministic": list(NOT_DETERMINISTIC.get(device.partition(":")[0], ())),
-        "command": list(sys.argv),
+        "command": [_shared(word) for word in sys.argv],
     }
+
+
+def _shared(word: str) -> str:
+    """A word of the command line without what is this machine's alone: a path from here, or its last part."""
+    if not os.path.isabs(word):
+        return word
+    path, here = Path(word), Path.cwd()
+    if path.name == "__main__.py":
+        return path.parent.name
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
 
 
 @functools.cache

@@ -1,0 +1,170 @@
+"""What is trained for each row of a table. All rows of one seed start from one dense net and take equal steps.
+
+A row is a function of a `Cell` that returns its last run. `TABLES` has the rows by name; their order is that of a run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.dataset import Data
+from ..masks.schedules import Cubic, Exponential
+from ..methods.controls import Dense
+from ..methods.cuts.accuracy_gate import PruneWhileAccurate
+from ..methods.cuts.gradual import Gradual
+from ..methods.cuts.oneshot import OneShot
+from ..methods.cuts.surgeon import OptimalBrainSurgeon
+from ..methods.noise.variational import VariationalDropout
+from ..methods.penalties.relevance import RelevanceL2
+from ..recipes.admm import admm
+from ..recipes.iterative import iterative
+from ..recipes.progressive import progressive
+from ..recipes.prune_while_accurate import prune_while_accurate
+from ..train.fit import fit
+from ..train.method import Method
+from ..train.run import Run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One seed of a table: the data, the dense net that all rows start from, and where its stages go."""
+
+    data: Data
+    dense: Run
+    epochs: int
+    """Of each row, after the dense start."""
+    folder: Path
+    options: Mapping[str, Any]
+
+    def fit(self, *methods: Method, **changes: Any) -> Run:
+        """All epochs in one training, from the dense net."""
+        given = {"epochs": self.epochs, "checkpoint": self.folder / "run.safetensors", **self.options, **changes}
+        return fit(self.dense, self.data, *methods, **given)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    method: str
+    make: Callable[[Cell], Run]
+    sparsity: float = 0.0
+    """Of the weights."""
+    printed: tuple[tuple[str, int, str], ...] = ()
+    """The paper, the table and the row that this one is measured against."""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _dense(cell: Cell) -> Run:
+    return cell.fit(Dense())
+
+
+def _once(sparsity: float, criterion: str) -> Callable[[Cell], Run]:
+    return lambda cell: cell.fit(OneShot(sparsity, criterion))
+
+
+def _gradual(sparsity: float) -> Callable[[Cell], Run]:
+    return lambda cell: cell.fit(Gradual(Cubic(sparsity), end=0.5))
+
+
+def _han(sparsity: float, rounds: int = 3) -> Callable[[Cell], Run]:
+    def make(cell: Cell) -> Run:
+        each = {"epochs": 0, "rounds": rounds, "finetune": cell.epochs // rounds, "folder": cell.folder}
+        return iterative(cell.dense, cell.data, sparsity, **each, **cell.options).last
+
+    return make
+
+
+def _variational(sparsity: float) -> Callable[[Cell], Run]:
+    return lambda cell: cell.fit(VariationalDropout(sparsity, end=0.75))
+
+
+def _relevance(sparsity: float, bound: float, fraction: float = 0.04) -> Callable[[Cell], Run]:
+    def make(cell: Cell) -> Run:
+        gate = PruneWhileAccurate(bound, target=sparsity, prune_fraction=fraction, every_steps=55, patience=None)
+        each: dict[str, Any] = {"regularizer": RelevanceL2(1e-3), "epochs": cell.epochs - 10, "finetune": 10}
+        options = {**cell.options, "biases": True, "weight_decay": 0.0}
+        return prune_while_accurate(cell.dense, cell.data, gate, folder=cell.folder, **each, **options).last
+
+    return make
+
+
+def _admm(sparsity: float | Mapping[str, float], finetune: int = 12) -> Callable[[Cell], Run]:
+    def make(cell: Cell) -> Run:
+        each: dict[str, Any] = {"epochs": cell.epochs - finetune, "finetune": finetune, "folder": cell.folder}
+        return admm(cell.dense, cell.data, sparsity, **each, **cell.options).last
+
+    return make
+
+
+def _progressive(*compressions: float) -> Callable[[Cell], Run]:
+    def make(cell: Cell) -> Run:
+        length = cell.epochs // len(compressions)
+        finetune = round(length * 4 / 11)
+        each: dict[str, Any] = {"epochs": length - finetune, "finetune": finetune, "folder": cell.folder}
+        return progressive(cell.dense, cell.data, compressions, select="chain", **each, **cell.options).chosen[-1]
+
+    return make
+
+
+def _surgeon(sparsity: float, rounds: int = 3) -> Callable[[Cell], Run]:
+    def make(cell: Cell) -> Run:
+        run = cell.dense
+        for number in range(1, rounds + 1):
+            method = OptimalBrainSurgeon(Exponential(sparsity)(number / rounds))
+            files: dict[str, Any] = {"checkpoint": cell.folder / f"round-{number}.safetensors"}
+            run = fit(run, cell.data, method, epochs=cell.epochs // rounds, **files, **cell.options)
+        return run
+
+    return make
+
+
+DIRECT = {"conv1*": 0.8, "conv2*": 0.92, "fc1*": 0.991, "fc2*": 0.93}
+"""What the authors' code prunes of each layer for 71.2 times."""
+
+
+def _controls(**sparsities: float) -> dict[str, Row]:
+    """A random mask and gradual magnitude with as many weights as a row."""
+    rows = {}
+    for name, sparsity in sparsities.items():
+        rows[f"gradual-{name}"] = Row("gradual magnitude", _gradual(sparsity), sparsity)
+    for name, sparsity in sparsities.items():
+        rows[f"random-{name}"] = Row("random mask", _once(sparsity, "random"), sparsity)
+    return rows
+
+
+MNIST: dict[str, Row] = {
+    "dense": Row("dense", _dense),
+    "progressive-167": Row(
+        "progressive ADMM", _progressive(40, 97.4, 167), 1 - 1 / 167, (("admm", 5, "Progressive Weight Pruning"),)
+    ),
+    "relevance": Row("relevance", _relevance(0.997, 0.987), 0.997, (("bonetta", 3, "Our method"),)),
+    "iterative-12": Row(
+        "iterative magnitude",
+        _han(0.9168),
+        0.9168,
+        (("bonetta", 3, "Han et al., 2015 [1]"), ("admm", 5, "Network Pruning (Han et al., 2015)")),
+    ),
+    "direct-71": Row("direct ADMM", _admm(DIRECT), 1 - 1 / 71.2, (("admm", 5, "ADMM Pruning (Zhang et al., 2018b)"),)),
+    "surgeon-111": Row(
+        "layer-wise surgeon",
+        _surgeon(1 - 1 / 111),
+        1 - 1 / 111,
+        (("admm", 5, "Optimal Brain Surgeon (Dong et al., 2017)"),),
+    ),
+    **_controls(
+        **{
+            "12": 0.9168,
+            "50": 0.98,
+            "71": 1 - 1 / 71.2,
+            "111": 1 - 1 / 111,
+            "167": 1 - 1 / 167,
+            "250": 0.996,
+            "333": 0.997,
+        }
+    ),
+    "variational": Row("variational dropout", _variational(0.996), 0.996, (("bonetta", 3, "Sparse VD [12]"),)),
+}
+
+TABLES: dict[str, dict[str, Row]] = {"MNIST": MNIST}
