@@ -159,6 +159,15 @@ def measure(given: argparse.Namespace) -> int:
     return 0
 
 
+def check(folder: Path) -> int:
+    """Measure the networks of a folder again; 1 if one differs from its record or is damaged."""
+    from .benchmark.verify import in_words, verify
+
+    found = verify(folder)
+    print(*in_words(found), sep="\n")
+    return int(bool({"differs", "damaged"} & set(found["verdict"])))
+
+
 def _add_measure(commands: Any) -> None:
     add = commands.add_parser("papers", help="train the rows of a paper's table, each by its own method").add_argument
     add("table", nargs="?", default="", help="without one, all tables are listed")
@@ -203,6 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--by", default="", help="column that names the ways, such as param_method")
     _add_sweep(commands)
     _add_measure(commands)
+    command = commands.add_parser("verify", help="measure networks that lie beside their records again")
+    command.add_argument("folder", type=Path)
     given = parser.parse_args(arguments)
     try:
         if given.command == "demo":
@@ -215,6 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
             return sweep(given)
         elif given.command == "papers":
             return measure(given)
+        elif given.command == "verify":
+            return check(given.folder)
         else:
             show(given.pattern, given.csv)
     except KeyboardInterrupt:

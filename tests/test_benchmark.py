@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 import pruninglab as lab
+from pruninglab.__main__ import main
 from pruninglab.analysis import papers
-from pruninglab.benchmark import TABLES, run_table, runner
+from pruninglab.benchmark import TABLES, run_table, runner, verify
 
 ROWS = [(table, name) for table, rows in TABLES.items() for name in rows]
 FAST = ["dense", "gradual-167", "random-12", "direct-71"]
@@ -50,6 +52,69 @@ def test_rows_take_equal_steps_from_one_start(digits, tmp_path):
     assert set(frame["method"]) == {TABLES["MNIST"][name].method for name in FAST}
     kept = lab.storage.load(tmp_path / "out/seed-0/direct-71.sparse", lab.build("lenet5", lab.load("digits"), seed=5))
     assert sum(int((p != 0).sum()) for p in kept.parameters()) == found["direct-71"].size["nonzero"]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A record with its network."""
+    folder, data = tmp_path_factory.mktemp("kept"), lab.load("digits", val=0.25, seed=3)
+    run = lab.fit(lab.build("lenet300", data, seed=3), data, lab.methods.OneShot(0.95), epochs=2, seed=3)
+    runner.keep(run, TABLES["MNIST"]["gradual-12"], folder / "a")
+    return folder
+
+
+def altered(kept, folder, change):
+    """A copy of the record and its network, changed."""
+    for path in kept.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    change(folder)
+    return verify(folder).iloc[0]
+
+
+def another_network(folder):
+    data = lab.load("digits")
+    model, _ = lab.prune(lab.build("lenet300", data, seed=4), 0.95)
+    lab.storage.save(model, folder / "a.sparse")
+
+
+def one_weight_less(folder):
+    model = lab.storage.load(folder / "a.sparse", lab.build("lenet300", lab.load("digits")))
+    weight = next(iter(lab.prunable(model).values()))
+    with torch.no_grad():
+        weight.view(-1)[weight.flatten().nonzero()[0]] = 0
+    lab.storage.save(model, folder / "a.sparse")
+
+
+def other_data(folder):
+    record = lab.results.Result.read(folder / "a.json")
+    record.config["data"]["fingerprint"] = "0" * 16
+    record.save(folder / "a.json")
+
+
+def cut_off(folder):
+    (folder / "a.sparse").write_bytes((folder / "a.sparse").read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (lambda folder: None, "verified"),
+        (another_network, "differs"),
+        (one_weight_less, "differs"),
+        (other_data, "no data"),
+        (cut_off, "damaged"),
+        (lambda folder: (folder / "a.json").write_text("{}"), "damaged"),
+        (lambda folder: (folder / "a.json").unlink(), "damaged"),
+    ],
+)
+def test_a_network_is_measured_again(kept, tmp_path, change, verdict):
+    assert altered(kept, tmp_path, change)["verdict"] == verdict
+
+
+def test_the_command_says_what_differs(kept, capsys):
+    assert main(["verify", str(kept)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["verified  a.sparse", "1 networks: 1 verified."]
+    assert main(["verify", str(kept.parent / "nothing")]) == 2
 
 
 def test_what_has_a_record_is_not_trained_again(digits, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ ROOMS = (
     *("analysis", "methods", "recipes", "benchmark", "plots", "widgets", "sweep", "__init__", "__main__"),
 )
 """From the ground up. A room imports only from rooms before it."""
-COMMANDS = ("sweep", "data", "demo", "report", "_write_page", "show", "measure")
+COMMANDS = ("sweep", "data", "demo", "report", "_write_page", "show", "measure", "check")
 """Commands of `__main__` import what they need when they are called: the others stay quick."""
 
 

@@ -2,8 +2,9 @@
 
 from .rows import TABLES, Cell, Row
 from .runner import describe_table, run_table
+from .verify import verify
 
-__all__ = ["TABLES", "Cell", "Row", "describe_table", "run_table"]
+__all__ = ["TABLES", "Cell", "Row", "describe_table", "run_table", "verify"]
 
 
 def __dir__() -> list[str]:

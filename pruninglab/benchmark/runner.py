@@ -13,6 +13,7 @@ from ..results.record import Result
 from ..storage import sparse
 from ..train.run import Run
 from .rows import TABLES, Cell, Row
+from .verify import NETWORK
 
 START, EPOCHS = 4, 33
 SHIPPED = 1 << 16
@@ -67,7 +68,7 @@ def keep(run: Run, row: Row, path: Path) -> Result:
     run.result.tags |= {"method": row.method, "asked": row.sparsity, **row.tags}
     if sparse.sizes(run.model)["bytes"] * run.masks.density < SHIPPED:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sparse.save(run, path.with_suffix(".sparse"))
+        sparse.save(run, path.with_suffix(NETWORK))
     run.save(path.with_suffix(".json"))
     return run.result
 
