@@ -334,3 +334,58 @@ def test_a_sweep_of_a_notebook_trains_each_dense_network_once(name, tmp_path, mo
             exec(source, space)
     assert seen
     assert len(set(seen)) == len(seen), "a dense network was trained again"
+
+
+# -- compared -------------------------------------------------------------------------------------------------------
+
+UNEQUAL = {"scratch": "learning rate differs.*steps in all differs", "slimming": "form", "tickets": "steps in all"}
+"""What has several results of each seed, and in what their trainings differ."""
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "dense_start"])
+def test_a_folder_compares_by_the_ends_of_its_recipe_or_is_refused_in_words(name, blobs, tmp_path):
+    model = nn.Sequential(nn.Linear(10, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    made = [call(name, model, blobs, folder=tmp_path / str(seed), seed=seed) for seed in range(2)]
+    records = lab.results.load(tmp_path)
+    assert set(records["recipe"]) == set(records["method"]) == {name}
+    assert set(records["stage"]) <= set(made[0].methods)
+    if name in UNEQUAL:
+        with pytest.raises(lab.ConfigError, match=UNEQUAL[name]):
+            lab.compare(tmp_path)
+        return
+    found = lab.compare(tmp_path)
+    assert (found.methods, len(found.runs)) == ([name], 2)
+    assert set(found.runs["end_hash"]) == {one.last.result.accuracy["weights"] for one in made}
+    assert name == "enhanced" or "stages that a recipe went on from" in found.notes[0]
+
+
+def test_recipes_compare_with_each_other_and_with_runs_of_equal_steps(blobs, tmp_path):
+    """The user's name for a method stands; the stage is added where a recipe has several results."""
+    each: dict[str, Any] = {"lr_schedule": "constant", "progress": False}
+    for seed in range(2):
+        recipes.admm(mlp(), blobs, 0.5, epochs=1, folder=tmp_path / f"admm-{seed}", seed=seed, **each)
+        named: dict[str, Any] = {"tags": {"method": "mine"}, "finetune_lr": 1e-3, "rounds": 2} | each
+        recipes.iterative(mlp(), blobs, 0.5, epochs=1, folder=tmp_path / f"iterative-{seed}", seed=seed, **named)
+        lab.fit(mlp(), blobs, epochs=3, seed=seed, record=tmp_path / f"dense-{seed}.json", **each)
+    found = lab.compare(tmp_path)
+    assert sorted(found.methods) == ["admm", "dense", "mine"]
+    assert set(found.runs["total_steps"]) == {6}
+    assert {"admm: admm", "admm: fine-tuned"} <= set(lab.compare(tmp_path, allow="steps").methods)
+
+
+def test_records_say_which_trials_were_chosen(blobs, tmp_path):
+    strengths = {"strengths": [1e-4, 1e-2], "folder": tmp_path}
+    made = call("search", mlp(), blobs, **strengths)
+    tags = lab.results.load(tmp_path)
+    ends = tags[tags["stage"] == "fine-tuned"]
+    assert sorted(ends["strength"]) == [1e-4, 1e-2]
+    (chosen,) = ends.loc[ends["chosen"] == True, "strength"]  # noqa: E712 (missing for the dense start)
+    assert chosen == next(trial.columns["strength"] for trial in made if trial.columns.get("chosen"))
+    assert len(lab.compare(tmp_path).runs) == 1
+    assert any("did not choose" in note for note in lab.compare(tmp_path).notes)
+
+
+def test_tags_that_are_none_are_refused_before_training(blobs, monkeypatch):
+    monkeypatch.setattr(fitting, "_train", never)
+    with pytest.raises(lab.ConfigError, match="tags=3"):
+        recipes.admm(mlp(), blobs, 0.5, epochs=1, tags=3)  # pyright: ignore[reportArgumentType]

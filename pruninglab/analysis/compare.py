@@ -255,6 +255,9 @@ def compare(
     method that has several runs of one seed only by that difference gets it into its name. With "seeds" only those that
     all methods have are compared, or, if there is none, each two methods by those that both have.
 
+    The folder of a recipe holds a record of each training. Those that a later one went on from, and trials that the
+    recipe did not choose, are left out, unless `allow` has "steps" or `by` is "stage".
+
     Records of a study may lie under a file `study.toml`. It says what differs there on purpose, and why.
     """
     frame: Any = _frame(results)
@@ -265,6 +268,7 @@ def compare(
     named = [by] if by else []
     fairness.check_columns(frame, [*_USED, *fairness.IN_ALL, *_DECIDED, score, sparsity, *named])
     fairness.check_possible(frame, score, sparsity)
+    frame, passed = fairness.ends_of_recipes(frame, stages="steps" in allowed or by == "stage")
     names = frame[by].astype(str) if by else _short_names(frame)
     frame = frame.assign(
         method=study.names(frame, names) if study.methods and not by else names,
@@ -273,6 +277,7 @@ def compare(
         new_weights=frame["start_hash"].where((frame["start"] == "model") & (frame["start_hash"].notna())),
     )
     fairness.check_copies(frame)
+    frame = frame if by else fairness.named_by_stage(frame)
     broken = fairness.differences(frame)
     fairness.refuse(broken, allowed)
     differing = [column for column, _ in broken] + [c for c in fairness.SHOWN if len(set(frame[c])) > 1]
@@ -283,7 +288,7 @@ def compare(
         raise ConfigError("no seed is common to all methods, so there is no pair; run them with the same seeds.")
     asked = [f"Not fair, but asked for: {line}." for _, line in broken + unpaired]
     reason = [f"The study says: {study.why}"] if asked and study.why else []
-    notes = (*_left_out(frame), *asked, *reason, *repeated, *_also_different(frame))
+    notes = (*_left_out(frame), *passed, *asked, *reason, *repeated, *_also_different(frame))
     return Comparison(frame.reset_index(drop=True), score, counted, notes, tuple(differing))
 
 
@@ -311,14 +316,12 @@ def _pair(seed: Any, init_seed: Any) -> str:
 
 def _short_names(frame: Any) -> Any:
     """Controls by their own name, a method by its type where this occurs once, else with what differs."""
-    names: dict[str, str] = {}
-    for types, of in frame.groupby("methods", sort=False):
-        methods = dict(zip(of["method"], of["control"], strict=True))
-        others = [method for method, control in methods.items() if "(" in method and not control]
-        for method, control in methods.items():
-            alone = control or (method if "(" not in method else str(types) if len(others) == 1 else "")
-            names[method] = alone or _what_differs(method, others)
-    return frame["method"].map(names)
+    names = frame["control"].where(frame["control"] != "", frame["method"])
+    for types, of in frame[frame["control"] == ""].groupby("methods", sort=False):
+        others = [method for method in dict.fromkeys(of["method"]) if "(" in method]
+        short = {m: str(types) if len(others) == 1 else _what_differs(m, others) for m in others}
+        names = names.where(~names.index.isin(of.index), of["method"].map(lambda m, short=short: short.get(m, m)))
+    return names
 
 
 def _what_differs(method: str, others: Sequence[str]) -> str:

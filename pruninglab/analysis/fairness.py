@@ -181,6 +181,32 @@ def same_runs(frame: Any) -> list[str]:
     return [f"{' and '.join(methods)} are one and the same run at {pair}." for methods, pair in found.items()]
 
 
+def ends_of_recipes(frame: Any, stages: bool) -> tuple[pd.DataFrame, list[str]]:
+    """Of what recipes trained, only the ends: not what a later stage began with, nor what was not chosen.
+
+    The dense net of a recipe is its first stage; a network without channels that is trained anew is none.
+    """
+    if "recipe" not in frame:
+        return frame, []
+    made = frame["recipe"].notna()
+    frame = frame.assign(control=frame["control"].mask(made & (frame["stage"] != "dense"), ""))
+    begun = set(frame.loc[made & (frame["start_hash"] != frame["end_hash"]), "start_hash"])
+    passed = made & frame["end_hash"].isin(begun) & (not stages)
+    tried = made & ~passed & frame.get("chosen", pd.Series(index=frame.index)).eq(False) & (not stages)
+    said = {"stages that a recipe went on from": passed, "trials that a recipe did not choose": tried}
+    notes = [f"{rows.sum()} records are {what}, and are not compared." for what, rows in said.items() if rows.any()]
+    return frame[~(passed | tried)], notes
+
+
+def named_by_stage(frame: Any) -> pd.DataFrame:
+    """Where a recipe has several results of one seed and sparsity, the stage becomes part of the method's name."""
+    if "recipe" not in frame:
+        return frame
+    several = frame.groupby(["method", "pair", "level"])["stage"].transform("nunique") > 1
+    apart = frame["recipe"].notna() & frame["method"].isin(frame.loc[several, "method"])
+    return frame.assign(method=frame["method"].mask(apart, frame["method"] + ": " + frame["stage"].astype(str)))
+
+
 def named_apart(frame: Any, columns: Iterable[str]) -> pd.DataFrame:
     """Where a method has several runs of one seed and sparsity, what was allowed to differ becomes part of its name."""
     for column in columns:

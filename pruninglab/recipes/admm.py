@@ -44,7 +44,7 @@ def admm(
     from them.
     """
     pull = ADMM(sparsity, rho, scope, unit, updates)
-    stages = Stages(data, folder, options, finetune_lr)
+    stages = Stages("admm", data, folder, options, finetune_lr)
     run = stages.dense(model, epochs)
     run = stages.train("admm", run, pull, epochs=epochs, lr_schedule=admm_lr_schedule)
     stages.finetune(run, epochs=epochs if finetune is None else finetune)

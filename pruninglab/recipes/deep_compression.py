@@ -14,7 +14,7 @@ from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import BelowOne, Count, CountFromZero, Strength
 from .iterative import iterative
-from .stages import Stages, ended, filled, in_scope, recipe
+from .stages import Stages, ended, filled, in_scope, recipe, tags_of
 from .trials import Trials
 
 
@@ -50,8 +50,9 @@ def deep_compression(
         dimensions = {weight.ndim for weight in weights.values()}
         bits = ({"conv": 8} if max(dimensions, default=0) > 2 else {}) | ({"dense": 5} if 2 in dimensions else {})
     by_layer(weights, bits)  # refuses what matches no layer
-    stages = Stages(data, folder, options, finetune_lr)
+    stages = Stages("deep_compression", data, folder, options, finetune_lr)
     if sparsity is not None:
+        options["tags"] = tags_of("deep_compression", options)
         stages.made = iterative(model, data, sparsity, rounds=rounds, epochs=epochs, folder=folder, **options)
     elif isinstance(model, Run):
         stages.made.add("pruned", model)

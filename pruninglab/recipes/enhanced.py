@@ -37,7 +37,7 @@ def enhanced(
     that the whole has `sparsity`. `folder` holds a checkpoint and a record; the same call goes on from them.
     """
     weights = in_scope(model.model if isinstance(model, Run) else model, options)
-    stages = Stages(data, folder, options)
+    stages = Stages("enhanced", data, folder, options)
     stages.train("enhanced", model, Gradual(Cubic(shares(weights, sparsity))), epochs=math.ceil(epochs * longer))
     return stages.made
 

@@ -47,7 +47,7 @@ def iterative(
     record of each round; the same call goes on from them.
     """
     schedule = sparsity if isinstance(sparsity, Schedule) else Exponential(sparsity)
-    stages = Stages(data, folder, options, finetune_lr)
+    stages = Stages("iterative", data, folder, options, finetune_lr)
     run = stages.dense(model, epochs, "round-00", round=0)
     length = epochs if finetune is None else finetune
     less_dropout = _LessDropout.of(run)

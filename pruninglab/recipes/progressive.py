@@ -19,7 +19,7 @@ from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import Count, CountFromZero, Range, Strength
 from .admm import admm
-from .stages import dense_start, ended, in_scope, recipe
+from .stages import dense_start, ended, in_scope, recipe, tag_choice, tags_of
 from .trials import Trials
 
 POOL = 3
@@ -68,7 +68,9 @@ def progressive(
             "progressive. Give more compressions, a smaller `direct`, or select='chain'."
         )
     _check_nested(compressions, model.masks if isinstance(model, Run) else Masks.full(in_scope(model, options)))
-    dense = dense_start(model, data, epochs=epochs, folder=folder, name="dense", **options)
+    options["tags"] = tags_of("progressive", options)
+    first: dict[str, Any] = {**options, "tags": {**options["tags"], "stage": "dense", "round": 0}}
+    dense = dense_start(model, data, epochs=epochs, folder=folder, name="dense", **first)
     made = Trials()
     made.add("dense", dense, **_columns(0, dense, dense, chosen=True))
     each: dict[str, Any] = {"epochs": epochs, "finetune": finetune, "rho": rho, "updates": updates, **options}
@@ -86,9 +88,10 @@ def progressive(
             start = chosen[parent]
             target = compression if isinstance(compression, Mapping) else allocate(start, compression, allocation)
             at = Path(folder, f"round-{number:02d}-from-{parent:02d}") if folder else None
+            each["tags"] = tags_of("progressive", options, round=number, **{"from": 1 / start.masks.density})
             stages = admm(start, data, target, folder=at, **each)
             for trial in stages.made[1:]:
-                made.add(trial.method, trial.run, **_columns(number, start, trial.run))
+                made.add(trial.method, trial.run, trial.record, **_columns(number, start, trial.run))
             children[parent] = stages.last
             if stages.last.interrupted:
                 return made
@@ -98,6 +101,7 @@ def progressive(
             pool.append(number)
         else:
             pool[pool.index(best)] = number
+    tag_choice(made)
     return made
 
 

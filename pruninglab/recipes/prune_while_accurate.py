@@ -24,7 +24,7 @@ from ..train.method import Method
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import CountFromZero, PartialFraction, Strength
-from .stages import Stages, recipe, refuse_own
+from .stages import Stages, recipe, refuse_own, tag_choice, tags_of
 from .trials import Trials
 
 _STEADY = {"batch_size": 100, "pruning_lr_schedule": "constant", "lr_schedule": "constant"}
@@ -70,7 +70,7 @@ def prune_while_accurate(
     """
     refuse_own("prune_while_accurate", options, "keep")
     together = [regularizer] if isinstance(regularizer, Method) else list(regularizer)
-    stages = Stages(data, folder, {**options, "keep": "best"}, finetune_lr)
+    stages = Stages("prune_while_accurate", data, folder, {**options, "keep": "best"}, finetune_lr)
     start = stages.dense(model, dense) if dense and not isinstance(model, Run) else model
     pruned = stages.train("pruned", start, *together, pruning, epochs=epochs, lr_schedule=pruning_lr_schedule)
     tuned = stages.finetune(pruned, epochs=finetune)
@@ -122,7 +122,8 @@ def bonetta(
     own = {"pruning": pruning, "regularizer": regularizer, "epochs": epochs, "finetune": finetune, "dense": dense}
     own |= {"finetune_lr": finetune_lr, "pruning_lr_schedule": pruning_lr_schedule, "folder": folder}
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-    settings: dict[str, Any] = {**PAPER[task], "biases": True, **given, **options}
+    tags = tags_of("bonetta", options)
+    settings: dict[str, Any] = {**PAPER[task], "biases": True, **given, **options, "tags": tags}
     return prune_while_accurate(model, data, **settings)
 
 
@@ -163,7 +164,7 @@ def search(
         (cell, replace(regularizer, strength=cell["strength"]), replace(pruning, **dict([*cell.items()][1:])))
         for cell in grid
     ]
-    stages = Stages(data, folder, {**options, "keep": "best"})
+    stages = Stages("search", data, folder, {**options, "keep": "best"})
     made, start = stages.made, stages.dense(model, dense) if dense and not isinstance(model, Run) else model
     if stages.over:
         return made
@@ -172,8 +173,9 @@ def search(
     ends: list[int] = []  # positions in `made`
     for cell, pull, gate in tried:
         at = Path(folder, ",".join(f"{name}-{value}" for name, value in cell.items())) if folder else None
+        how["tags"] = tags_of("search", options, **cell)
         for trial in prune_while_accurate(start, data, gate, regularizer=pull, folder=at, **how):
-            made.add(trial.method, trial.run, **cell, chosen=False)
+            made.add(trial.method, trial.run, trial.record, **cell, chosen=False)
         ends.append(len(made) - 1)
         if made.last.interrupted:
             break
@@ -181,4 +183,5 @@ def search(
     enough = [trial for trial in reached if trial.run.val >= at_least]
     wanted = (lambda t: (t.run.sparsity, t.run.val)) if enough else (lambda t: (t.run.val, t.run.sparsity))
     max(enough or reached, key=wanted).columns["chosen"] = True
+    tag_choice(made)
     return made

@@ -43,7 +43,7 @@ def quantize(
     """
     weights = model.weights if isinstance(model, Run) else in_scope(model, options)
     bits = filled(bits, weights, model.masks if isinstance(model, Run) else Masks.full(weights))
-    stages = Stages(data, folder, options, finetune_lr)
+    stages = Stages("quantize", data, folder, options, finetune_lr)
     run = stages.train("quantized", model, Quantize(bits, levels, rho, updates), epochs=epochs)
     length = epochs if finetune is None else finetune
     if levels == "clustered" and length:

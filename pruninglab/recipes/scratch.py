@@ -66,7 +66,7 @@ def scratch(
     if architecture == "predefined" and scope == "global" and not isinstance(sparsity, Mapping):
         raise ConfigError("a global cut finds an architecture; a predefined one has scope='layer', or a dict.")
     criterion = criterion or ("magnitude" if unit == "weight" else "filter_l2")
-    seed, stages = options.get("seed", 0), Stages(data, folder, options, finetune_lr)
+    seed, stages = options.get("seed", 0), Stages("scratch", data, folder, options, finetune_lr)
 
     def smaller(net: nn.Module | Run) -> tuple[nn.Module, Masks]:
         if isinstance(sparsity, Mapping):

@@ -43,7 +43,7 @@ def slimming(
     """
     check_prunable(model, options)
     scales(model)
-    seed, stages = options.get("seed", 0), Stages(data, folder, options, finetune_lr)
+    seed, stages = options.get("seed", 0), Stages("slimming", data, folder, options, finetune_lr)
     choose.prune(model, data, prune_fraction, "norm_scale", scope=scope, seed=seed)  # refuses what is impossible
     dense = stages.dense(model, epochs)
     slim = stages.train("slimmed", model, Slimming(strength, begin), epochs=epochs)

@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from ..identity import code_hash, describe, tensor_hash
 from ..layers.names import NOTHING, prunable
 from ..masks.masks import Masks
+from ..results.record import check_tags
 from ..storage import files, locks
 from ..storage.levels import Bits, by_layer
 from ..train.checkpoints import write_record
@@ -159,8 +160,13 @@ def ended(run: Run, given: Any = None) -> bool:
 
 @dataclass
 class Stages:
-    """The trainings of a recipe, one after the other. When one has ended early, those after it are passed over."""
+    """The trainings of a recipe, one after the other. When one has ended early, those after it are passed over.
 
+    Each record has the tags `recipe`, `method` (the recipe, or what the user's tags say), `stage` (the name of the
+    trial) and its own columns, so that `lab.compare` knows what was only a stage on the way.
+    """
+
+    recipe: str
     data: Data
     folder: str | Path | None
     options: TrainingOptions
@@ -170,7 +176,8 @@ class Stages:
 
     def dense(self, model: nn.Module | Run, epochs: int, name: str = "dense", **columns: Any) -> Run:
         """The first stage: a finished `Run` as it is, or a dense training."""
-        run = dense_start(model, self.data, epochs=epochs, folder=self.folder, name=name, **self.options)
+        options = self._tagged("dense", columns)
+        run = dense_start(model, self.data, epochs=epochs, folder=self.folder, name=name, **options)
         self.over = ended(run, model)
         return self.made.add("dense", run, **columns)
 
@@ -178,9 +185,9 @@ class Stages:
         """One `fit`, with a checkpoint and a record. `given` are its own options, and the `round` of its row."""
         if not self.over:
             columns = {"round": given.pop("round")} if "round" in given else {}
-            chosen: dict[str, Any] = {**self.options, **given, **stage(self.folder, file or name.lower())}
-            run = fit(model, self.data, *methods, **chosen)
-            self.made.add(name, run, **columns)
+            kept = stage(self.folder, file or name.lower())
+            run = fit(model, self.data, *methods, **self._tagged(name, columns) | given | kept)
+            self.made.add(name, run, kept.get("record"), **columns)
             self.over = ended(run)
         return self.made.last
 
@@ -190,6 +197,25 @@ class Stages:
         """One more, at the learning rate of fine-tuning: by default the one of training, divided by `slower`."""
         lr = self.options.get("lr", Options.lr) / slower if self.finetune_lr is None else self.finetune_lr
         return self.train(name, run, *methods, lr=lr, **given)
+
+    def _tagged(self, name: str, columns: Mapping[str, Any]) -> Any:
+        """The options of `fit` for this stage; tags that the user gave are kept."""
+        return {**self.options, "tags": {"stage": name, **columns, **tags_of(self.recipe, self.options)}}
+
+
+def tags_of(recipe: str, options: TrainingOptions, **columns: Any) -> dict[str, Any]:
+    """What says of a record which recipe made it; one that calls another passes its own on, with columns."""
+    check_tags(given := options.get("tags", {}))
+    return {"recipe": recipe, "method": recipe, **given, **columns}
+
+
+def tag_choice(made: Trials) -> None:
+    """Enter into the records which of its trials a recipe chose, now that this is known."""
+    for trial in made:
+        if "chosen" in trial.columns:
+            trial.run.result.tags["chosen"] = trial.columns["chosen"]
+            if trial.record:
+                write_record(trial.run, trial.record)
 
 
 def in_scope(model: nn.Module, options: TrainingOptions) -> dict[str, nn.Parameter]:

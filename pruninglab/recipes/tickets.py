@@ -70,7 +70,7 @@ def tickets(
     check_prunable(model, options)
     resolve(criterion)
     _plan(in_scope(model, options), sparsity, rounds)  # refuses what is impossible
-    seed, stages = options.get("seed", 0), Stages(data, folder, options)
+    seed, stages = options.get("seed", 0), Stages("tickets", data, folder, options)
     origin = Snapshot.of(model)
     if step:  # of the same bits as the dense training at this step, which a sweep may have trained elsewhere
         early = fit(model, data, _Until(step), epochs=epochs, start=origin, **stage(folder, "early"), **options)

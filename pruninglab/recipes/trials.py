@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,11 +16,12 @@ from ..train.run import Run
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a recipe. `columns` are its own columns in the table."""
+    """One training of a recipe. `columns` are its own columns in the table, `record` is the file of its record."""
 
     method: str
     run: Run
     columns: dict[str, Any] = field(default_factory=dict)
+    record: Path | None = None
 
     def row(self) -> dict[str, Any]:
         result = self.run.result
@@ -56,9 +58,9 @@ class Trials:
 
     made: list[Trial] = field(default_factory=list)
 
-    def add(self, method: str, run: Run, **columns: Any) -> Run:
+    def add(self, method: str, run: Run, record: Path | None = None, **columns: Any) -> Run:
         """Enter a run, with columns of its own. Returns it."""
-        self.made.append(Trial(method, run, columns))
+        self.made.append(Trial(method, run, columns, record))
         return run
 
     def __iter__(self) -> Iterator[Trial]:
