@@ -1,18 +1,20 @@
-"""`python -m pruninglab demo | data | results | sweep | report | papers`: for a terminal; the rest is notebooks."""
+"""`pruninglab COMMAND`, also `python -m pruninglab COMMAND`: what a terminal needs; the rest is notebooks."""
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from .console.completion import SHELLS, script
 from .errors import ConfigError, DataError, RunError
-from .identity import __version__
-from .results import tables
+from .version import __version__
 
 
 def demo(out: Path) -> None:
     """Run the first notebook headless; leave it executed, as a page, and as records; print its table."""
+    from .results import tables
     from .sweep import headless
 
     source = _notebook("00_start.ipynb")
@@ -30,6 +32,7 @@ def report(folder: Path, out: Path, by: str) -> None:
     """Compare the records of a folder in the notebook made for it, as one HTML file."""
     from tempfile import TemporaryDirectory
 
+    from .results import tables
     from .sweep import headless
 
     source = _notebook("15_compare.ipynb")
@@ -45,12 +48,11 @@ def report(folder: Path, out: Path, by: str) -> None:
 
 
 def _notebook(name: str) -> Path:
-    source = Path(__file__).parent.parent / "notebooks" / name
-    if not source.exists():
-        raise ConfigError(
-            f"{name} is not part of the installed package; run this in a clone of the repository, where the notebooks "
-            "are."
-        )
+    here = Path(__file__).parent
+    places = [here.parent / "notebooks" / name, here / "notebooks" / name]  # of a clone, and of an installed wheel
+    source = next((place for place in places if place.exists()), None)
+    if source is None:
+        raise ConfigError(f"{name} is not part of this installation; run this in a clone of the repository.")
     return source
 
 
@@ -64,11 +66,8 @@ def _write_page(executed: Path, page: Path, **settings: Any) -> None:
 
 def sweep(given: argparse.Namespace) -> int:
     """Run a grid; 0 if every cell is done, 1 if some failed or are missing."""
-    try:
-        from .sweep.parameters import read_grid
-        from .sweep.plan import plan
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"a sweep needs {error.name}: pip install 'pruninglab[sweep]'.") from None
+    from .sweep.parameters import read_grid
+    from .sweep.plan import plan
 
     values = read_grid(given.grid) if given.grid else {}
     for assignment in given.p:
@@ -131,6 +130,8 @@ def data() -> None:
 
 def show(pattern: str, csv: Path | None) -> None:
     """All records that a pattern finds, as a table or as CSV."""
+    from .results import tables
+
     frame = tables.load(pattern)
     for kind, said in (("skipped", "left out"), ("failed", "failed cell")):
         for name, why in frame.attrs[kind].items():
@@ -196,12 +197,49 @@ def _add_sweep(commands: Any) -> None:
     add("--dry-run", action="store_true", help="list the cells and how long they may take")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="pruninglab", description=__doc__)
+def new(name: str, folder: Path) -> None:
+    """Write a notebook with the six sections of the course, ready to run."""
+    from .console.template import write_notebook
+
+    path = write_notebook(name, folder)
+    print(f"{path}\nOpen it with: jupyter lab {path}\nRun it with: papermill {path} out.ipynb -p sparsity 0.98")
+
+
+EXITS = """\
+exit codes:
+  0    done
+  1    a cell of a sweep failed or is missing, or a network differs from its record
+  2    wrong arguments, files or settings; the message says what to do
+  130  interrupted; the same command goes on from what is finished
+"""
+EXAMPLES = {
+    "": "examples:\n  pruninglab demo\n  pruninglab new my_study\n  pruninglab results runs\n",
+    "demo": "example:\n  pruninglab demo --out runs/demo\n",
+    "data": "example:\n  PRUNINGLAB_DATA=~/data pruninglab data\n",
+    "results": "examples:\n  pruninglab results runs\n  pruninglab results 'runs/**' --csv all.csv\n",
+    "report": "example:\n  pruninglab report runs/grid --out report.html --by param_method\n",
+    "sweep": "examples:\n  pruninglab sweep study.ipynb -p density=0.1,0.05 -p seed=0:3 --out runs/grid --dry-run\n"
+    "  pruninglab sweep study.ipynb --grid grid.toml --out runs/grid --cell-limit 10m --retry-failed\n",
+    "papers": "examples:\n  pruninglab papers\n  pruninglab papers MNIST --seeds 0 1 2\n",
+    "verify": "example:\n  pruninglab verify runs/papers\n",
+    "new": "example:\n  pruninglab new my_study --folder notebooks\n",
+    "completion": "examples:\n  source <(pruninglab completion bash)\n"
+    "  pruninglab completion fish > ~/.config/fish/completions/pruninglab.fish\n",
+}
+"""What one would type, below the help of each command."""
+
+
+def parser_of() -> argparse.ArgumentParser:
+    raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    about = "Prune neural networks, and get numbers that can be trusted. The rest is notebooks: `make lab`."
+    parser = argparse.ArgumentParser("pruninglab", description=about, epilog=EXAMPLES[""] + "\n" + EXITS, **raw)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("demo", help="run the first notebook headless")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for notebook, page and records")
+    command = commands.add_parser("new", help="write a notebook to begin a study with")
+    command.add_argument("name", help="of the study, such as my_study")
+    command.add_argument("--folder", type=Path, default=Path(), help="where to write it (default: here)")
     commands.add_parser("data", help="list the data sets and where they stand")
     command = commands.add_parser("results", help="print records as a table")
     command.add_argument("pattern", help="a folder, a file, or a pattern such as 'runs/**'")
@@ -209,34 +247,67 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("report", help="compare the records of a folder, as one HTML file")
     command.add_argument("folder", type=Path)
     command.add_argument("--out", type=Path, default=Path("report.html"))
-    command.add_argument("--by", default="", help="column that names the ways, such as param_method")
+    command.add_argument("--by", default="", help="column that names the methods, such as param_method")
     _add_sweep(commands)
     _add_measure(commands)
     command = commands.add_parser("verify", help="measure networks that lie beside their records again")
     command.add_argument("folder", type=Path)
-    given = parser.parse_args(arguments)
-    try:
-        if given.command == "demo":
+    command = commands.add_parser("completion", help="print what lets a shell complete commands and options")
+    command.add_argument("shell", choices=SHELLS)
+    for name, command in commands.choices.items():
+        command.formatter_class, command.epilog = raw["formatter_class"], EXAMPLES[name]
+    return parser
+
+
+def do(given: argparse.Namespace) -> int:
+    """The command that was given, and its exit code."""
+    match given.command:
+        case "demo":
             demo(given.out)
-        elif given.command == "data":
+        case "new":
+            new(given.name, given.folder)
+        case "data":
             data()
-        elif given.command == "report":
-            report(given.folder, given.out, given.by)
-        elif given.command == "sweep":
-            return sweep(given)
-        elif given.command == "papers":
-            return measure(given)
-        elif given.command == "verify":
-            return check(given.folder)
-        else:
+        case "results":
             show(given.pattern, given.csv)
-    except KeyboardInterrupt:
-        print("pruninglab: broken off; the same command goes on from what is finished", file=sys.stderr)
-        return 130
-    except (ConfigError, DataError, RunError) as error:
-        print(f"pruninglab: {error}", file=sys.stderr)
-        return 2
+        case "report":
+            report(given.folder, given.out, given.by)
+        case "sweep":
+            return sweep(given)
+        case "papers":
+            return measure(given)
+        case "verify":
+            return check(given.folder)
+        case "completion":
+            print(script(parser_of(), given.shell), end="")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        return do(parser_of().parse_args(arguments))
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from what is finished")
+        return 130
+    except ModuleNotFoundError as error:
+        if not (extra := NEEDED.get((error.name or "").partition(".")[0])):
+            raise
+        _say(f"this needs {error.name}, which is not installed: pip install 'pruninglab[{extra}]'.")
+    except (ConfigError, DataError, RunError) as error:
+        _say(str(error))
+    return 2
+
+
+NEEDED: dict[Any, str] = dict.fromkeys(
+    ("papermill", "nbclient", "nbconvert", "nbformat", "ipykernel", "IPython"), "lab"
+)
+NEEDED |= dict.fromkeys(("dask", "distributed", "bokeh", "psutil", "yaml"), "sweep")
+
+
+def _say(problem: str) -> None:
+    """One line on the error stream, in red where that is a terminal."""
+    red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\033[31mpruninglab: {problem}\033[0m" if red else f"pruninglab: {problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

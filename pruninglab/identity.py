@@ -21,8 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__version__ = "0.1.0"
-
 Inside = tuple[int, ...]
 """The ids of all that is being described, from the outermost on: what holds itself comes to an end."""
 
@@ -274,7 +272,18 @@ def _constants(function: FunctionType, todo: list[Any]) -> list[Any]:
     return [_instructions(function.__code__), plain]
 
 
-_ONLY_SHOW = {"_html.py", "terminal.py", "__main__.py", "results", "analysis", "plots", "widgets", "sweep"}
+_ONLY_SHOW = {
+    "_html.py",
+    "terminal.py",
+    "version.py",
+    "__main__.py",
+    "console",
+    "results",
+    "analysis",
+    "plots",
+    "widgets",
+    "sweep",
+}
 
 
 @functools.cache

@@ -11,12 +11,12 @@ import pruninglab as lab
 
 PACKAGE = Path(lab.__file__).parent
 ROOMS = (
-    *("errors", "_html", "typed", "identity", "randomness", "terminal", "_torchvision"),
+    *("version", "errors", "_html", "typed", "identity", "randomness", "terminal", "_torchvision"),
     *("layers", "masks", "criteria", "data", "models", "storage", "results", "train", "structured"),
-    *("analysis", "methods", "recipes", "benchmark", "plots", "widgets", "sweep", "__init__", "__main__"),
+    *("analysis", "methods", "recipes", "benchmark", "plots", "widgets", "sweep", "console", "__init__", "__main__"),
 )
 """From the ground up. A room imports only from rooms before it."""
-COMMANDS = ("sweep", "data", "demo", "report", "_write_page", "show", "measure", "check")
+COMMANDS = ("new", "sweep", "data", "demo", "report", "_write_page", "show", "measure", "check")
 """Commands of `__main__` import what they need when they are called: the others stay quick."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..identity import __version__
+from ..version import __version__
 
 NOT_DETERMINISTIC = {
     "cuda": (

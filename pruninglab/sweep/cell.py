@@ -14,10 +14,10 @@ from filelock import FileLock
 
 from ..data.stored import cache_folder
 from ..errors import DataError, RunError
-from ..identity import __version__
 from ..results import environment, tables
 from ..results.record import finite
 from ..storage.files import save_json, write_atomic
+from ..version import __version__
 from . import headless
 
 RECORD = "cell.json"

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, RunError
-from ..identity import __version__, code_hash, code_of
+from ..identity import code_hash, code_of
 from ..masks.masks import Masks
 from ..results.environment import environment
 from ..storage import files, locks
 from ..terminal import alert
+from ..version import __version__
 from .method import Method, state_of
 from .run import Cut, Run, load_optimizer, optimizer_state
 from .snapshot import Snapshot
