@@ -100,7 +100,12 @@ METHODS: dict[str, list[lab.Method]] = {
     "OneShot-obd-hutchinson": [methods.OneShot(0.5, criteria.OBD("hutchinson", draws=2))],
     "OptimalBrainSurgeon": [methods.OptimalBrainSurgeon(0.9, rounds=2, batches=1)],
     "OptimalBrainSurgeon-erk": [methods.OptimalBrainSurgeon(0.5, scope="erk", rounds=1, batches=1, dampening=0.1)],
+    "SparseGPT": [methods.SparseGPT(0.9, samples=48)],
+    "SparseGPT-pattern": [methods.SparseGPT(0.5, (2, 4), block=6, samples=30, dampening=0.1)],
     "SynFlow": [methods.SynFlow(0.9, rounds=10)],
+    "Wanda": [methods.Wanda(0.9, samples=48)],
+    "Wanda-pattern": [methods.Wanda(0.5, (1, 2), samples=30)],
+    "Wanda-layer": [methods.Wanda(0.8, scope="layer", samples=30), methods.OneShot(0.9, scope="row")],
     "two": [methods.OneShot(0.5), methods.Gradual(lab.Cubic(0.9))],
 }
 ELSEWHERE: dict[str, dict[str, tuple[list[lab.Method], dict[str, Any]]]] = {
@@ -119,6 +124,11 @@ ELSEWHERE: dict[str, dict[str, tuple[list[lab.Method], dict[str, Any]]]] = {
             [methods.OptimalBrainSurgeon(0.9, "full", rounds=2, batches=1, estimate="fisher")],
             {},
         ),
+        **{
+            name: (METHODS[name], {"skip": ("*attention*", "embeddings")})
+            for name in METHODS
+            if name.startswith(("SparseGPT", "Wanda"))
+        },
         "OptimalBrainSurgeon-erk": (
             [methods.OptimalBrainSurgeon(0.5, scope="erk", rounds=1, batches=1)],
             {"skip": ("*attention*", "Embedding")},

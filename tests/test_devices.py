@@ -39,7 +39,15 @@ CRITERIA: dict[str, Any] = {name: name for name in BY_NAME} | {
     "two-of-four": criteria.NofM(),
     "obd-fisher": criteria.OBD("fisher"),
 }
-DOUBLES = ("GlobalSparseMomentum", "SharedWeights", "SynFlow", "OneShot-two-of-four", "OptimalBrainSurgeon")
+DOUBLES = (
+    "GlobalSparseMomentum",
+    "SharedWeights",
+    "SynFlow",
+    "OneShot-two-of-four",
+    "OptimalBrainSurgeon",
+    "SparseGPT",
+    "Wanda",
+)
 """Methods that would like to compute in float64, which MPS has not."""
 
 WAITS = {

@@ -93,7 +93,10 @@ MANY = {
     "methods.projection.quantize": 17,
     "methods.cuts.weightmom": 18,
     "methods.cuts.n2nskip": 19,
-    "methods.cuts.surgeon": 23,
+    "methods.cuts.calibrated": 20,
+    "methods.cuts.sparsegpt": 24,
+    "methods.cuts.surgeon": 24,
+    "methods.cuts.wanda": 24,
 }
 """Methods that are made of formulas in other rooms, and how many files that takes."""
 

@@ -17,7 +17,8 @@ from ..layers.kinds import kind_of
 from ..layers.names import canonical_parameters, real_names
 from ..typed import Checked, Count, check
 from .gradients import Loss, Seen, differentiable_twice, first, gradient_graph, images, products, trainable
-from .quadratic import Quadratic, dampened, exactly
+from .inputs import exactly
+from .quadratic import Quadratic, dampened
 from .registry import BY_NAME, Batches
 
 Estimate = Literal["gauss_newton", "fisher", "exact"]

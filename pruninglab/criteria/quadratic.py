@@ -4,21 +4,17 @@
 them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from math import lcm
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
 from ..layers.names import canonical_parameters
-from ..layers.precision import exact_device
 from .gradients import first
+from .inputs import Inputs, exactly
 from .registry import Batches
 
 MOST_WORK, MOST_STEPS = 3e11, 500
@@ -147,102 +143,18 @@ def layerwise(
     """
     seen = first(batches, number, "the surgeon")
     parameters = canonical_parameters(model)
-    with torch.no_grad(), _Inputs({name: parameters[name] for name in names}) as inputs:
+    with torch.no_grad(), Inputs({name: parameters[name] for name in names}) as inputs:
         for x, _ in seen:
             model(x)
-            if inputs.others:
-                raise ConfigError(
-                    "the layer-wise surgeon knows weights that only linear layers and convolutions use, not "
-                    f"{', '.join(inputs.others)}; leave these out with `skip`, or take form='full'."
-                )
-    if unused := [name for name in names if name not in inputs.moments]:
-        raise ConfigError(f"no input reached {', '.join(unused)} in a forward pass; leave it out with `skip`.")
+            inputs.check("the layer-wise surgeon", "; or take form='full'")
+    inputs.check_reached()
     quadratics = {}
     for name in names:
-        moment = inputs.moments[name] / inputs.places[name]
+        moment = inputs.mean(name)
         rows = exactly(parameters[name]).reshape(len(moment), -1, moment.shape[-1])
         kind = LargeQuadratic if rows.numel() * rows.shape[-1] ** 2 > MOST_WORK else Quadratic
         quadratics[name] = kind(rows, dampened(moment, dampening))
     return quadratics
-
-
-class _Inputs(TorchFunctionMode):
-    """Collects what each of these weights is multiplied with, whichever module or function does so."""
-
-    def __init__(self, weights: dict[str, nn.Parameter]) -> None:
-        super().__init__()
-        self.weights, self.names = weights, {id(weight): name for name, weight in weights.items()}
-        self.moments: dict[str, Tensor] = {}
-        """Sums over places of the outer products of inputs: groups x inputs x inputs."""
-        self.places = dict.fromkeys(weights, 0)
-        self.others: dict[str, None] = {}
-        """Weights that are used in another way, in order."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        held = [self.names[id(t)] for t in _tensors((args, *kwargs.values())) if id(t) in self.names]
-        if held and any(True for _ in _tensors((result,))):  # what gives no tensor asks for a shape or the like
-            weight, pieces = _PATCHES[func](*args, **kwargs) if func in _PATCHES else (None, ())
-            self.others |= dict.fromkeys(name for name in held if weight is not self.weights[name])
-            for patches in pieces if id(weight) in self.names else ():
-                self._add(self.names[id(weight)], exactly(patches))
-        return result
-
-    def _add(self, name: str, patches: Tensor) -> None:
-        moment = patches.transpose(1, 2) @ patches
-        before = self.moments.get(name, moment.new_zeros(1, 1, 1))
-        groups = lcm(len(before), len(moment))  # each output has the inputs of its own group in every layer
-        both = [m.repeat_interleave(groups // len(m), 0) if len(m) < groups else m for m in (before, moment)]
-        self.moments[name] = both[0] + both[1]
-        self.places[name] += patches.shape[1]
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-
-
-Patches = tuple[Tensor, Iterator[Tensor]]
-"""A weight, and what each of its outputs is a weighted sum of: groups x places x inputs, of some images at a time."""
-
-
-def _of_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Patches:
-    x = input if input.ndim > 1 else input[None]
-    return weight, (some.reshape(1, -1, x.shape[-1]) for some in x.split(16))
-
-
-def _of_convolution(
-    convolve: Callable[..., Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Patches:
-    x = input if input.ndim == weight.ndim else input[None]
-    inputs = weight[0].numel()
-
-    def unfolded(some: Tensor) -> Tensor:
-        if convolve is F.conv2d and not isinstance(padding, str):
-            patches = F.unfold(some, weight.shape[2:], dilation, padding, stride)
-        else:  # each filter takes out one place of the patch, with the layer's own stride, padding and dilation
-            unit = torch.eye(inputs).to(some).view(inputs, *weight.shape[1:]).repeat(groups, *[1] * (weight.ndim - 1))
-            patches = convolve(some, unit, None, stride, padding, dilation, groups).flatten(2)
-        return patches.unflatten(1, (groups, inputs)).permute(1, 0, 3, 2).flatten(1, 2)
-
-    return weight, (unfolded(some) for some in x.split(16))  # of a whole batch they may not fit
-
-
-_PATCHES: dict[Any, Callable[..., Patches]] = {
-    F.linear: _of_linear,
-    **{convolve: partial(_of_convolution, convolve) for convolve in (F.conv1d, F.conv2d, F.conv3d)},
-}
 
 
 def dampened(hessian: Tensor, dampening: float) -> Tensor:
@@ -250,8 +162,3 @@ def dampened(hessian: Tensor, dampening: float) -> Tensor:
     mean = hessian.diagonal(dim1=1, dim2=2).mean(1)
     extra = dampening * torch.where(mean > 0, mean, 1.0)
     return hessian + extra[:, None, None] * torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-
-
-def exactly(tensor: Tensor) -> Tensor:
-    """In double precision, on the CPU where the device has none."""
-    return tensor.detach().to(exact_device(tensor.device)).double()

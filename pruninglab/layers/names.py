@@ -14,7 +14,9 @@ NOTHING = (
     "names in include=, biases=True or norms=True."
 )
 Pattern = str | type[nn.Module]
-"""A parameter's name or a pattern of names, or a type of layer by its class or the name of its class."""
+"""A parameter's name or a pattern of names, a type of layer by its class or its class's name, or one of `WORDS`."""
+WORDS = ("embeddings", "output")
+"""All embeddings; the last layer."""
 
 
 def prunable(
@@ -29,14 +31,16 @@ def prunable(
 
     They are the matrices of every kind of layer in `layers.kinds`: convolutions, linear, recurrent and attention
     layers, embeddings. `include` brings in others, `skip` leaves some out, each by names or patterns (`"fc3.weight"`,
-    `"layer1.*"`) or by types of layers (`"Embedding"`, `nn.LSTM`). What is frozen (`requires_grad=False`) is in scope
+    `"layer1.*"`), by types of layers (`"Embedding"`, `nn.LSTM`) or by the words `"embeddings"` and `"output"`, which is
+    the last layer. What is frozen (`requires_grad=False`) is in scope
     only by `include`. A weight that several layers share is in scope, and skipped, if that holds for one of them. A
     parametrized weight appears as its original, under the name that it has without the parametrization.
     """
     check_plain(model)
     named, places = canonical_parameters(model), _places(model)
     held = {name: places[id(parameter)] for name, parameter in named.items()}
-    left_out, brought_in = _matching("skip", skip, held), _matching("include", include, held)
+    last = output_layer(model)
+    left_out, brought_in = _matching("skip", skip, held, last), _matching("include", include, held, last)
     scope: dict[str, nn.Parameter] = {}
     for name, parameter in named.items():
         usual = parameter.requires_grad and any(_is_usual(*at, parameter, biases, norms) for at in held[name])
@@ -84,11 +88,20 @@ def _places(model: nn.Module) -> dict[int, Places]:
     return found
 
 
-def _matching(option: str, patterns: Pattern | Sequence[Pattern], held: dict[str, Places]) -> set[str]:
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that gives what the network gives: the one that a model of Hugging Face names, or the last defined."""
+    named = getattr(model, "get_output_embeddings", lambda: None)()
+    layers = [m for m in model.modules() if kind_of(m).prunable and kind_of(m).reads]
+    return named if named is not None else layers[-1] if layers else None
+
+
+def _matching(
+    option: str, patterns: Pattern | Sequence[Pattern], held: dict[str, Places], last: nn.Module | None
+) -> set[str]:
     """The parameters that the patterns mean; a pattern that means none is refused."""
     found: set[str] = set()
     for wanted in pattern_names(patterns):
-        meant = {name for name, places in held.items() if any(_means(wanted, *place) for place in places)}
+        meant = {name for name, places in held.items() if any(_means(wanted, *place, last) for place in places)}
         if not meant:
             raise ConfigError(
                 f"{option}={wanted!r} matches no parameter and no type of layer; the model has {', '.join(held)}."
@@ -103,7 +116,9 @@ def pattern_names(patterns: Pattern | Sequence[Pattern]) -> tuple[str, ...]:
     return tuple(pattern.__name__ if isinstance(pattern, type) else pattern for pattern in several)
 
 
-def _means(wanted: str, owner: nn.Module, name: str) -> bool:
+def _means(wanted: str, owner: nn.Module, name: str, last: nn.Module | None) -> bool:
+    if wanted in WORDS:
+        return isinstance(owner, nn.Embedding | nn.EmbeddingBag) if wanted == "embeddings" else owner is last
     return fnmatchcase(name, wanted) or wanted in {cls.__name__ for cls in type(owner).__mro__}
 
 

@@ -8,8 +8,10 @@ from .cuts.accuracy_gate import PruneWhileAccurate
 from .cuts.gradual import Gradual
 from .cuts.n2nskip import N2NSkip
 from .cuts.oneshot import OneShot
+from .cuts.sparsegpt import SparseGPT
 from .cuts.surgeon import OptimalBrainSurgeon
 from .cuts.synflow import SynFlow
+from .cuts.wanda import Wanda
 from .cuts.weightmom import WeightMom
 from .noise.l0 import L0
 from .noise.targeted_dropout import TargetedDropout
@@ -54,10 +56,12 @@ __all__ = [
     "Silence",
     "Slimming",
     "SoftSharing",
+    "SparseGPT",
     "SparseMomentum",
     "SynFlow",
     "TargetedDropout",
     "VariationalDropout",
+    "Wanda",
     "WeightMom",
 ]
 

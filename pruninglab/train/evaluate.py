@@ -29,10 +29,12 @@ class Shuffled:
     size: int
     seed: int
     step: int = 0
+    first: int | None = None
+    """Only so many samples of that order."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.train), generator=generator(self.seed, "criterion", self.step))
-        return iter(self.train.batches(order.split(self.size)))
+        return iter(self.train.batches(order[: self.first].split(self.size)))
 
 
 def scored(

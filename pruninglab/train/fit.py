@@ -73,7 +73,7 @@ def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training
     with checkpoints.alone(path), settings(run.device), channels_last(run.model, run.device):
         given = session.masks
         if given is None:
-            given = session.start.masks if session.start else model.masks if isinstance(model, Run) else None
+            given = session.start.masks if session.start else _left_by(model, run)
         _set_out(run, session.start, given)
         loss_sum, seen = checkpoints.resume(run, path, session.other_code) if path else (0.0, 0)
         with interruptible(run) as asked:
@@ -83,6 +83,13 @@ def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training
         checkpoints.write_record(run, session.record)
     asked.end()
     return run
+
+
+def _left_by(model: nn.Module | Run, run: Training) -> Mapping[str, Tensor] | None:
+    """The masks of a finished run; without those that prune nothing and are out of scope now."""
+    if not isinstance(model, Run):
+        return None
+    return {name: mask for name, mask in model.masks.items() if name in run.weights or not bool(mask.all())}
 
 
 def _set_out(run: Training, start: Snapshot | None, given: Mapping[str, Tensor] | None) -> None:
