@@ -68,6 +68,7 @@ def sweep(given: argparse.Namespace) -> int:
     """Run a grid; 0 if every cell is done, 1 if some failed or are missing."""
     from .sweep.parameters import read_grid
     from .sweep.plan import plan
+    from .sweep.sequential import until_width
 
     values = read_grid(given.grid) if given.grid else {}
     for assignment in given.p:
@@ -75,6 +76,9 @@ def sweep(given: argparse.Namespace) -> int:
         if not equals:
             raise ConfigError(f"-p {assignment} sets nothing; write -p name=value,value or -p seed=0:3.")
         values[name.strip()] = text
+    if given.until_width is not None and not given.dry_run:
+        seeds = {"width": given.until_width, "most": given.most_seeds}
+        return _ended(until_width(given.notebook, values, given.out, **seeds, **_how(given)))
     planned = plan(given.notebook, values, given.out)
     if given.jobs is not None and given.jobs < 1:
         raise ConfigError(f"--jobs {given.jobs} runs nothing; expected at least 1.")
@@ -85,10 +89,15 @@ def sweep(given: argparse.Namespace) -> int:
         jobs = given.jobs or 1 if given.scheduler else _jobs(given.jobs, given.threads)
         print(f"{len(planned.cells)} cells in {planned.out}: {planned.estimate(jobs)}")
         return 0
-    planned.run(
-        jobs=given.jobs, threads=given.threads, scheduler=given.scheduler, resources=dict(given.resources),
-        cell_limit=given.cell_limit, limit=given.limit, retry_failed=given.retry_failed,
-    )  # fmt: skip
+    return _ended(planned.run(**_how(given)))
+
+
+def _how(given: argparse.Namespace) -> dict[str, Any]:
+    names = ("jobs", "threads", "scheduler", "cell_limit", "limit", "retry_failed")
+    return {name: getattr(given, name) for name in names} | {"resources": dict(given.resources)}
+
+
+def _ended(planned: Any) -> int:
     print(f"\n{planned}\n\nTable with pictures: {planned.out / 'index.html'}")
     if planned.missing:
         print("Some cells are missing; the same command goes on with them.")
@@ -193,6 +202,8 @@ def _add_sweep(commands: Any) -> None:
     add("--resources", type=_resource, nargs="+", default=[], metavar="NAME=N", help="what each cell takes: GPU=1")
     add("--cell-limit", type=_seconds, metavar="TIME", help="kill a cell after 90s, 10m or 2h: it has failed")
     add("--limit", type=_seconds, metavar="TIME", help="kill what still runs after that; the same command goes on")
+    add("--until-width", type=float, metavar="W", help="add seeds until no 95 %% interval of a mean is wider than W")
+    add("--most-seeds", type=int, default=20, metavar="N", help="end there in any case (default: 20)")
     add("--retry-failed", action="store_true", help="run cells again that have failed")
     add("--dry-run", action="store_true", help="list the cells and how long they may take")
 

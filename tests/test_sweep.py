@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import distributed
 import nbformat
+import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -23,7 +25,7 @@ from filelock import FileLock
 import pruninglab as lab
 from pruninglab import sweep
 from pruninglab.__main__ import main
-from pruninglab.sweep import cell
+from pruninglab.sweep import cell, sequential
 from pruninglab.sweep.plan import FORGIVEN, _Loop
 
 CELL = """\
@@ -460,3 +462,61 @@ def test_a_dense_start_is_found_by_what_it_depends_on(tmp_path, monkeypatch):
     assert runs[0].result.row() | timeless == runs[1].result.row() | timeless
     with pytest.raises(lab.ConfigError, match="sets record by itself"):
         make(lab.build("lenet300", data), data, epochs=1, record=tmp_path / "a.json")  # pyright: ignore[reportCallIssue]
+
+
+NOISY = """\
+import random
+import pruninglab as lab
+data = lab.load("digits", train=100, test=100, size=8)
+run = lab.fit(lab.build("lenet300", data), data, epochs=0, tags={"method": method})
+run.result.accuracy["test"]["accuracy"] = 0.5 + spread * random.Random(seed).uniform(-1, 1)
+run.save(f"{out}/record.json")
+"""
+SPREADS = (
+    'spread: float = 0.1  # of the accuracy\nseed: int = 0  # of the run\nmethod: str = "a"  # a name\nout: str = ""'
+)
+
+
+@pytest.mark.slow
+def test_seeds_are_added_in_a_sweep(notebook, cluster, tmp_path):
+    source, each = notebook(SPREADS, NOISY), {"least": 2, "most": 3, "scheduler": cluster}
+    wide: Any = sweep.until_width(source, {"spread": 0.1}, tmp_path / "wide", 0.01, **each)
+    assert len(wide.cells) == 3
+    assert not wide.missing
+
+
+def test_seeds_are_added_until_the_intervals_are_narrow(notebook, tmp_path, monkeypatch):
+    def made(self: sweep.Sweep) -> pd.DataFrame:
+        rows = [p | {"test_accuracy": 0.5 + p["spread"] * (-1) ** p["seed"]} for p in self.cells.values()]
+        return pd.DataFrame(rows).assign(status="done")
+
+    monkeypatch.setattr(sweep.Sweep, "table", made)
+    monkeypatch.setattr(sweep.Sweep, "run", lambda self, **options: self)
+    monkeypatch.setattr(sweep.Sweep, "missing", [])
+    source, said = notebook(SPREADS, NOISY), []
+    each: Any = {"least": 2, "most": 4, "say": said.append}
+    narrow = sweep.until_width(source, {"spread": 0.0, "method": "a,b"}, tmp_path / "narrow", 0.01, **each)
+    assert len(narrow.cells) == 4  # two seeds were enough
+    wide = sweep.until_width(source, {"spread": 0.1}, tmp_path / "wide", 0.01, **each)
+    assert len(wide.cells) == 4
+    assert "after 4 seeds an interval is still wider than 0.01" in said[-1]
+    assert sum("the widest interval is" in line for line in said) == 1 + 3
+
+
+def test_the_widths_are_those_of_all_looks_together(notebook, tmp_path, monkeypatch):
+    planned = sweep.plan(notebook(SPREADS, NOISY), {"seed": "0:5"}, tmp_path)
+    scores = [0.1, 0.2, 0.4, 0.3, 0.5]
+    table = planned.table().assign(status="done", test_accuracy=scores)
+    monkeypatch.setattr(sweep.Sweep, "table", lambda self: table)
+    found = sequential.widths(planned, 0.01).iloc[0]
+    half = 4.6041 * np.std(scores, ddof=1) / np.sqrt(5)  # the two-sided 99 % point of t with 4 degrees of freedom
+    assert found["width"] == pytest.approx(2 * half, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0.0}, {"width": 0.1, "most": 1}, {"width": 0.1, "least": 1}])
+def test_a_width_that_cannot_be_is_refused(notebook, tmp_path, wrong):
+    with pytest.raises(lab.ConfigError):
+        sweep.until_width(notebook(SPREADS, NOISY), {}, tmp_path / "out", **wrong)
+    with pytest.raises(lab.ConfigError, match="chooses the seeds"):
+        sweep.until_width(notebook(SPREADS, NOISY), {"seed": 1}, tmp_path / "out", 0.1)
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ where the checkpoints are that its notebook wrote.
 from .cell import run_cell
 from .parameters import Parameter, declared, grid, name_of, read_grid, source_hash
 from .plan import Sweep, plan
+from .sequential import until_width
 
 __all__ = [
     "Parameter",
@@ -28,6 +29,7 @@ __all__ = [
     "read_grid",
     "run_cell",
     "source_hash",
+    "until_width",
 ]
 
 
