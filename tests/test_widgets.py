@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import ipywidgets as ipw
@@ -19,9 +19,10 @@ from PIL import Image
 import pruninglab as lab
 from pruninglab import identity, methods, widgets
 from pruninglab.analysis import allocation
-from pruninglab.typed import Fraction, Strength, hints
-from pruninglab.widgets import live
+from pruninglab.typed import Fraction, Strength
+from pruninglab.widgets import forms, front, live
 from pruninglab.widgets import truth as truth_meter
+from pruninglab.widgets.job import Job
 from pruninglab.widgets.panel import _mosaic
 
 
@@ -102,108 +103,95 @@ def test_the_suggested_layer_costs_least_by_weight(run, hand):
 def test_the_suggestion_can_be_taken(hand):
     hand.keep(0.02)
     before = dict(hand.kept)
-    ask, take, hint = hand.box.children[0].children[1].children[1].children
-    ask.click()
+    press(hand, "ask")
     assert hand.kept == before
     name, fewer = hand.suggest()
-    assert hint.value == f"{name.removesuffix('.weight')} could go from {before[name]:,} to {fewer:,} weights"
-    take.click()
+    hint = f"{name.removesuffix('.weight')} could go from {before[name]:,} to {fewer:,} weights"
+    assert hand._front.shown["hint"] == hint
+    press(hand, "take")
     assert hand.kept == before | {name: fewer}
-    assert hint.value == ""
-    ask.click()
-    assert hint.value
+    assert hand._front.shown["hint"] == ""
+    press(hand, "ask")
+    assert hand._front.shown["can_take"]
     hand.keep(0.5, name)  # what was suggested was meant for other counts
-    assert hint.value == ""
+    assert not hand._front.shown["can_take"]
     before = dict(hand.kept)
-    take.click()
+    press(hand, "take")
     assert hand.kept == before
+
+
+def press(hand: widgets.PruneByHand, button: str) -> None:
+    hand._front._handle_custom_msg({"do": button}, [])
 
 
 def test_where_nothing_can_be_suggested_the_panel_says_so(hand):
     for layer in hand.kept:
         hand.keep(0, layer)
-    ask, _, hint = hand.box.children[0].children[1].children[1].children
-    ask.click()
-    assert "every layer has a single weight left" in hint.value
+    press(hand, "ask")
+    assert "every layer has a single weight left" in hand._front.shown["hint"]
 
 
 def test_the_words_are_those_of_what_is_left(run, hand):
     hand.keep(0.1)
     assert f"{hand.masks.kept:,} of {run.masks.total:,}" in repr(hand)
     assert f"{hand.accuracy:.2%} by hand" in repr(hand)
-    assert "level with global magnitude" in hand._text.value
+    assert "level with global magnitude" in hand._front.shown["title"]
     sizes = lab.storage.sizes(run.model, hand.masks)
-    assert f"{allocation.file_bytes(run, hand.masks):,} bytes" in hand._text.value
+    assert dict(hand._front.shown["rows"])["sparse file"] == f"{allocation.file_bytes(run, hand.masks):,} bytes"
     assert allocation.file_bytes(run, hand.masks) < sizes["bytes"]
 
 
 class Browser:
-    """What a browser does with a panel's sliders, and when: messages wait on the way, both to it and to the kernel.
+    """What `hand.js` does, and when: messages wait on the way, both to it and to the kernel.
 
-    ipywidgets keeps a position of a `SelectionSlider` as it is. It rounds the number of a `FloatLogSlider` to a step,
-    with another last digit, and sends back whatever is not equal to what it was given. `redraws` counts how often the
-    panel has drawn itself.
+    One question at a time is on its way; what is moved meanwhile goes into the next one.
     """
 
     def __init__(self, hand: widgets.PruneByHand):
-        self.sliders: list[Any] = [
-            w for w in inside(hand.box) if isinstance(w, (ipw.SelectionSlider, ipw.FloatLogSlider))
-        ]
-        self.trait = "index" if isinstance(self.sliders[0], ipw.SelectionSlider) else "value"
-        self.shown = {slider: getattr(slider, self.trait) for slider in self.sliders}
-        self.to_browser: list[tuple[Any, Any]] = []
-        self.to_kernel: list[tuple[Any, Any, bool]] = []  # and whether it comes from the user
-        self.handled: tuple[Any, Any] | None = None
-        self.twin: list[Any] = []  # sliders of another panel, which hear of the user's moves alone
-        self.redraws, show = 0, hand._show
-        for slider in self.sliders:
-            slider.observe(lambda change, slider=slider: self.told(slider, change["new"]), self.trait)
+        self.front, self.shown = hand._front, hand._front.shown
+        self.turn, self.asked, self.moves = 0, 0, []
+        self.to_browser: list[dict[str, Any]] = []
+        self.to_kernel: list[dict[str, Any]] = []
+        self.twin: widgets.PruneByHand | None = None  # another panel, which hears of the user's moves alone
+        self.redraws = 0
+        self.front.observe(self.told, "shown")
 
-        def counted() -> None:
-            self.redraws += 1
-            assert self.redraws < 500, "the panel does not come to rest"
-            show()
+    def told(self, change: Any) -> None:
+        self.redraws += 1
+        self.to_browser.append(change["new"])
 
-        hand._show = counted
+    def drag(self, number: int, part: float) -> None:
+        """Take a slider to a part of its way, from 0 to 1; the first is that of all layers."""
+        move = [number, round(part * (len(self.front.shares) - 1))]
+        self.turn += 1
+        self.moves = [*(m for m in self.moves if m[0] != number), move] if number else [move]
+        self.ask()
 
-    def told(self, slider: Any, value: Any) -> None:
-        if (slider, value) != self.handled:  # the kernel does not repeat what it was just told
-            self.to_browser.append((slider, value))
-
-    def drag(self, slider: Any, part: float) -> None:
-        """Take a slider to a part of its way, from 0 to 1."""
-        if self.trait == "index":
-            value: Any = round(part * (len(slider.options) - 1))
-        else:
-            value = self.rounded(slider, 10 ** (slider.min + part * (slider.max - slider.min)))
-        if value != self.shown[slider]:
-            self.shown[slider] = value
-            self.to_kernel.append((slider, value, True))
+    def ask(self) -> None:
+        if self.moves and not self.asked:
+            self.asked = self.turn
+            self.to_kernel.append({"do": "move", "turn": self.turn, "moves": self.moves})
+            self.moves = []
 
     def receive(self) -> None:
-        slider, value = self.to_browser.pop(0)
-        self.shown[slider] = self.rounded(slider, value)
-        if self.shown[slider] != value:
-            self.to_kernel.append((slider, self.shown[slider], False))
+        shown = self.to_browser.pop(0)
+        if self.asked and shown["turn"] >= self.asked:
+            self.asked = 0
+        if self.moves:
+            self.ask()
+        elif not self.asked:
+            self.shown = shown
 
     def send(self) -> None:
-        slider, value, by_user = self.to_kernel.pop(0)
-        if by_user and self.twin:
-            self.twin[self.sliders.index(slider)].set_state({self.trait: value})
-        self.handled = slider, value
-        self.to_browser.append((slider, value))  # the kernel confirms what it was told, before anything else
-        slider.set_state({self.trait: value})
-        self.handled = None
+        assert len(self.to_kernel) == 1, "questions queue"
+        message = self.to_kernel.pop(0)
+        self.front._handle_custom_msg(message, [])
+        if self.twin:
+            self.twin._front._handle_custom_msg(message, [])
 
     def rest(self) -> None:
         while self.to_browser or self.to_kernel:
             self.receive() if self.to_browser else self.send()
-
-    def rounded(self, slider: Any, value: Any) -> Any:
-        if self.trait == "index":
-            return value
-        steps = round((math.log10(value) - slider.min) / slider.step)
-        return slider.base ** (min(slider.min + steps * slider.step, slider.max) - 7e-16)
 
 
 def inside(box: Any) -> Iterator[Any]:
@@ -222,29 +210,29 @@ def of_kind(kind: str, data: lab.Data, run: lab.Run) -> lab.Run:
 
 def on_screen(hand: widgets.PruneByHand) -> None:
     """All numbers of the panel are those of one state, which is that of `kept`."""
-    masks = hand.masks
-    assert masks.kept_by_layer == hand.kept
-    assert f"{masks.kept:,} of {masks.total:,}" in hand._text.value
-    shown = re.sub("<[^>]*>", " ", hand._text.value)
-    assert re.search(rf"accuracy, by hand +{hand.accuracy:.2%}", shown)
-    shares = {None: masks.density} | {name: float(mask.float().mean()) for name, mask in masks.items()}
-    assert {name: words.value for name, words in hand._exact.items()} == {n: f"{s:.2%}" for n, s in shares.items()}
+    shown, masks = hand._front.shown, hand.masks
+    assert shown["kept"] == list(hand.kept.values()) == list(masks.kept_by_layer.values())
+    assert dict(shown["rows"])["accuracy, by hand"] == f"{hand.accuracy:.2%}"
+    shares = [masks.density, *(float(mask.float().mean()) for mask in masks.values())]
+    positions = hand._front.shares
+    for at, share in zip(shown["at"], shares, strict=True):
+        assert abs(math.log10(positions[at] / max(share, positions[0]))) <= 0.0251
 
 
 @pytest.mark.parametrize("kind", ["dense", "pruned", "biases"])
-def test_a_drag_is_drawn_once_and_then_the_panel_rests(data, run, kind):
+def test_a_drag_is_answered_once_and_then_the_panel_rests(data, run, kind):
     hand = widgets.PruneByHand(of_kind(kind, data, run), images=20)
     browser, chance = Browser(hand), random.Random(0)
     for _ in range(15):
-        slider = chance.choice(browser.sliders)
+        number = chance.randrange(1 + len(hand.kept))
         before, kept = browser.redraws, dict(hand.kept)
-        browser.drag(slider, chance.random())
+        browser.drag(number, chance.random())
         browser.rest()
         assert browser.redraws - before <= 1
-        assert all(getattr(slider, browser.trait) == browser.shown[slider] for slider in browser.sliders)
-        if slider is not browser.sliders[0]:  # all other layers are as they were
+        assert browser.shown == hand._front.shown
+        if number:  # all other layers are as they were
             moved = [name for name in kept if hand.kept[name] != kept[name]]
-            assert moved in ([], [list(kept)[browser.sliders.index(slider) - 1]])
+            assert moved in ([], [list(kept)[number - 1]])
         on_screen(hand)
 
 
@@ -254,11 +242,11 @@ def test_a_browser_that_answers_late_changes_nothing(data, run, kind):
     chosen = of_kind(kind, data, run)
     hand, alone = (widgets.PruneByHand(chosen, images=20) for _ in range(2))
     browser, chance, actions = Browser(hand), random.Random(kind), 0
-    browser.twin = [w for w in inside(alone.box) if type(w) is type(browser.sliders[0])]
+    browser.twin = alone
     for _ in range(60):
-        what = chance.choice(["drag", "code", "receive", "receive", "send", "send"])
+        what = chance.choice(["drag", "drag", "code", "receive", "receive", "send", "send"])
         if what == "drag":
-            browser.drag(chance.choice(browser.sliders), chance.random())
+            browser.drag(chance.randrange(1 + len(hand.kept)), chance.random())
             actions += 1
         elif what == "code":
             share, layer = 10 ** chance.uniform(-3, 0), chance.choice([None, *hand.kept])
@@ -272,8 +260,31 @@ def test_a_browser_that_answers_late_changes_nothing(data, run, kind):
     browser.rest()
     assert hand.kept == alone.kept
     assert browser.redraws <= actions
-    assert all(getattr(slider, browser.trait) == browser.shown[slider] for slider in browser.sliders)
+    assert browser.shown == hand._front.shown
     on_screen(hand)
+
+
+@pytest.mark.parametrize("kind", ["dense", "pruned", "biases"])
+def test_the_browser_s_tables_are_what_the_kernel_would_keep(data, run, kind):
+    hand = widgets.PruneByHand(of_kind(kind, data, run), images=20)
+    own: Any = hand._front
+    for at in range(0, len(own.shares), 9):
+        hand.keep(own.shares[at])
+        assert own.together[at] == list(hand.kept.values())
+        for layer in own.layers:
+            hand.keep(own.shares[at], layer["name"])
+            assert hand.kept[layer["name"]] == layer["counts"][at]
+    ranks, first = np.frombuffer(own.ranks, np.uint32), own.layers[0]
+    drawn = ranks[: first["rows"] * first["cols"]] < hand.kept[first["name"]]
+    assert drawn.sum() == hand.masks[first["name"]].sum()  # a small layer is drawn whole
+
+
+def test_no_module_of_the_browser_writes_a_trait():
+    """The kernel writes traits, the browser sends messages: nothing can travel in a circle."""
+    modules = {path.name: path.read_text(encoding="utf-8") for path in front.FOLDER.glob("*.js")}
+    assert len(modules) >= 3
+    assert [name for name, text in modules.items() if "save_changes" in text or "model.set(" in text] == []
+    assert [name for name, text in modules.items() if re.search(r"https?://|^import ", text, re.M)] == []
 
 
 @pytest.mark.parametrize(
@@ -403,16 +414,16 @@ def test_the_panel_leaves_the_run_that_fit_makes():
     assert not live._buttons["Start"].disabled
 
 
-def test_pause_stands_still_and_stop_ends_within_a_step():
+def test_pause_stands_still_and_stop_ends_within_a_step(monkeypatch):
     live, steps, seen = panel(epochs=500), [], threading.Event()
-    watched = live._watch
+    watched = Job.watch
 
-    def watch(run):
+    def watch(job, run):
         steps.append(run.step)
         seen.set()
-        watched(run)
+        watched(job, run)
 
-    live._watch = watch
+    monkeypatch.setattr(Job, "watch", watch)
     live.start()
     assert seen.wait(60)
     live.pause()
@@ -424,10 +435,15 @@ def test_pause_stands_still_and_stop_ends_within_a_step():
     assert seen.wait(60)
     live.pause()
     at = standing(live, steps)
+    live._buttons["Step"].click()
+    deadline = time.monotonic() + 20
+    while f"paused at step {at + 1:,} " not in live._text.value:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     live.stop()
     run = live.wait(60)
     assert run is not None
-    assert (run.status, run.step) == ("interrupted", at)
+    assert (run.status, run.step) == ("interrupted", at + 1)
     assert live._text.value.startswith("interrupted")
 
 
@@ -476,7 +492,7 @@ def test_buttons_in_any_order_and_speed_are_answered():
         live.stop()
     live.wait(20)
     assert any(word in live._text.value for word in ("interrupted", "stopped before"))
-    assert [button.disabled for button in live._buttons.values()] == [False, True, True]
+    assert [button.disabled for button in live._buttons.values()] == [False, True, True, True]
 
 
 def test_stop_at_once_after_resume_ends_the_training():
@@ -494,7 +510,7 @@ def test_an_error_of_any_kind_is_said_and_the_panel_is_ready_again(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no <such> thing")
 
-    monkeypatch.setattr("pruninglab.widgets.live.build", broken)
+    monkeypatch.setattr("pruninglab.widgets.choice.build", broken)
     live = panel()
     live.start()
     assert live.wait(20) is None
@@ -502,17 +518,24 @@ def test_an_error_of_any_kind_is_said_and_the_panel_is_ready_again(monkeypatch):
     assert not live._buttons["Start"].disabled
 
 
-def test_no_picture_is_shown_before_there_is_one_and_none_of_the_run_before(data):
+def test_no_point_is_shown_before_there_is_one_and_none_of_the_run_before(data):
     live = panel()
-    images = [w for w in inside(live.box) if isinstance(w, ipw.Image)]
-    assert [image.layout.display for image in images] == ["none"]
+    assert not [w for w in inside(live.box) if isinstance(w, ipw.Image)]
+    assert live.chart.rows == []
     live.start()
-    live.wait(60)
-    assert (images[0].layout.display, live._bar.value) == (None, 1.0)
-    live._epochs.value = 5000
+    run = live.wait(60)
+    assert run is not None
+    accuracies = [row["accuracy"] for row in live.chart.rows if "accuracy" in row]
+    assert accuracies == [row["val_accuracy"] for row in run.history]
+    assert live.chart.rows[-1]["kept"] == [
+        kept / run.masks[name].numel() for name, kept in run.masks.kept_by_layer.items()
+    ]
+    assert live._bar.value == 1.0
+    live._chooser.epochs.value = 5000
     live.start()
     live.pause()
-    assert (images[0].layout.display, live._bar.bar_style) == ("none", "")
+    assert live._bar.bar_style == ""
+    assert all(row["at"] < 1 for row in live.chart.rows)
     live.stop()
     live.wait(20)
 
@@ -542,9 +565,9 @@ def test_every_method_is_offered_with_its_own_defaults(name):
 
 def test_fields_are_read_as_python_writes_them():
     live = panel(method="WeightMom")
-    boxes = {control.description: control for control in live._fields.children}
+    boxes = {control.description: control for control in live._chooser.form.controls.values()}
     assert isinstance(boxes["mode"], ipw.Dropdown)
-    assert isinstance(boxes["begin"], ipw.FloatSlider)
+    assert isinstance(boxes["begin"], ipw.BoundedFloatText)
     boxes["beta"].value, boxes["mode"].value, boxes["window"].value = "0.5", "window_max", 7
     boxes["min epochs below"].value = 3
     made: Any = live.chosen()
@@ -568,12 +591,11 @@ class Own(lab.Method):
 
 
 def test_the_types_of_a_user_s_own_method_make_its_controls():
-    controls = {f.name: live._control(f, hint)[0] for f, hint in zip(fields(Own), hints(Own).values(), strict=True)}
-    kinds = {name: type(control) for name, control in controls.items()}
+    kinds = {name: type(control) for name, control in forms.Form(Own).controls.items()}
     assert kinds == {
         "pull": ipw.BoundedFloatText,
         "way": ipw.Dropdown,
-        "share": ipw.FloatSlider,
+        "share": ipw.BoundedFloatText,
         "often": ipw.Checkbox,
     }
     with pytest.raises(lab.ConfigError, match="Own: share=2; expected a number from 0 to 1"):

@@ -1,12 +1,19 @@
-"""Panels for JupyterLab: explicit ipywidgets that draw into `Image` and `HTML`, never `interact` or `Output`."""
+"""Panels for JupyterLab: forms of ipywidgets, and ES modules for what is dragged and watched.
+
+Never `interact` or `Output`: both hang in headless runs.
+"""
 
 from .by_hand import PruneByHand
+from .chart import Chart
+from .choice import Choice
 from .explorer import MaskExplorer
 from .live import LivePanel
 from .panel import Panel
 from .truth import TruthMeter
 
 __all__ = [
+    "Chart",
+    "Choice",
     "LivePanel",
     "MaskExplorer",
     "Panel",

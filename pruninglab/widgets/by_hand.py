@@ -2,13 +2,14 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as ipw
 import torch
+import traitlets
 from torch import Tensor
 
-from .. import _html
 from ..analysis import allocation
 from ..errors import ConfigError
 from ..layers.hooks import evaluating
@@ -17,7 +18,8 @@ from ..plots import runs
 from ..plots.figure import Figure
 from ..train.evaluate import evaluate
 from ..train.run import Run
-from .panel import NARROW, WIDE, Panel, _mosaic, _problem, _short, fill, picture, share_slider
+from .front import Front, module
+from .panel import Panel, _short
 
 STEP = 0.05
 """Of a slider, in powers of ten."""
@@ -25,6 +27,8 @@ STEP = 0.05
 
 class PruneByHand(Panel):
     """A slider for each layer and one for all; what comes of it is measured on the same images at once.
+
+    The browser draws a drag by itself, from ranks that it was sent once. Accuracies follow as the kernel measures them.
 
     The largest weights stay, as many as the sliders say. Beside the accuracy stands that of global magnitude with as
     many weights: can you beat it? `masks` is what the sliders say, for `lab.fit(run, data, masks=hand.masks)`; the run
@@ -46,6 +50,7 @@ class PruneByHand(Panel):
         self.kept = run.masks.kept_by_layer
         self._before = self._accuracy(self.masks)
         self._suggested: tuple[str, int] | None = None
+        self._turn = 0  # the newest move of the browser that is in `kept`
         self._build()
         self._show()
 
@@ -99,64 +104,68 @@ class PruneByHand(Panel):
         smallest = min(1e-3, *(1 / ranks.numel() for ranks in self._ranks.values()))
         lowest = math.ceil(-math.log10(smallest) / STEP)
         self._shares = [10 ** (-STEP * steps) for steps in range(lowest, -1, -1)]
+        self._front = Hand(
+            shares=self._shares,
+            layers=[self._layer(name) for name in self._ranks],
+            together=self._together_at([self._amount(share) for share in self._shares]),
+            ranks=b"".join(_thinned(ranks).to(torch.int32).numpy().tobytes() for ranks in self._ranks.values()),
+            shades=b"".join(_thinned(_shades(weight)).numpy().tobytes() for weight in self._weights.values()),
+        )
+        self._front.hear(move=self._moved, ask=lambda _: self._ask(), take=lambda _: self._take())
+        self.box = ipw.VBox([self._front])
 
-        def slider(label: str) -> Any:  # the words beside it say the exact share
-            return share_slider(
-                label, self._shares, readout=False, style={"description_width": "8em"}, layout=ipw.Layout(flex="1 1 0")
-            )
+    def _layer(self, name: str) -> dict[str, Any]:
+        rows, cols = _thinned(self._ranks[name]).shape
+        counts = [self._count(name, share) for share in self._shares]
+        return {"name": name, "total": self._ranks[name].numel(), "rows": rows, "cols": cols, "counts": counts}
 
-        self._sliders: dict[str | None, Any] = {None: slider("all layers")}
-        self._sliders |= {name: slider(_short(name)) for name in self.kept}
-        self._exact = {name: ipw.HTML(layout=ipw.Layout(width="5em")) for name in self._sliders}
-        self._at: dict[str | None, int] = {}
-        self._text, self._hint, self._picture = ipw.HTML(), ipw.HTML(), picture(width="100%")
-        ask, take = (ipw.Button(description=text, layout=NARROW) for text in ("Which layer next?", "Take it"))
-        for name, one in self._sliders.items():
-            one.observe(lambda change, name=name: self._moved(name, change["new"]), "index")
-        ask.on_click(lambda _: self._ask())
-        take.on_click(lambda _: self._take())
-        rows = [ipw.HBox([one, self._exact[name]]) for name, one in self._sliders.items()]
-        left = ipw.VBox(rows, layout=ipw.Layout(width="45%"))
-        right = ipw.VBox([self._text, ipw.HBox([ask, take, self._hint])], layout=ipw.Layout(width="55%"))
-        names = "".join(f'<div style="flex:1">{_html.cell(_short(name))}</div>' for name in self.kept)
-        caption = ipw.HTML(f'<div style="display:flex">{names}</div>', layout=WIDE)
-        self.box = ipw.VBox([ipw.HBox([left, right]), caption, self._picture])
+    def _count(self, name: str, share: float) -> int:
+        """How many weights of a layer a share is. What has been pruned stays so."""
+        return min(max(round(share * self._ranks[name].numel()), 1), int(self.run.masks[name].sum()))
 
-    def _moved(self, name: str | None, at: int) -> None:
-        """A slider has a new position. Where the panel itself has put it, that is no move."""
+    def _amount(self, share: float) -> int:
+        masks = self.run.masks
+        return min(max(round(share * masks.total), 1), masks.kept)
+
+    def _together_at(self, amounts: list[int]) -> list[list[int]]:
+        """What global magnitude keeps in each layer, for each of these amounts."""
+        wanted = torch.tensor(amounts)
+        ranks = [ranks.cpu().sort().values for ranks in self._together.values()]
+        return torch.stack([torch.searchsorted(sorted_ranks, wanted) for sorted_ranks in ranks], 1).tolist()
+
+    def _moved(self, message: Mapping[str, Any]) -> None:
+        """The browser tells which sliders were moved, and where to. One answer, however many they are."""
         with self._lock:
-            if at != self._at[name]:
-                self._choose(name, self._shares[at])
+            self._turn = message["turn"]
+            for number, at in message["moves"]:
+                self._set([None, *self.kept][number], self._shares[at])
+            self._show()
 
     def _choose(self, name: str | None, share: float) -> None:
-        if name is None:
-            masks = self.run.masks
-            self.kept = self._globally(min(max(round(share * masks.total), 1), masks.kept)).kept_by_layer
-        else:
-            most = int(self.run.masks[name].sum())
-            self.kept = {**self.kept, name: min(max(round(share * self._ranks[name].numel()), 1), most)}
+        self._set(name, share)
         self._show()
 
-    def _place(self) -> None:
-        """Put every slider on the step nearest to what is kept. The counts are the truth; sliders only show them."""
-        shares: dict[str | None, float] = {None: sum(self.kept.values()) / self.run.masks.total}
-        shares |= {name: kept / self._ranks[name].numel() for name, kept in self.kept.items()}
-        lowest = self._shares[0]
+    def _set(self, name: str | None, share: float) -> None:
+        if name is None:
+            self.kept = self._globally(self._amount(share)).kept_by_layer
+        else:
+            self.kept = {**self.kept, name: self._count(name, share)}
+
+    def _places(self) -> list[int]:
+        """The step of each slider nearest to what is kept. The counts are the truth; sliders only show them."""
+        shares = [sum(self.kept.values()) / self.run.masks.total]
+        shares += [kept / self._ranks[name].numel() for name, kept in self.kept.items()]
         last = len(self._shares) - 1
-        self._at = {name: last + round(math.log10(max(share, lowest)) / STEP) for name, share in shares.items()}
-        for name, share in shares.items():
-            self._sliders[name].index = self._at[name]
-            self._exact[name].value = f"{share:.2%}"
+        return [last + round(math.log10(max(share, self._shares[0])) / STEP) for share in shares]
 
     def _ask(self) -> None:
         with self._lock:
-            self._hint.value = "trying each layer…"
             try:
                 name, fewer = self._suggested = self.suggest()
+                hint = f"{_short(name)} could go from {self.kept[name]:,} to {fewer:,} weights"
             except ConfigError as error:
-                self._hint.value = _problem(error)
-                return
-            self._hint.value = f"{_html.cell(_short(name))} could go from {self.kept[name]:,} to {fewer:,} weights"
+                hint = str(error)
+            self._front.shown = {**self._front.shown, "hint": hint, "can_take": self._suggested is not None}
 
     def _take(self) -> None:
         with self._lock:
@@ -166,8 +175,7 @@ class PruneByHand(Panel):
                 self._show()
 
     def _show(self) -> None:
-        self._suggested, self._hint.value = None, ""  # a suggestion holds for the counts it was made from
-        self._place()
+        self._suggested = None  # a suggestion holds for the counts it was made from
         masks = self.masks
         ours, rival = self._accuracy(masks), self._globally(sum(self.kept.values()))
         theirs = ours if rival.kept_by_layer == self.kept else self._accuracy(rival)  # as after "all layers"
@@ -175,14 +183,21 @@ class PruneByHand(Panel):
             ("accuracy, all weights", f"{self._before:.2%}"),
             ("accuracy, by hand", f"{ours:.2%}"),
             ("global magnitude, as many weights", f"{theirs:.2%}"),
-            ("weights left", f"{masks.kept:,} of {masks.total:,} ({masks.density:.2%})"),
             ("sparse file", f"{allocation.file_bytes(self.run, masks):,} bytes"),
             ("FLOPs on them", f"{self.run.flops.sparse(masks):,.0f}"),
         ]
         verdict = "ahead of" if ours > theirs else "behind" if ours < theirs else "level with"
-        title = f"{verdict} global magnitude, on {len(self._images[0][1])} validation images"
-        self._text.value = f"<b>{title}</b>" + _html.table(("", ""), rows)
-        fill(self._picture, _mosaic({name: (w * masks[name]).cpu() for name, w in self._weights.items()}))
+        images = len(self._images[0][1])
+        self._front.shown = {
+            "turn": self._turn,
+            "kept": list(self.kept.values()),
+            "at": self._places(),
+            "title": f"{verdict} global magnitude, on {images} validation images",
+            "images": images,
+            "rows": rows,
+            "hint": "",
+            "can_take": False,
+        }
 
     def _words(self) -> str:
         with self._lock:
@@ -201,6 +216,30 @@ class PruneByHand(Panel):
             options = self.run.options
             with evaluating(self._model), torch.inference_mode():
                 return evaluate(self._model, self._images, options.loss, options.metric, self.run.device)["accuracy"]
+
+
+class Hand(Front):
+    """The sliders and the matrices, in the browser. `shown` is the one state; only the kernel writes it."""
+
+    _esm = module("hand.js")
+    shares = traitlets.List().tag(sync=True)
+    layers = traitlets.List().tag(sync=True)
+    together = traitlets.List().tag(sync=True)
+    ranks = traitlets.Bytes().tag(sync=True)
+    shades = traitlets.Bytes().tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
+
+
+def _thinned(values: Tensor) -> Tensor:
+    """A matrix of at most 120 x 160; of more rows or columns, every second, every third and so on."""
+    matrix = values.flatten(1) if values.ndim > 1 else values[None]  # (out, in·k·k)
+    rows, cols = (math.ceil(size / most) for size, most in zip(matrix.shape, (120, 160), strict=True))
+    return matrix[::rows, ::cols].cpu().contiguous()
+
+
+def _shades(weight: Tensor) -> Tensor:
+    """128 is 0; the largest weight of the layer is at one of both ends."""
+    return (weight * (127 / (float(weight.abs().max()) or 1.0))).add(128).to(torch.uint8)
 
 
 def _ranks(scores: Tensor) -> Tensor:

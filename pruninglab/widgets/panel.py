@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import _html
+from ..errors import ConfigError
 from ..plots.figure import Figure
 
 WIDE = ipw.Layout(width="100%")
@@ -40,7 +41,10 @@ class Panel:
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, metadata = self.figure()._repr_mimebundle_()
+        try:
+            data, metadata = self.figure()._repr_mimebundle_()
+        except ConfigError:  # there is nothing to draw yet
+            data, metadata = {"text/plain": repr(self)}, {}
         shown: Any = self.box._repr_mimebundle_()
         return {**shown, **data}, metadata
 

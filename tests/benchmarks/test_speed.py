@@ -25,7 +25,7 @@ from pruninglab.methods.projection import admm
 from pruninglab.methods.regrowth.sparse_momentum import moving_average
 from pruninglab.train import machine
 from pruninglab.train.fit import _train
-from pruninglab.widgets.live import EXPECTED
+from pruninglab.widgets.job import Job
 
 IMAGES, BATCH = 2000, 100
 
@@ -216,20 +216,19 @@ def test_a_slider_of_pruning_by_hand_answers_in_time_for_a_hand(data):
 
 
 def test_watching_a_training_costs_less_than_3_percent(data):
-    """The share of the panel's own work, words and curves, in the time of the thread that trains."""
-    live, spent = lab.widgets.LivePanel(method="Dense"), 0.0
-    live._go.set()
-    live._began = live._drawn = time.perf_counter()
-    live._told, live._cost = 0.0, EXPECTED
+    """The share of the panel's own work, words and points, in the time of the thread that trains."""
+    job, spent = Job(lab.widgets.Choice(method="Dense")), 0.0
+    job.chart = lab.widgets.Chart()
+    job.prepare()
 
     def watch(run: lab.Run) -> None:
         nonlocal spent
-        spent += seconds(lambda: live._watch(run))
+        spent += seconds(lambda: job.watch(run))
 
     run = lab.fit(lab.build("lenet5", data, seed=0), data, epochs=30, progress=watch)
     cost = spent / (run.seconds - spent)
     print(f"watching costs {cost:.1%} of {run.seconds:.1f} s")
-    assert live._picture.value
+    assert job.chart.rows
     assert cost < 0.03
 
 

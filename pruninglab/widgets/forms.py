@@ -1,0 +1,129 @@
+"""Forms made of typed fields: control, default, bounds and help all follow from the class. Nothing is told twice."""
+
+import dataclasses
+import re
+from ast import literal_eval
+from collections.abc import Callable, Collection, Sequence
+from types import NoneType
+from typing import Any
+
+import ipywidgets as ipw
+
+from .. import _html, typed
+from ..errors import ConfigError
+from ..masks.schedules import Cubic, Schedule
+from .panel import WIDE
+
+SPARSITIES = [*(round(0.005 * step, 3) for step in range(200)), 0.996, 0.997, 0.998, 0.999]
+"""The positions of the slider for how much is cut."""
+LABEL: dict[str, Any] = {"style": {"description_width": "8em"}, "layout": WIDE}
+
+
+class Form:
+    """The fields of a dataclass as controls, each with a line of help. `settings` are those that the user has set."""
+
+    def __init__(self, kind: type, only: Collection[str] = ()):
+        self.kind = kind
+        self.controls: dict[str, Any] = {}
+        self._read: dict[str, Callable[[], Any]] = {}
+        rows: list[ipw.Widget] = []
+        for field in dataclasses.fields(kind):
+            if field.init and (not only or field.name in only):
+                hint = typed.hints(kind)[field.name]
+                control, self._read[field.name] = control_of(field, hint)
+                self.controls[field.name] = control
+                rows += [control, ipw.HTML(f'<div style="{SMALL}">{_html.cell(help_of(kind, field.name, hint))}</div>')]
+        self.box = ipw.VBox(rows, layout=WIDE)
+
+    def settings(self) -> dict[str, Any]:
+        """What has no default, and what is not as its default has it."""
+        values = {name: read() for name, read in self._read.items()}
+        defaults = {field.name: _default(field) for field in dataclasses.fields(self.kind)}
+        return {name: value for name, value in values.items() if not _same(value, defaults[name])}
+
+    def disable(self, disabled: bool) -> None:
+        for control in self.controls.values():
+            control.disabled = disabled
+
+
+SMALL = "line-height:1.3;font-size:11px;opacity:.75;margin:0 0 4px 8.6em;white-space:normal"
+
+
+def help_of(kind: type, name: str, hint: Any) -> str:
+    """The sentence in which the class tells of this field; else what its type takes."""
+    told = " ".join((kind.__doc__ or "").split())
+    sentences = re.split(r"(?<=[.:;])\s+", told)
+    found = next((sentence for sentence in sentences if f"`{name}`" in sentence), "")
+    return found.replace("`", "") if 0 < len(found) <= 160 else typed.expected(hint)
+
+
+def control_of(field: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Callable[[], Any]]:
+    """A control for a field, and how to read it."""
+    label = {"description": field.name.replace("_", " "), **LABEL}
+    if _default(field) is dataclasses.MISSING and (amount := _amount(hint, label)):
+        return amount
+    default = _default(field) if _default(field) is not dataclasses.MISSING else None
+    if words := _words(hint):
+        box: Any = ipw.Dropdown(options=[(str(word), word) for word in words], value=default, **label)
+    elif isinstance(default, bool):
+        box = ipw.Checkbox(default, indent=True, **label)
+    elif (span := typed.bounds(hint)) and len(typed.parts(hint)) == 1 and isinstance(default, int | float):
+        box = _number(default, span, label)
+    else:
+        shown = getattr(default, "__name__", str(default))
+        text = ipw.Text(shown, continuous_update=False, **label)
+        return text, lambda: default if text.value == shown else _literal(text.value, field.name)
+    return box, lambda: box.value
+
+
+def _amount(hint: Any, label: dict[str, Any]) -> tuple[Any, Callable[[], Any]] | None:
+    """A slider for how much is cut, where a field asks for a sparsity or its schedule."""
+    schedule = len(typed.parts(hint)) == 1 and Schedule in typed.kinds(hint)
+    if not schedule and float not in typed.kinds(hint):
+        return None
+    options = [(f"{share:.1%}", share) for share in SPARSITIES]
+    slider = ipw.SelectionSlider(options=options, value=0.9, **label | {"description": "sparsity"})
+    return slider, lambda: Cubic(slider.value) if schedule else slider.value
+
+
+def _words(hint: Any) -> tuple[Any, ...]:
+    """What a dropdown offers; none where other values are possible too."""
+    words = typed.choices(hint)
+    return (*words, *([None] if NoneType in typed.kinds(hint) else [])) if typed.only_words(hint) else ()
+
+
+def _number(default: float, span: typed.Range, label: dict[str, Any]) -> Any:
+    """A field for a number that keeps its bounds.
+
+    It is no slider: a browser would put a default between two steps on the nearer one, and send that back.
+    """
+    if isinstance(default, int):
+        return ipw.BoundedIntText(default, min=int(max(span.low, 0)), max=int(min(span.high, 2**31 - 1)), **label)
+    return ipw.BoundedFloatText(default, min=max(span.low, -1e9), max=min(span.high, 1e9), step=None, **label)
+
+
+def _literal(text: str, name: str) -> Any:
+    """A number, None, a list or dict as Python writes it; anything else is a name."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text.isidentifier():
+            return text
+        raise ConfigError(f"{name}={text!r} is neither a number nor a name.") from None
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and value == default)
+
+
+def choice(label: str, options: Sequence[str], value: str) -> Any:
+    """A dropdown; a ConfigError where the value is not among its options."""
+    if value not in options:
+        raise ConfigError(f"{label}={value!r} is not among {', '.join(options)}.")
+    return ipw.Dropdown(options=options, value=value, description=label, **LABEL)
