@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .models import build
     from .results import Result
     from .train import ConstantLR, CosineLR, Method, Run, Snapshot, StepLR, fit, prune
+    from .widgets import Workbench
 
 __all__ = [
     "ConfigError",
@@ -54,6 +55,7 @@ __all__ = [
     "Schedule",
     "Snapshot",
     "StepLR",
+    "Workbench",
     "__version__",
     "analysis",
     "build",
@@ -92,6 +94,7 @@ _HOMES = {
     "models": ("build",),
     "results": ("Result",),
     "train": ("ConstantLR", "CosineLR", "Method", "Run", "Snapshot", "StepLR", "fit", "prune"),
+    "widgets": ("Workbench",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,6 +1,6 @@
 """The panels, driven from Python as their controls would; `test_browser.py` presses the real ones."""
 
-import io
+import json
 import math
 import random
 import re
@@ -14,16 +14,15 @@ import ipywidgets as ipw
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import pruninglab as lab
 from pruninglab import identity, methods, widgets
 from pruninglab.analysis import allocation
 from pruninglab.typed import Fraction, Strength
+from pruninglab.widgets import explorer as explorer_module
 from pruninglab.widgets import forms, front, live
 from pruninglab.widgets import truth as truth_meter
 from pruninglab.widgets.job import Job
-from pruninglab.widgets.panel import _mosaic
 
 
 @pytest.fixture(scope="module")
@@ -314,55 +313,59 @@ def test_saved_without_its_widgets_a_panel_is_its_figure_and_words(hand):
 # The explorer
 
 
+def drawn(explorer: widgets.MaskExplorer, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `explorer.js` makes of its message: the values, and which of them are kept."""
+    own, about = explorer._front, explorer._front.sides[side]
+    values, ranks = np.frombuffer(getattr(own, f"content{side}"), np.float32).reshape(2, about["rows"], about["cols"])
+    keep = about["keeps"][about["at"]] if about["keep"] is None else about["keep"]
+    return torch.tensor(values), torch.tensor(ranks.view(np.int32) < keep)
+
+
 def test_the_explorer_shows_runs_as_pruned_and_criteria_at_a_density(data, run):
     pruned = lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
     explorer = widgets.MaskExplorer(pruned, run, labels=["pruned", "dense"], layer="conv2.weight")
     assert explorer.masks(0) == pruned.masks
     assert explorer.masks(1).kept == run.masks.total
-    side = explorer._sides[1]
-    side["by"].value, side["density"].value = "magnitude", 0.1
+    explorer.choose(1, by="magnitude", density=0.1)
     assert explorer.masks(1).fingerprint == pruned.masks.fingerprint
-    assert f"{explorer.masks(1)['conv2.weight'].sum():,} of" in side["words"].value
     assert "dense, magnitude at 10.00%" in explorer.figure().alt
 
 
 @pytest.mark.parametrize("density", [0.9, 0.1, 0.02])
-@pytest.mark.parametrize("criterion", ["magnitude", "random", "filter_l1"])
-def test_a_criterion_keeps_only_what_the_run_has_kept(data, run, criterion, density):
+@pytest.mark.parametrize("criterion", ["as pruned", "magnitude", "random", "filter_l1"])
+def test_the_browser_draws_what_the_criterion_keeps_of_what_the_run_has_kept(data, run, criterion, density):
     pruned = lab.fit(run, data, methods.OneShot(0.9), epochs=0, progress=False)
-    explorer = widgets.MaskExplorer(pruned)
-    side = explorer._sides[0]
-    side["by"].value, side["density"].value = criterion, density
+    explorer = widgets.MaskExplorer(pruned, layer="conv2.weight")
+    explorer.choose(0, by=criterion)
+    explorer._front._handle_custom_msg({"do": "density", "side": 0, "at": explorer_at(density)}, [])
     masks = explorer.masks(0)
     assert (masks & ~pruned.masks).kept == 0
-    assert masks.kept == min(masks.total - round(masks.total * (1 - density)), pruned.masks.kept)
+    if criterion != "as pruned":
+        assert masks.kept == min(masks.total - round(masks.total * (1 - density)), pruned.masks.kept)
+    values, kept = drawn(explorer, 0)
+    assert torch.equal(values, pruned.weights["conv2.weight"].detach().flatten(1))
+    assert torch.equal(kept, masks["conv2.weight"].flatten(1))
+    about = explorer._front.sides[0]
+    assert about["kept_here"][about["at"] if about["keep"] is None else 0] == masks["conv2.weight"].sum()
 
 
-def test_a_watched_weight_is_a_button_that_shows_its_trajectory(data, run):
+def explorer_at(density: float) -> int:
+    return explorer_module.DENSITIES.index(density)
+
+
+def test_the_paths_of_watched_weights_go_to_the_browser(data, run):
     method = methods.WeightMom(lab.Cubic(0.9), window=2, min_epochs_below=1, watch=6)
     pruned = lab.fit(run, data, method, epochs=3, progress=False)
     explorer = widgets.MaskExplorer(pruned, layer="conv2.weight")
-    assert len(explorer._weights.children) == 6
-    assert not explorer._path.value
-    explorer._weights.children[2].click()
-    assert bytes(explorer._path.value).startswith(b"\x89PNG")
+    watched = explorer._front.sides[0]["watched"]
+    assert len(watched) == 6
+    json.dumps(explorer._front.sides, allow_nan=False)
+    own: Any = pruned.methods[0]
+    weight = pruned.weights["conv2.weight"].detach().flatten(1)
+    for one, place in zip(watched, own.watched["conv2.weight"].tolist(), strict=True):
+        assert weight[one["row"], one["col"]] == weight.flatten()[place]
+        assert len(one["magnitude"]) == 3
     assert "Weight 2 of those followed in conv2" in explorer.trajectory(2).alt
-
-
-def test_a_drag_in_the_explorer_keeps_the_trajectory_and_makes_no_new_buttons(data, run):
-    method = methods.WeightMom(lab.Cubic(0.9), window=2, min_epochs_below=1, watch=6)
-    explorer = widgets.MaskExplorer(lab.fit(run, data, method, epochs=3, progress=False), layer="conv2.weight")
-    side = explorer._sides[0]
-    side["by"].value = "magnitude"
-    buttons = explorer._weights.children
-    buttons[2].click()
-    for density in (0.01, 0.2, 0.9):
-        side["density"].value = density
-    assert explorer._weights.children == buttons
-    assert explorer._path.layout.display is None
-    explorer._layer.value = "fc1.weight"
-    assert all(button.comm is None for button in buttons)
-    assert explorer._path.layout.display == "none"
 
 
 def test_an_error_of_any_kind_is_said_in_the_explorer(run, monkeypatch):
@@ -372,21 +375,12 @@ def test_an_error_of_any_kind_is_said_in_the_explorer(run, monkeypatch):
         raise RuntimeError("no <such> derivative")
 
     monkeypatch.setattr(run, "score", broken)
-    side = explorer._sides[0]
-    side["by"].value = "magnitude"
-    assert "no &lt;such&gt; derivative" in side["words"].value
-    assert side["picture"].layout.display == "none"
-    side["by"].value = explorer._sides[1]["by"].value
-    assert side["picture"].layout.display is None
-
-
-def test_a_picture_of_weights_is_grey_where_they_are_0_and_nowhere_else():
-    picture = Image.open(io.BytesIO(_mosaic({"fc": torch.tensor([[-3.0, 0.0, 1e-9, 3.0]])}, 408, 4)))
-    lowest, zero, small, highest = np.asarray(picture)[2, 50:400:100].astype(int).tolist()
-    assert zero == [225, 225, 225]
-    assert lowest[2] > lowest[0] + 50
-    assert min(small) > 225
-    assert highest[0] > highest[2] + 50
+    explorer.choose(0, by="magnitude")
+    assert explorer._front.sides[0]["words"] == "no <such> derivative"  # shown as text
+    assert explorer._front.content0 == b""
+    explorer.choose(0, by="as pruned")
+    assert explorer._front.sides[0]["words"] == ""
+    assert drawn(explorer, 0)[1].all()
 
 
 # The live panel

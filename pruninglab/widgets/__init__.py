@@ -10,6 +10,7 @@ from .explorer import MaskExplorer
 from .live import LivePanel
 from .panel import Panel
 from .truth import TruthMeter
+from .workbench import Workbench
 
 __all__ = [
     "Chart",
@@ -19,6 +20,7 @@ __all__ = [
     "Panel",
     "PruneByHand",
     "TruthMeter",
+    "Workbench",
 ]
 
 

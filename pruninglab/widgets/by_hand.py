@@ -19,7 +19,7 @@ from ..plots.figure import Figure
 from ..train.evaluate import evaluate
 from ..train.run import Run
 from .front import Front, module
-from .panel import Panel, _short
+from .panel import Panel, _short, ranks_of
 
 STEP = 0.05
 """Of a slider, in powers of ten."""
@@ -40,8 +40,8 @@ class PruneByHand(Panel):
             raise ConfigError(f"images={images}: at least one is needed to measure accuracy.")
         self.run, self._model = run, copy.deepcopy(run.model)
         scores = {name: weight.detach().abs().masked_fill(~run.masks[name], -1) for name, weight in run.weights.items()}
-        self._ranks = {name: _ranks(score.flatten()).view_as(score) for name, score in scores.items()}
-        together = _ranks(torch.cat([score.flatten() for score in scores.values()]))
+        self._ranks = {name: ranks_of(score.flatten()).view_as(score) for name, score in scores.items()}
+        together = ranks_of(torch.cat([score.flatten() for score in scores.values()]))
         self._together = dict(zip(scores, together.split([s.numel() for s in scores.values()]), strict=True))
         self._weights = {name: weight.detach().clone() for name, weight in run.weights.items()}
         self._own = {name: self._model.get_parameter(name) for name in run.weights}
@@ -240,9 +240,3 @@ def _thinned(values: Tensor) -> Tensor:
 def _shades(weight: Tensor) -> Tensor:
     """128 is 0; the largest weight of the layer is at one of both ends."""
     return (weight * (127 / (float(weight.abs().max()) or 1.0))).add(128).to(torch.uint8)
-
-
-def _ranks(scores: Tensor) -> Tensor:
-    """The place of each from the highest, ties by position."""
-    order = scores.argsort(descending=True, stable=True)
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -16,7 +16,7 @@ from .panel import WIDE
 
 SPARSITIES = [*(round(0.005 * step, 3) for step in range(200)), 0.996, 0.997, 0.998, 0.999]
 """The positions of the slider for how much is cut."""
-LABEL: dict[str, Any] = {"style": {"description_width": "8em"}, "layout": WIDE}
+LABEL: dict[str, Any] = {"style": {"description_width": "8em"}, "layout": ipw.Layout(width="97%")}
 
 
 class Form:
@@ -50,11 +50,74 @@ SMALL = "line-height:1.3;font-size:11px;opacity:.75;margin:0 0 4px 8.6em;white-s
 
 
 def help_of(kind: type, name: str, hint: Any) -> str:
-    """The sentence in which the class tells of this field; else what its type takes."""
+    """A line of help: what the word means everywhere, else a sentence of the class about this field, else its type."""
+    if said := COMMON.get(f"{kind.__name__}.{name}") or COMMON.get(name):
+        return said
     told = " ".join((kind.__doc__ or "").split())
-    sentences = re.split(r"(?<=[.:;])\s+", told)
-    found = next((sentence for sentence in sentences if f"`{name}`" in sentence), "")
-    return found.replace("`", "") if 0 < len(found) <= 160 else typed.expected(hint)
+    sentences = [sentence.rstrip(":;") for sentence in re.split(r"(?<=[.:;])\s+", told) if f"`{name}`" in sentence]
+    fitting = [sentence for sentence in sentences if 25 <= len(sentence) <= 160]
+    alone = [sentence for sentence in fitting if len(set(re.findall(r"`(\w+)`", sentence))) == 1]
+    return [*alone, *fitting, typed.expected(hint)][0].replace("`", "")
+
+
+COMMON = {
+    "sparsity": "Share of the weights that the method removes.",
+    "schedule": "Share of the weights that is removed at the end; it rises fast at first and slowly at the end.",
+    "criterion": "How each weight is scored: the lowest scores are removed.",
+    "scope": "Which weights compete: those of the whole network, or those of each layer.",
+    "unit": "What is removed at a time.",
+    "begin": "Share of the training after which pruning begins.",
+    "end": "Share of the training by which pruning is over.",
+    "cuts": "How many times weights are removed.",
+    "every_steps": "Optimizer steps from one change of the masks to the next.",
+    "drop_fraction": "Share of the kept weights that is exchanged each time.",
+    "drop": "Which weights are given up.",
+    "power": "How fast the chance of a change of the masks falls.",
+    "gamma": "How fast the chance of a change of the masks falls.",
+    "crate": "As the authors' code has it: how far the threshold lies from the mean, in standard deviations.",
+    "reactivate": "Pruned weights compete again, with the value that they had.",
+    "over": "Which weights form a group that goes to zero together.",
+    "granularity": "What is removed at a time.",
+    "form": "The Hessian of each layer, or of the whole network.",
+    "loss": "The loss whose curvature is estimated.",
+    "RelevanceL2.alpha": "How fast the pull falls with the gradient; 0 is plain L2.",
+    "RelevanceL2.sign": "As the paper prints the formula, or as its code has it.",
+    "RelevanceL2.decay": "How the strength falls during the training.",
+    "decay_rate": "How fast the strength falls.",
+    "kind": "Whether the sensitivity is that of the true class or of all classes.",
+    "tau": "How strongly the mixture of Gaussians pulls the weights.",
+    "n_of_m": "Keep n of every m weights in a row of inputs, such as (2, 4); None for no pattern.",
+    "keep_one": "No layer loses its last weight.",
+    "WeightMom.mode": "What a weight is remembered by: a moving average, or its largest value in the window.",
+    "WeightMom.threshold": "How the threshold for a low weight is found.",
+    "WeightMom.interpretation": "How the paper's importance of a layer is read.",
+    "WeightMom.floor": "No layer keeps less than this share of the average density.",
+    "WeightMom.window": "Epochs that a weight is watched before it may go.",
+    "WeightMom.min_epochs_below": "Epochs of the window in which a weight has to be low before it may go.",
+    "WeightMom.watch": "Weights of each layer whose path is kept for figures.",
+    "WeightMom.every_epochs": "Epochs from one cut to the next.",
+    "WeightMom.beta": "Factor of the moving average; None takes it from the window.",
+    "depth_exponent": "How much more deeper layers lose.",
+    "basis": "Whether a layer's importance follows from its size or its density.",
+    "layer_index": "How layers are counted.",
+    "coupled": "The penalty goes through the optimizer, as part of the gradient.",
+    "strength": "Factor of the penalty in the loss.",
+    "only_prunable": "The penalty leaves biases and norms alone.",
+    "rho": "How strongly the weights are pulled to their pruned copy.",
+    "updates": "How many times the pruned copy is made anew.",
+    "rounds": "In how many rounds the weights are removed.",
+    "batches": "Batches from which the scores are estimated.",
+    "patience": "Checks without an improvement before it ends.",
+    "optimizer": "The rule that updates the weights.",
+    "lr": "Learning rate at the start.",
+    "lr_schedule": "How the learning rate falls.",
+    "batch_size": "Samples in each step.",
+    "momentum": "Of SGD; the others ignore it.",
+    "weight_decay": "How strongly the optimizer pulls weights to zero.",
+    "precision": "Number format of the forward pass.",
+    "keep": "Whether the last state is kept or the best one.",
+}
+"""What a field means wherever it has this name."""
 
 
 def control_of(field: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Callable[[], Any]]:

@@ -88,7 +88,9 @@ class LivePanel(Panel):
         self._tell()
         results = [ipw.HBox(list(self._buttons.values()), layout=WRAPS), self._bar, self._text, self.chart, self._table]
         # the controls keep their width whatever the chart needs, and stand above it where the page is narrow
-        chosen = ipw.VBox([self._chooser.box], layout=ipw.Layout(flex="0 0 22em"))
+        chosen = ipw.VBox(
+            [self._chooser.box], layout=ipw.Layout(flex="0 0 23em", max_width="100%", padding="0 8px 0 0")
+        )
         seen = ipw.VBox(results, layout=ipw.Layout(flex="1 1 24em", min_width="0"))
         self.box = ipw.HBox([chosen, seen], layout=WRAPS)
 
@@ -186,3 +188,4 @@ class LivePanel(Panel):
 
 
 WRAPS = ipw.Layout(flex_flow="row wrap")
+FORM = ipw.Layout(flex="0 0 23em", max_width="100%", padding="0 8px 0 0")

@@ -2,14 +2,10 @@
 
 import io
 import threading
-from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import ipywidgets as ipw
-import matplotlib
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .. import _html
@@ -49,16 +45,6 @@ class Panel:
         return {**shown, **data}, metadata
 
 
-def share_slider(label: str, shares: Sequence[float], **options: Any) -> Any:
-    """A slider over these shares.
-
-    A browser sends back every number that it was given and that is not exactly on its own grid. The position here is a
-    whole number, so the browser has nothing to send back, and only a user moves the slider.
-    """
-    choices = [(f"{share:.2%}", share) for share in shares]
-    return ipw.SelectionSlider(options=choices, index=len(shares) - 1, description=label, **options)
-
-
 def picture(**layout: Any) -> ipw.Image:
     """A place for a picture; a browser shows a broken one for as long as there is none, so it is hidden until then."""
     return ipw.Image(format="png", layout=ipw.Layout(display="none", **layout))
@@ -84,22 +70,7 @@ def _png(figure: Figure) -> bytes:
     return image.getvalue()
 
 
-# What is exactly 0 has the first colour for its own; no other shade may round down to it.
-PALETTE = (matplotlib.colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
-PALETTE[0] = 225
-
-
-def _mosaic(weights: Mapping[str, Tensor], width: int = 900, height: int = 120) -> bytes:
-    """Each weight as a matrix, side by side, its own largest value in full colour; what is 0 is grey."""
-    each = max(width // len(weights) - 8, 16)
-    canvas = Image.new("RGB", ((each + 8) * len(weights), height), "white")
-    for i, weight in enumerate(weights.values()):
-        matrix = weight.flatten(1) if weight.ndim > 1 else weight[None]
-        top = float(matrix.abs().max()) or 1.0
-        shades = (matrix * (126.9 / top)).add_(128).mul_(matrix != 0).to(torch.uint8)
-        pixels = Image.fromarray(shades.numpy())
-        pixels.putpalette(PALETTE.tobytes())
-        canvas.paste(pixels.convert("RGB").resize((each, height), Image.Resampling.BOX), (i * (each + 8), 0))
-    content = io.BytesIO()
-    canvas.save(content, format="png", compress_level=1)
-    return content.getvalue()
+def ranks_of(scores: Tensor) -> Tensor:
+    """The place of each from the highest, ties by position."""
+    order = scores.argsort(descending=True, stable=True)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

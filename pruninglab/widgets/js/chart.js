@@ -36,7 +36,7 @@ function lines(context, box, series, span, name, last) {
 function bars(context, box, kept, names) {
   const { x, y, width, height } = box;
   context.fillText("weights left by layer", x, y - 8);
-  const each = height / Math.max(names.length, 1);
+  const each = Math.min(height / Math.max(names.length, 1), 24);
   const space = Math.min(90, width / 3);
   names.forEach((name, i) => {
     const [top, thick] = [y + i * each, Math.max(Math.min(each - 3, 14), 1)];
