@@ -821,7 +821,13 @@ GOOD = pairs(FOUR, [0, 1, 0, 1])
             r"item 2 of the test dataset has the label 5.*2 classes \(0 to 1\)",
         ),
         (GOOD, GOOD, {"class_names": ["one"]}, DataError, "item 1 of the train dataset has the label 1.*1 classes"),
-        (TensorDataset(FOUR, FOUR), GOOD, {}, DataError, "one whole number per item"),
+        (
+            TensorDataset(FOUR, FOUR[:, 0]),
+            GOOD,
+            {},
+            DataError,
+            r"labels of the test dataset are torch\.int64, of the train",
+        ),
         (pairs(FOUR[:0], []), GOOD, {}, DataError, "the train dataset is empty"),
         (Endless(), GOOD, {}, ConfigError, r"\(Endless\) has no length"),
         (

@@ -305,8 +305,8 @@ def test_a_run_prunes_a_network_of_the_users_own_whole():
 
 def test_a_model_that_returns_no_tensor_is_refused_before_training():
     data = lab.load("digits", train=60, test=30, size=8)
-    model = Called(lambda self, x: {"logits": self.fc(x.flatten(1))}, fc=nn.Linear(64, 10))
-    with pytest.raises(lab.ConfigError, match=r"Called returns a dict; expected one tensor of logits"):
+    model = Called(lambda self, x: {"scores": [self.fc(x.flatten(1))]}, fc=nn.Linear(64, 10))
+    with pytest.raises(lab.ConfigError, match=r"Called returns a dict without logits; expected a tensor, a tuple"):
         lab.fit(model, data, epochs=1, progress=False)
 
 

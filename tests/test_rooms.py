@@ -88,15 +88,15 @@ MANY = {
     "methods.noise.targeted_dropout": 14,
     "methods.projection.code_books": 14,
     "methods.channels.silence": 15,
-    "methods.penalties.relevance": 15,
-    "methods.cuts.synflow": 16,
+    "methods.penalties.relevance": 16,
+    "methods.cuts.synflow": 17,
     "methods.projection.quantize": 17,
     "methods.cuts.weightmom": 18,
     "methods.cuts.n2nskip": 19,
-    "methods.cuts.calibrated": 20,
-    "methods.cuts.sparsegpt": 24,
-    "methods.cuts.surgeon": 24,
-    "methods.cuts.wanda": 24,
+    "methods.cuts.calibrated": 21,
+    "methods.cuts.sparsegpt": 25,
+    "methods.cuts.surgeon": 25,
+    "methods.cuts.wanda": 25,
 }
 """Methods that are made of formulas in other rooms, and how many files that takes."""
 

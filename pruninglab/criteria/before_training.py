@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from ..layers.calls import ones_like
 from ..layers.precision import exact_device
 from ..typed import Checked, Count, Positive
 from .gradients import (
@@ -106,7 +107,7 @@ class SynFlow(Checked):
             if tensor.is_floating_point():
                 tensor.data.abs_()
         named = trainable(probe)
-        ones = torch.ones_like(x[:1], dtype=torch.float64 if x.is_floating_point() else x.dtype)
+        ones = ones_like(x[:1], torch.float64)
         with torch.enable_grad(), _LinearLayerNorm():
             flow = probe(ones).sum()
             grads = torch.autograd.grad(flow, list(named.values()), allow_unused=True)

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..layers.calls import Inputs
 from ..layers.kinds import kind_of
 from ..layers.names import canonical_parameters, real_names
 from ..typed import Checked, Count, check
@@ -124,7 +125,8 @@ def _factors(
         return {name: torch.stack(of_one) for name, of_one in zip(wanted, zip(*rows, strict=True), strict=True)}
 
     at_once = vmap(grad(loss_of), in_dims=(None, 0, 0), randomness="same")
-    each = one_by_one if any(kind_of(m).recurrent for m in model.modules()) else at_once
+    alone = any(isinstance(x, Inputs) for x, _ in seen) or any(kind_of(m).recurrent for m in model.modules())
+    each = one_by_one if alone else at_once
     for x, y in seen:
         shares = torch.ones(len(x), device=x.device)
         if estimate == "gauss_newton":  # each class as the label, as likely as the model finds it

@@ -42,9 +42,9 @@ def statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def stratified(y: Tensor, n: int, seed: int) -> Tensor:
     """Positions of `n` items, ascending, with every class in its share as nearly as whole numbers allow.
 
-    Items with a label at each place are of one kind.
+    Items with a label at each place are of one kind, and so are those whose label is a number with a point.
     """
-    y = y if y.dim() == 1 else torch.zeros(len(y))
+    y = y if y.dim() == 1 and not y.is_floating_point() else torch.zeros(len(y))
     _, counts = y.unique(return_counts=True)
     exact = counts.double() * n / len(y)
     quota = exact.floor().long()

@@ -62,7 +62,8 @@ class Data:
 
     def _title(self) -> str:
         label = ", choices are made on test" if self.val_is_test else ""
-        return f"{self.name}: {self.classes} classes, {'x'.join(map(str, self.shape))}, seed {self.seed}{label}"
+        classes = f"{self.classes} classes" if self.classes else "no classes"
+        return f"{self.name}: {classes}, {'x'.join(map(str, self.shape))}, seed {self.seed}{label}"
 
     def _parts(self) -> tuple[tuple[str, AnySplit], ...]:
         return ("train", self.train), ("val", self.val), ("test", self.test)

@@ -5,13 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..layers.calls import Inputs
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]
+"""Inputs, a tensor or `Inputs`, and labels: one a sample, or one for each place of it."""
+NO_LABEL = nn.CrossEntropyLoss().ignore_index
+"""The label of a place that does not count."""
 Batches = Iterable[Tensor] | int
 
 
@@ -130,7 +134,7 @@ def fed(split: Fed, raw: Iterable[tuple[Tensor, Tensor]], seeds: Sequence[int] |
                 x = augment(x, generator)
         if affine is not None:
             x = x.to(torch.float32, memory_format=torch.channels_last).mul_(affine[0]).add_(affine[1])
-        elif x.dim() == 4:
+        elif isinstance(x, Tensor) and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         yield x, y
 
@@ -141,7 +145,12 @@ def described(split: Fed) -> str:
     return f"{type(split).__name__}({len(split)} of {shape} on {split.device}{', ' + how if how else ''})"
 
 
-def hashed(digest: Any, tensor: Tensor) -> None:
+def hashed(digest: Any, tensor: Tensor | Inputs) -> None:
+    if isinstance(tensor, Inputs):
+        for name, part in tensor.parts().items():
+            digest.update(name.encode())
+            hashed(digest, part)
+        return
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
 
@@ -150,7 +159,8 @@ def hashed(digest: Any, tensor: Tensor) -> None:
 class Split:
     """A whole split on one device. Images stay uint8; batches are augmented and normalised in bulk."""
 
-    x: Tensor
+    x: Any
+    """A tensor, or `Inputs` for a network that takes several."""
     y: Tensor
     mean: tuple[float, ...] | None = None  # per channel, of values in [0, 1]; None where x is not uint8
     std: tuple[float, ...] | None = None

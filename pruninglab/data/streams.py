@@ -1,7 +1,7 @@
 """Splits too large for memory: every batch is read by worker processes when it is asked for."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
+from ..layers.calls import Inputs
 from ..randomness import key, own_randomness, seeded_outside_torch
 from .splits import Augmentation, Batch, Batches, described, fed, hashed, placed, planned
 
@@ -127,7 +128,10 @@ class _Tickets(Sampler[list[Ticket]]):
                 yield [(i, key(seed, "item", i)) for i in index.tolist()]
 
 
-def stacked(items: Sequence[Tensor]) -> Tensor:
+def stacked(items: Sequence[Any]) -> Any:
+    """One batch of items, tensors or `Inputs` of one shape."""
+    if isinstance(items[0], Inputs):
+        return _stacked_inputs(items)
     for position, item in enumerate(items):
         if item.shape != items[0].shape:
             raise DataError(
@@ -135,6 +139,22 @@ def stacked(items: Sequence[Tensor]) -> Tensor:
                 "shape in the dataset's transform; if that varies with every reading, take resident=False"
             )
     return torch.stack(list(items))
+
+
+def _stacked_inputs(items: Sequence[Inputs]) -> Inputs:
+    parts = [item.parts() for item in items]
+    for position, part in enumerate(parts):
+        if part.keys() != parts[0].keys():
+            raise DataError(f"item {position} has {', '.join(part)}, item 0 {', '.join(parts[0])}: make them alike")
+        for name, tensor in part.items():
+            if tensor.shape != parts[0][name].shape:
+                raise DataError(
+                    f"{name} of item {position} has the shape {tuple(tensor.shape)}, of item 0 "
+                    f"{tuple(parts[0][name].shape)}: pad them, or give collate= that does"
+                )
+    together = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    places = len(items[0].places)
+    return Inputs(tuple(together.values())[:places], dict(list(together.items())[places:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +217,9 @@ def _random_part(width: int, height: int, g: torch.Generator) -> tuple[float, fl
 class DatasetItems:
     """The images of a `torch.utils.data.Dataset`; its own random transforms draw from the ticket's seed."""
 
-    dataset: Dataset[Any]
+    dataset: Any
     index: Tensor
+    labels: str | None = "labels"
 
     def take(self, index: Tensor) -> Self:
         return replace(self, index=self.index[index])
@@ -209,13 +230,42 @@ class DatasetItems:
     def __getitem__(self, ticket: Ticket) -> Tensor:
         return self.pair(ticket)[0]
 
-    def pair(self, ticket: Ticket) -> tuple[Tensor, Any]:
+    def pair(self, ticket: Ticket) -> tuple[Any, Any]:
         position, seed = ticket
         index = int(self.index[position])
         own = index if seed is None else seed
         with own_randomness(own), seeded_outside_torch(own):
-            x, y = self.dataset[index]
-        return as_tensor(x), y
+            return pair_of(self.dataset[index], self.labels)
+
+
+def pair_of(item: Any, labels: str | None) -> tuple[Any, Any]:
+    """What the network is called with, and the label; of a dict the label is under the key `labels`.
+
+    With `labels=None` all of it is for the network, and the label is empty.
+    """
+    if labels is None:
+        return as_input(item), torch.empty(0)
+    if not isinstance(item, Mapping):
+        *inputs, y = item
+        return as_input(inputs[0] if len(inputs) == 1 else tuple(inputs)), y
+    key = "label" if labels == "labels" and "labels" not in item and "label" in item else labels
+    if key not in item:
+        raise DataError(
+            f"an item has no {key!r}, only {', '.join(map(str, item))}: name the key of its label by labels=, or give "
+            "labels=None if the network returns its loss itself"
+        )
+    return as_input({name: value for name, value in item.items() if name != key}), item[key]
+
+
+def as_input(x: Any) -> Any:
+    """A dict or a tuple of arrays as `Inputs`, an image or an array as a tensor."""
+    if isinstance(x, Mapping):
+        if strange := [name for name, value in x.items() if isinstance(value, str)]:
+            raise DataError(f"{', '.join(strange)} of an item is text: turn it into numbers, or take that column out")
+        return Inputs(names={str(name): torch.as_tensor(value) for name, value in x.items()})
+    if isinstance(x, tuple) and x and all(isinstance(part, Tensor | np.ndarray) for part in x):
+        return Inputs(tuple(map(torch.as_tensor, x)))
+    return as_tensor(x)
 
 
 def as_tensor(x: Any) -> Tensor:

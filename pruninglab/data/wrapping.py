@@ -1,93 +1,142 @@
-"""Your own `Dataset` as `Data`."""
+"""Your own data as `Data`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from ..errors import ConfigError, DataError
+from ..layers.calls import Inputs
 from .assembling import _assembled, _check_share, statistics
 from .dataset import AnySplit, Data
 from .loading import Augment
-from .splits import Split, augmentations
-from .streams import DatasetItems, StreamSplit, as_tensor, stacked
+from .splits import NO_LABEL, Split, augmentations
+from .streams import DatasetItems, StreamSplit, as_tensor, pair_of, stacked
 
 
 def wrap(
-    train: Dataset[Any],
-    test: Dataset[Any],
+    train: Any,
+    test: Any,
     *,
-    val: float | Dataset[Any] = 0.1,
+    val: Any = 0.1,
     seed: int = 0,
     name: str = "custom",
     class_names: Sequence[str] | None = None,
     augment: Augment = (),
+    labels: str | None = "labels",
+    collate: Callable[[list[Any]], Any] | None = None,
+    length: int | None = None,
     resident: bool = True,
     workers: int = 2,
 ) -> Data:
-    """Your own data: anything with a length that gives `(x, y)`.
+    """Your own data as three splits: a `Dataset`, a `DataLoader`, a Hugging Face data set, or a pair of arrays.
 
-    y is a whole number from 0, or one for each place of a sequence (`(length,)`), as `sorting` has.
+    An item is `(x, y)`, or a dict with its label under the key `labels`. x is a tensor, an array, an image, or a tuple
+    or dict of arrays for a network that takes several. y is a whole number from 0, one for each place of a sequence
+    (-100 where a place does not count), or a number with a point for regression. With `labels=None` the network gets
+    all of an item and returns its loss itself.
 
+    `collate` makes one batch of a list of items, and so pads them. Of what has no length, `length` items are read.
     `resident` reads every item once and keeps it: PIL images and uint8 tensors as uint8, normalised by the training
     images; other tensors as they are. Otherwise items are read by `workers` processes whenever they are needed.
     """
     chosen = augmentations(augment)
     given = {"train": train, "test": test}
-    if isinstance(val, Dataset):
-        given["val"] = val
-    else:
+    share = isinstance(val, int | float | str)
+    if share:
         _check_share(val)
-    splits: dict[str, AnySplit] = {
-        part: _gathered(dataset, part) if resident else _streamed(dataset, part, workers)
-        for part, dataset in given.items()
-    }
+    else:
+        given["val"] = val
+    read = partial(_read, labels=labels, collate=collate, length=length, workers=None if resident else workers)
+    splits: dict[str, AnySplit] = {part: read(dataset, part) for part, dataset in given.items()}
     pool = splits["train"]
     _check_alike(splits)
     if chosen and len(pool.shape) != 3:
         raise ConfigError(f"augmentations are for images (C, H, W), these items are {pool.shape}: leave augment= out")
     names = _class_names(splits, class_names)
-    if _sample(pool, 1).dtype == torch.uint8:
-        mean, std = statistics(_sample(pool, 1000))
+    sample = _sample(pool, 1000 if _types(_sample(pool, 1)) == ["torch.uint8"] else 1)
+    if isinstance(sample, Tensor) and sample.dtype == torch.uint8:
+        mean, std = statistics(sample)
         splits = {part: replace(split, mean=mean, std=std) for part, split in splits.items()}
-    held = splits["val"] if isinstance(val, Dataset) else float(val)
+    held = float(val) if share else splits["val"]
     return _assembled(name, splits["train"], held, splits["test"], names, seed, chosen)
 
 
-def _items(dataset: Dataset[Any], part: str) -> DatasetItems:
-    count = getattr(dataset, "__len__", None)
-    if count is None:
+def _read(
+    dataset: Any,
+    part: str,
+    labels: str | None,
+    collate: Callable[[list[Any]], Any] | None,
+    length: int | None,
+    workers: int | None,
+) -> AnySplit:
+    """One split: held in memory where `workers` is None, read when asked for otherwise."""
+    if isinstance(dataset, DataLoader):
+        own = dataset.collate_fn if dataset.collate_fn is not default_collate else None
+        dataset, collate = dataset.dataset, collate or own
+    if isinstance(dataset, tuple):
+        return _whole(dataset, part, labels)
+    if not hasattr(dataset, "__len__"):
+        dataset = _first_items(dataset, part, length)
+    items = DatasetItems(dataset, torch.arange(len(dataset)), labels)
+    if not len(items.index):
+        raise DataError(f"the {part} dataset is empty: it must hold at least one image")
+    if workers is not None:
+        if collate:
+            raise ConfigError("collate= makes one batch of a whole split, so take resident=True; or pad in the dataset")
+        return _streamed(items, part, workers)
+    if collate:
+        return _whole(collate([dataset[position] for position in range(len(dataset))]), part, labels)
+    return _gathered(items, part)
+
+
+def _first_items(dataset: Any, part: str, length: int | None) -> list[Any]:
+    if length is None:
         raise ConfigError(
             f"the {part} dataset ({type(dataset).__name__}) has no length: give one with __len__ and __getitem__, "
-            "or read an iterable one into a TensorDataset first"
+            "or length=, how many of its items to read"
         )
-    if count() == 0:
-        raise DataError(f"the {part} dataset is empty: it must hold at least one image")
-    return DatasetItems(dataset, torch.arange(count()))
+    items = list(islice(dataset, length))
+    if len(items) < length:
+        raise DataError(f"the {part} dataset gave {len(items):,} items; length={length:,} asked for more")
+    return items
 
 
-def _gathered(dataset: Dataset[Any], part: str) -> Split:
-    items = _items(dataset, part)
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+def _whole(batch: Any, part: str, labels: str | None) -> Split:
+    """A split that comes as one batch of arrays."""
+    x, y = pair_of(batch, labels)
+    x = x if isinstance(x, Inputs | Tensor) else torch.as_tensor(x)
+    lengths = {name: len(tensor) for name, tensor in x.parts().items()} if isinstance(x, Inputs) else {"x": len(x)}
+    lengths |= {"labels": len(y)} if labels is not None else {}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        told = ", ".join(f"{name} {n:,}" for name, n in lengths.items())
+        raise DataError(f"the arrays of the {part} data have different lengths, or none: {told}")
+    return Split(x, _labels(y if labels is not None else torch.empty(len(x), 0), part))
+
+
+def _gathered(items: DatasetItems, part: str) -> Split:
+    dataset = items.dataset
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2 and items.labels is not None:
         x, y = dataset.tensors
         return Split(x.reshape(len(x), *as_tensor(x[0]).shape), _labels(y, part))
     xs, ys = zip(*(items.pair((position, None)) for position in range(len(items.index))), strict=True)
     return Split(stacked(xs), _labels(ys, part))
 
 
-def _streamed(dataset: Dataset[Any], part: str, workers: int) -> StreamSplit:
-    items = _items(dataset, part)
-    known = _known_labels(dataset)
+def _streamed(items: DatasetItems, part: str, workers: int) -> StreamSplit:
+    known = _known_labels(items.dataset) if items.labels is not None else torch.empty(len(items.index), 0)
     if known is None:
         known = [items.pair((position, None))[1] for position in range(len(items.index))]
     return StreamSplit(items, _labels(known, part), tuple(items[0, None].shape), workers=workers)
 
 
-def _known_labels(dataset: Dataset[Any]) -> Any:
+def _known_labels(dataset: Any) -> Any:
     """Labels that a dataset tells without reading its items, or None."""
     if isinstance(dataset, Subset):
         inner = _known_labels(dataset.dataset)
@@ -101,12 +150,14 @@ def _known_labels(dataset: Dataset[Any]) -> Any:
 
 def _labels(labels: Any, part: str) -> Tensor:
     y = _label_tensor(labels, part)
-    if y.dim() not in (1, 2) or y.is_floating_point() or y.is_complex():
+    if y.is_floating_point():
+        return y.float()
+    if y.dim() not in (1, 2) or y.is_complex():
         raise DataError(
             f"labels of the {part} dataset must be one whole number per item or per place of an item, got {y.dtype} of "
             f"shape {tuple(y.shape)}: give class numbers counted from 0"
         )
-    if strange := _first(y, y < 0):
+    if strange := _first(y, (y < 0) & ((y != NO_LABEL) | (y.dim() == 1))):
         raise DataError(f"item {strange[0]} of the {part} dataset has the label {strange[1]}: count classes from 0")
     return y.long()
 
@@ -132,22 +183,37 @@ def _first(y: Tensor, strange: Tensor) -> tuple[int, int] | None:
 
 
 def _check_alike(splits: dict[str, AnySplit]) -> None:
-    expected = splits["train"].shape, _sample(splits["train"], 1).dtype
+    expected = splits["train"].shape, _types(_sample(splits["train"], 1))
+    labels = tuple(splits["train"].y.shape[1:])
     for part, split in splits.items():
-        found = split.shape, _sample(split, 1).dtype
+        found = split.shape, _types(_sample(split, 1))
         if found != expected:
-            raise DataError(
-                f"{part} items are {found[0]} {found[1]}, train items {expected[0]} {expected[1]}: make them alike"
-            )
-        if split.y.shape[1:] != splits["train"].y.shape[1:]:
+            told, wanted = (f"{shape} {' '.join(types)}" for shape, types in (found, expected))
+            raise DataError(f"{part} items are {told}, train items {wanted}: make them alike")
+        if split.y.shape[1:] != labels:
             raise DataError(
                 f"a {part} item has labels of shape {tuple(split.y.shape[1:])}, a train item of shape "
-                f"{tuple(splits['train'].y.shape[1:])}: make them alike"
+                f"{labels}: make them alike"
             )
+        if split.y.dtype != splits["train"].y.dtype:
+            raise DataError(
+                f"labels of the {part} dataset are {split.y.dtype}, of the train dataset {splits['train'].y.dtype}: "
+                "give whole numbers for classes, numbers with a point for regression"
+            )
+
+
+def _types(x: Any) -> list[str]:
+    """The types of a batch, and of several inputs their names and shapes too."""
+    if isinstance(x, Tensor):
+        return [str(x.dtype)]
+    return [f"{name} {part.dtype} {tuple(part.shape[1:])}" for name, part in x.parts().items()]
 
 
 def _class_names(splits: dict[str, AnySplit], class_names: Sequence[str] | None) -> tuple[str, ...]:
-    names = range(int(splits["train"].y.max()) + 1) if class_names is None else class_names
+    y = splits["train"].y
+    if y.is_floating_point():
+        return tuple(class_names or ())
+    names = range(int(y.max()) + 1) if class_names is None else class_names
     for part, split in splits.items():
         if strange := _first(split.y, split.y >= len(names)):
             raise DataError(
@@ -157,7 +223,7 @@ def _class_names(splits: dict[str, AnySplit], class_names: Sequence[str] | None)
     return tuple(str(name) for name in names)
 
 
-def _sample(split: AnySplit, n: int) -> Tensor:
+def _sample(split: AnySplit, n: int) -> Any:
     """Raw items: all of a resident split, up to `n` evenly spaced ones of a stream."""
     if isinstance(split, Split):
         return split.x

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from .calls import Inputs, calling
 from .names import canonical_parameters
 
 
@@ -42,7 +43,7 @@ class Flops:
         return sum(n * density.get(name, 1.0) for name, n in self.weights.items()) + self.other
 
 
-def count(model: nn.Module, x: Tensor) -> Flops:
+def count(model: nn.Module, x: Tensor | Inputs) -> Flops:
     """The FLOPs of a forward pass over `x`, a batch of one sample, by torch's own formula for each operation."""
     counter = _Counter(model)
     with ExitStack() as stack:
@@ -55,6 +56,7 @@ def count(model: nn.Module, x: Tensor) -> Flops:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(partial(counter.begin, name)).remove)
+        stack.enter_context(calling(model, needed=isinstance(x, Inputs)))
         stack.enter_context(counter)
         model(x)
     return counter.found

@@ -14,13 +14,13 @@ from ..identity import short_hash, text
 TRAINING: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "augmentation": lambda c: " + ".join(map(text, c["data"]["augment"])) or "none",
     "normalisation": lambda c: text([c["data"]["mean"], c["data"]["std"]]),
-    "loss": lambda c: text(_without_teacher(c["loss"])),
+    "loss": lambda c: text(_without_teacher(c["loss"])) + (f" of {text(c['forward'])}" if "forward" in c else ""),
     "teacher": lambda c: c["loss"].get("teacher") if isinstance(c["loss"], dict) else None,
-    "optimizer": lambda c: c["optimizer"] + (f" with momentum {c['momentum']}" if c["optimizer"] == "sgd" else ""),
+    "optimizer": lambda c: _optimizer(c),
     "lr": lambda c: c["lr"],
     "weight_decay": lambda c: c["weight_decay"],
     "lr_schedule": lambda c: text(c["lr_schedule"]),
-    "batch_size": lambda c: c["batch_size"],
+    "batch_size": lambda c: f"{c['batch_size']} in {c['accumulate']} parts" if "accumulate" in c else c["batch_size"],
     "precision": lambda c: c["precision"],
     "keep": lambda c: c["keep"],
     "patience": lambda c: c["patience"],
@@ -51,6 +51,11 @@ def _throughout(name: str, result: Any) -> Any:
     once = [value for i, value in enumerate(passed) if value not in passed[:i]]
     chain = once if once[-1:] == [own] else [*once, own]
     return own if len(chain) == 1 else ", then ".join(map(str, chain))
+
+
+def _optimizer(c: Mapping[str, Any]) -> str:
+    momentum = f" with momentum {c['momentum']}" if c["optimizer"] == "sgd" else ""
+    return c["optimizer"] + momentum + (f", gradients clipped at {c['clip']}" if c.get("clip") else "")
 
 
 def _without_teacher(loss: Any) -> Any:

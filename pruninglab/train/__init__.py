@@ -2,10 +2,10 @@
 
 from .evaluate import evaluate
 from .fit import fit, prune
-from .losses import Distill
+from .losses import Distill, negative_loss, returned_loss
 from .lr_schedules import ConstantLR, CosineLR, StepLR
 from .method import Method
-from .metrics import accuracy, bits, compression, perplexity, whole
+from .metrics import accuracy, bits, compression, negative_squared_error, perplexity, whole
 from .options import FitOptions, Options
 from .run import Cut, Run
 from .snapshot import Snapshot
@@ -28,8 +28,11 @@ __all__ = [
     "compression",
     "evaluate",
     "fit",
+    "negative_loss",
+    "negative_squared_error",
     "perplexity",
     "prune",
+    "returned_loss",
     "whole",
 ]
 

@@ -9,14 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.dataset import Data
+from ..data.splits import NO_LABEL
 from ..errors import ConfigError, DataError
+from ..layers.calls import Inputs
 from ..layers.flops import Flops, count
 from ..layers.hooks import evaluating
 from ..layers.names import canonical_parameters, check_plain
-from .losses import loss_arguments
+from .losses import loss_arguments, returned_loss
+from .metrics import accuracy
 from .options import Options
 from .run import Run
 from .snapshot import Snapshot
+from .training import Training
 
 
 def check_inputs(model: Any, data: Any, options: Options, inplace: bool) -> None:
@@ -40,10 +44,10 @@ def check_inputs(model: Any, data: Any, options: Options, inplace: bool) -> None
 _MEMORIES = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
 
-def check_memory(start: Snapshot, optimizer: str) -> None:
+def check_memory(start: Snapshot, optimizer: Any) -> None:
     """A snapshot rewinds the optimizer too, so it has to be one that remembers the same."""
     held = {name for state in (start.optimizer or {}).values() for name in state}
-    if held - _MEMORIES[optimizer.replace("adamw", "adam")]:
+    if isinstance(optimizer, str) and held - _MEMORIES[optimizer.replace("adamw", "adam")]:
         raise ConfigError(
             f"start: the snapshot holds {', '.join(sorted(held))}, which optimizer={optimizer!r} does not keep. Give "
             "the optimizer that it was made with; or begin with an empty memory: "
@@ -84,45 +88,80 @@ def _not_finite(run: Run, *losses: float) -> str:
     return f"the loss is NaN or Inf, {where}; lower lr={run.options.lr:g} or check the inputs"
 
 
-def _try_one_batch(run: Run) -> Flops:
+def _try_one_batch(run: Training) -> Flops:
     """Two images through everything: shapes, labels, loss, metric are wrong now or never. Returns the FLOPs."""
     data, loss, metric = run.data, run.options.loss, run.options.metric
-    x, y = next(iter(data.val.batches([torch.arange(min(2, len(data.val)))])))
+    x, y = run.sample
     try:
         with evaluating(run.model), torch.no_grad():
             flops = count(run.model, x[:1])
             with run.autocast():
                 logits = run.model(x)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise ConfigError(
-            f"{type(run.model).__name__} does not take what {data.name} gives, {tuple(x.shape[1:])} a sample: {error}"
+            f"{type(run.model).__name__} does not take what {data.name} gives, {_shapes(x)} a sample: {error}"
         ) from error
-    if not isinstance(logits, Tensor):
-        raise ConfigError(
-            f"{type(run.model).__name__} returns a {type(logits).__name__}; expected one tensor of logits. Put it into "
-            "a module whose forward returns that tensor, for example `return self.model(x).logits`."
-        )
-    if loss is F.cross_entropy and logits.ndim == 2:
-        for name in ("train", "val", "test"):
-            labels = getattr(data, name).y
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-                raise DataError(
-                    f"labels of {data.name}'s {name} split run from {int(labels.min())} to {int(labels.max())}, "
-                    f"but the model has {logits.shape[1]} outputs; expected 0 to {logits.shape[1] - 1}."
-                )
+    _check_labels(run, logits)
     with torch.no_grad(), run.randomness:
         once = loss(*loss_arguments(loss, logits, y, x))
-        twice = loss(
-            *loss_arguments(loss, logits.repeat_interleave(2, 0), y.repeat_interleave(2, 0), x.repeat_interleave(2, 0))
-        )
     if once.ndim:
         raise ConfigError(
             f"loss gave {tuple(once.shape)} values for {len(y)} samples; expected their mean, one number."
         )
-    if once != 0 and math.isclose(float(twice), 2 * float(once), rel_tol=1e-4):
-        raise ConfigError("loss doubles when every sample comes twice: it is a sum. Expected a mean over the batch.")
-    if metric(logits, y).shape != y.shape[:1]:
-        raise ConfigError(
-            f"metric gave {tuple(metric(logits, y).shape)} for {len(y)} samples; expected one value for each."
-        )
+    if loss is not returned_loss:
+        _check_mean(run, x, y, logits, float(once))
+    values = metric(*loss_arguments(metric, logits, y, x))
+    if values.shape != y.shape[:1]:
+        raise ConfigError(f"metric gave {tuple(values.shape)} for {len(y)} samples; expected one value for each.")
     return flops
+
+
+def _shapes(x: Tensor | Inputs) -> str:
+    if isinstance(x, Tensor):
+        return str(tuple(x.shape[1:]))
+    return ", ".join(f"{name} {tuple(part.shape[1:])}" for name, part in x.parts().items())
+
+
+def _check_labels(run: Training, logits: Tensor) -> None:
+    """Labels that the network has no output for, or no labels where the loss takes some."""
+    data, loss, y = run.data, run.options.loss, run.sample[1]
+    if not y.numel() and loss is F.cross_entropy:
+        raise ConfigError(
+            f"{data.name} has no labels; give loss=lab.train.returned_loss if the network returns its loss, or loss= "
+            "and metric=, functions of (logits, y)."
+        )
+    if y.numel() and y.is_floating_point() and (loss is F.cross_entropy or run.options.metric is accuracy):
+        raise ConfigError(
+            f"the labels of {data.name} are numbers with a point, not classes; give loss=F.mse_loss and "
+            "metric=lab.train.negative_squared_error, or your own of (outputs, y)."
+        )
+    if y.numel() and y.is_floating_point() and logits.shape != y.shape:
+        raise ConfigError(
+            f"{type(run.model).__name__} gives {tuple(logits.shape)} for labels of shape {tuple(y.shape)}; expected "
+            "one shape for both. Bring the labels to it in the data set, or the outputs by forward=."
+        )
+    if loss is not F.cross_entropy:
+        return
+    if y.ndim > 1 and logits.shape[:1] + logits.shape[2:] != y.shape:
+        last = " Its classes seem to lie in the last dimension: forward=lambda model, x: model(x).movedim(-1, 1)."
+        raise ConfigError(
+            f"{type(run.model).__name__} gives {tuple(logits.shape)} for labels of shape {tuple(y.shape)}; expected "
+            f"(samples, classes, places).{last if logits.shape[:-1] == y.shape else ''}"
+        )
+    for name in ("train", "val", "test"):
+        labels = getattr(data, name).y
+        labels = labels[labels != NO_LABEL]
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+            raise DataError(
+                f"labels of {data.name}'s {name} split run from {int(labels.min())} to {int(labels.max())}, "
+                f"but the model has {logits.shape[1]} outputs; expected 0 to {logits.shape[1] - 1}."
+            )
+
+
+def _check_mean(run: Training, x: Any, y: Tensor, logits: Tensor, once: float) -> None:
+    loss = run.options.loss
+    double = [part.repeat_interleave(2, 0) for part in (logits, y, x)]
+    with torch.no_grad(), run.randomness:
+        twice = loss(*loss_arguments(loss, *double))
+    if once != 0 and math.isclose(float(twice), 2 * once, rel_tol=1e-4):
+        raise ConfigError("loss doubles when every sample comes twice: it is a sum. Expected a mean over the batch.")

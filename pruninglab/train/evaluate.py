@@ -56,7 +56,7 @@ def evaluate(
     net: Callable[[Tensor], Tensor],
     batches: Batches,
     loss: Callable[..., Tensor],
-    metric: Callable[[Tensor, Tensor], Tensor] = accuracy,
+    metric: Callable[..., Tensor] = accuracy,
     device: str | torch.device = "cpu",
     each_batch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
@@ -70,11 +70,11 @@ def evaluate(
     for x, y in batches:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         logits = net(x)
-        each = metric(logits, y)
+        each = metric(*loss_arguments(metric, logits, y, x))
         if each.shape != y.shape[:1]:
             raise ConfigError(f"metric gave {tuple(each.shape)} for {len(y)} samples; expected one value for each.")
         values = [loss(*loss_arguments(loss, logits, y, x)) * len(y), each.sum()]
-        if logits.ndim == 2 and logits.shape[1] >= 100:
+        if logits.ndim == 2 and logits.shape[1] >= 100 and y.ndim == 1:
             names = ["loss", "accuracy", "top5"]
             values.append((logits.topk(5, 1).indices == y[:, None]).sum())
         sums[: len(values)] += torch.stack([v.detach().to(exact) for v in values])

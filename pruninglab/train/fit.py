@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError
+from ..layers.calls import calling, logits_of
 from ..layers.names import NOTHING, Pattern, check_plain, prunable
 from ..layers.precision import exact_dtype
 from ..masks.choose import Scope, keep_top
@@ -70,7 +71,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
 
 def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training:
     path = Path(session.checkpoint) if session.checkpoint else None
-    with checkpoints.alone(path), settings(run.device), channels_last(run.model, run.device):
+    with checkpoints.alone(path), settings(run.device), channels_last(run.model, run.device), run.calling():
         given = session.masks
         if given is None:
             given = session.start.masks if session.start else _left_by(model, run)
@@ -150,7 +151,7 @@ def prune(
             masks = Masks(masks).over(weights)
             masks.check(weights)
             masks.apply_({name: weight.data for name, weight in weights.items()})
-        with own_randomness(seed):
+        with own_randomness(seed), calling(model, needed=data is not None):
             place = next(iter(weights.values())).device
             batches = Shuffled(data.train.to(place), 100, seed) if data else None
             scores = scored(model, criterion, batches, weights)
@@ -217,7 +218,8 @@ def _keeps(run: Training, due: bool) -> bool:
 
 def _logits(run: Training) -> Tensor:
     try:
-        return run.net(run.x)
+        logits = run.net(run.x)
+        return logits if isinstance(logits, Tensor) else logits_of(logits)  # of Inception, while it trains
     except ValueError as error:
         if len(run.x) > 1:
             raise
@@ -226,19 +228,17 @@ def _logits(run: Training) -> Tensor:
 
 def _step(run: Training, broken: Tensor) -> Tensor:
     """One batch, in full: forward, backward, optimizer, masks, and the moments of the methods. Returns its loss."""
-    loss_fn, factor = run.options.loss, run.options.lr_factor(run.progress)
+    factor = run.options.lr_factor(run.progress)
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     with run.randomness:
         run.randomness.reseed("step", run.step)
-        with run.autocast():
-            run.logits = _logits(run)
-            loss = loss_fn(*loss_arguments(loss_fn, run.logits, run.y, run.x))
-        extra = [term for m in run.methods if (term := m.on_loss(run)) is not None]
-        sum(extra, start=loss).backward()
+        loss = _backward(run) if run.options.accumulate == 1 else _backward_in_parts(run)
         with torch.no_grad():
             for m in run.methods:
                 m.on_grad(run)
+            if run.options.clip:
+                nn.utils.clip_grad_norm_(run.model.parameters(), run.options.clip)
             broken.logical_or_(~torch.isfinite(loss))
             run.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
             with torch._C.DisableTorchFunction():  # it draws nothing, and its many calls need no look
@@ -248,7 +248,30 @@ def _step(run: Training, broken: Tensor) -> Tensor:
             for m in run.methods:
                 m.on_step(run)
             run.apply_masks()
+    return loss
+
+
+def _backward(run: Training, share: float = 1.0) -> Tensor:
+    """The loss of `run.x`, and this share of its gradients added to what is there."""
+    loss_fn = run.options.loss
+    with run.autocast():
+        run.logits = _logits(run)
+        loss = loss_fn(*loss_arguments(loss_fn, run.logits, run.y, run.x))
+    extra = [term for m in run.methods if (term := m.on_loss(run)) is not None]
+    total = sum(extra, start=loss)
+    (total if share == 1.0 else total * share).backward()
     return loss.detach()
+
+
+def _backward_in_parts(run: Training) -> Tensor:
+    """The gradients of a batch that is too large for memory, as the mean over its parts."""
+    x, y = run.x, run.y
+    size = -(-len(y) // run.options.accumulate)
+    losses = []
+    for run.x, run.y in zip(x.split(size), y.split(size), strict=True):
+        losses.append(_backward(run, len(run.y) / len(y)) * (len(run.y) / len(y)))
+    run.x, run.y = x, y
+    return torch.stack(losses).sum()
 
 
 def _batches(run: Training) -> Iterator[tuple[Tensor, Tensor]]:

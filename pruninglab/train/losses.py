@@ -9,12 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import ConfigError
+from ..layers.calls import calling
 from .run import Costs, Run
 
 
 def loss_arguments(loss: Callable[..., Tensor], logits: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """`(logits, y)`, and x for a loss that asks for a third argument by the attribute `takes_input`."""
+    """`(logits, y)`, and x for a loss or metric that asks for a third argument by the attribute `takes_input`."""
     return (logits, y, x) if getattr(loss, "takes_input", False) else (logits, y)
+
+
+def returned_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """The loss that the network itself returned beside its logits: `fit(…, loss=lab.train.returned_loss)`."""
+    if (loss := getattr(logits, "returned_loss", None)) is None:
+        raise ConfigError(
+            "returned_loss takes the loss that the network returns, and it returned none. Wrap the data with "
+            "labels=None, so that the network gets its labels; or give another loss=, a function of (logits, y)."
+        )
+    return loss
+
+
+def negative_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """The metric where only the network knows its loss: that loss, negative, for each sample of the batch."""
+    return -returned_loss(logits, y).detach().expand(len(y))
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class Distill:
     def __call__(self, logits: Tensor, y: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
             teacher = cast(nn.Module, self.teacher).to(x.device)
-            target = F.log_softmax(teacher(x) / self.temperature, 1)
+            with calling(teacher):
+                target = F.log_softmax(teacher(x) / self.temperature, 1)
         soft = F.kl_div(F.log_softmax(logits / self.temperature, 1), target, reduction="batchmean", log_target=True)
         return self.weight * self.temperature**2 * soft + (1 - self.weight) * F.cross_entropy(logits, y)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import ConfigError
 from ..terminal import Asked, asked_to_stop
 from .run import Run
 
@@ -16,9 +17,23 @@ def make_optimizer(run: Run) -> None:
     known = {p for group in run.param_groups for p in group["params"]}
     run.param_groups[0]["params"] += [p for p in run.model.parameters() if p.requires_grad and p not in known]
     run.param_groups = [group for group in run.param_groups if group["params"]]
-    run.optimizer = _OPTIMIZERS[run.options.optimizer](run) if run.param_groups else torch.optim.SGD([torch.zeros(1)])
+    run.optimizer = _optimizer(run) if run.param_groups else torch.optim.SGD([torch.zeros(1)])
     for group in run.optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
+
+
+def _optimizer(run: Run) -> torch.optim.Optimizer:
+    """One of ours by name, or what the user's function makes of the groups, the rate and the weight decay."""
+    asked, decay = run.options.optimizer, run.options.weight_decay
+    if isinstance(asked, str):
+        return _OPTIMIZERS[asked](run)
+    made = asked(run.param_groups, lr=run.options.lr, **({"weight_decay": decay} if decay else {}))
+    if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+        raise ConfigError(
+            f"optimizer= made a {type(made).__name__}; expected a torch.optim.Optimizer whose step needs no closure, "
+            "for example optimizer=torch.optim.RMSprop."
+        )
+    return made
 
 
 @contextmanager

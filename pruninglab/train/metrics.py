@@ -3,17 +3,30 @@
 import math
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+NO_LABEL = nn.CrossEntropyLoss().ignore_index
+"""The label of a place that does not count."""
 Numbers = TypeVar("Numbers")
 """One number or many: a float, a tensor, a column of a table."""
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """1 for each right answer, 0 for each wrong one; of a sequence the fraction of places that are right."""
+    """1 for each right answer, 0 for each wrong one; of a sequence the fraction of places that are right.
+
+    Places with the label -100 do not count.
+    """
     right = (logits.argmax(1) == y).float()
-    return right if right.ndim == 1 else right.flatten(1).mean(1)
+    if right.ndim == 1:
+        return right
+    right, counted = right.flatten(1), (y != NO_LABEL).flatten(1)
+    return (right * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+
+def negative_squared_error(outputs: Tensor, y: Tensor) -> Tensor:
+    """For regression: minus the squared error of each sample, a mean over its outputs."""
+    return -(outputs - y).square().flatten(1).mean(1) if y.ndim > 1 else -(outputs - y).square()
 
 
 def whole(logits: Tensor, y: Tensor) -> Tensor:

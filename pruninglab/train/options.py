@@ -13,16 +13,21 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..identity import label
+from ..layers.calls import Forward
 from ..layers.names import Pattern, pattern_names
 from ..results.record import check_tags
 from ..storage.files import check_writable
-from ..typed import BelowOne, Count, CountFromZero, Strength, check_settings
+from ..typed import BelowOne, Count, CountFromZero, Positive, Strength, check_settings
+from .losses import negative_loss, returned_loss
 from .lr_schedules import LRSchedule, named
 from .metrics import accuracy
 from .snapshot import Snapshot
 
 Loss = Callable[..., Tensor]
-Metric = Callable[[Tensor, Tensor], Tensor]
+Metric = Callable[..., Tensor]
+Optimizer = Literal["adam", "adamw", "sgd"] | Callable[..., torch.optim.Optimizer]
+LATER: dict[str, Any] = {"forward": None, "clip": None, "accumulate": 1}
+"""Options that came later: a record holds them only where they are not as here, which is what was done before."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Options:
     epochs: CountFromZero
     batch_size: Count = 100
     eval_batch_size: Count = 1000
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     lr: Strength = 1e-3
     momentum: BelowOne = 0.9
     weight_decay: Strength = 0.0
@@ -47,6 +52,9 @@ class Options:
     norms: bool = False
     patience: Count | None = None
     keep: Literal["last", "best"] = "last"
+    forward: Forward | None = None
+    clip: Positive | None = None
+    accumulate: Count = 1
 
     def __post_init__(self) -> None:
         check_settings(self, "fit")
@@ -59,7 +67,8 @@ class Options:
         """With everything resolved that depends on the device, or may be given by name."""
         precision = ("bf16" if device.type == "cuda" else "fp32") if self.precision == "auto" else self.precision
         scope = {"skip": pattern_names(self.skip), "include": pattern_names(self.include)}
-        return replace(self, precision=precision, lr_schedule=named(self.lr_schedule), **scope)
+        metric = negative_loss if self.loss is returned_loss and self.metric is accuracy else self.metric
+        return replace(self, precision=precision, lr_schedule=named(self.lr_schedule), metric=metric, **scope)
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class TrainingOptions(TypedDict, total=False):
 
     batch_size: int
     eval_batch_size: int
-    optimizer: Literal["adam", "adamw", "sgd"]
+    optimizer: Optimizer
     lr: float
     momentum: float
     weight_decay: float
@@ -119,6 +128,9 @@ class TrainingOptions(TypedDict, total=False):
     norms: bool
     patience: int | None
     keep: Literal["last", "best"]
+    forward: Forward | None
+    clip: float | None
+    accumulate: int
     every_steps: int | None
     other_code: bool
     tags: Mapping[str, str | float | bool | None]

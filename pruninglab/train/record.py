@@ -19,7 +19,7 @@ from ..results.protocol import training
 from ..results.record import LITTLE, Result
 from ..storage import sparse
 from .method import Method, state_of
-from .options import Session
+from .options import LATER, Session
 from .run import Costs, Run, optimizer_state
 from .snapshot import Snapshot
 
@@ -156,7 +156,7 @@ def _config(run: Run) -> dict[str, Any]:
         },
         "model": {"name": type(run.model).__name__, **built, "form": form},
         "methods": [describe(method) for method in run.acting],
-        **{k: v for k, v in describe(run.options).items() if k != "type"},
+        **{k: v for k, v in describe(run.options).items() if k != "type" and (k, v) not in LATER.items()},
         "origin": {k: v for k, v in run.origin.items() if k != "earlier"},
         "masks": run.masks.fingerprint if run.sparsity else None,
         "device": run.device.type,

@@ -1,7 +1,9 @@
 """`Training`: a `Run` that scores, evaluates and remembers. `fit` makes it."""
 
 import json
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError, RunError
 from ..identity import short_hash
+from ..layers.calls import Inputs, calling
 from ..layers.hooks import evaluating
 from ..randomness import own_randomness
 from ..results.answers import Answers
@@ -31,13 +34,34 @@ class Training(Run):
         self.randomness = own_randomness(self.options.seed, self.device)
         super().__post_init__()
 
+    @cached_property
+    def sample(self) -> tuple[Any, Tensor]:
+        """Two images of the validation split, or one where there are no more."""
+        return next(iter(self.data.val.batches([torch.arange(min(2, len(self.data.val)))])))
+
+    def calling(self) -> AbstractContextManager[None]:
+        """In this block the network takes what the data gives, and answers with one tensor of logits."""
+        return calling(self.model, self.options.forward, self._is_foreign)
+
+    @cached_property
+    def _is_foreign(self) -> bool:
+        """Whether this network is called with more than one tensor, or answers with more."""
+        x = self.sample[0]
+        if self.options.forward is not None or isinstance(x, Inputs):
+            return True
+        try:
+            with self.randomness, evaluating(self.model), torch.no_grad():
+                return not isinstance(self.model(x), Tensor)
+        except Exception:  # it is said, with the reason, by the trial of one batch
+            return False
+
     @property
     def key(self) -> str:
         return short_hash(json.dumps(self.config, sort_keys=True))
 
     def score(self, criterion: str | Criterion, masked: bool = True) -> dict[str, Tensor]:
         batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
-        with self.masked() if masked else nullcontext():
+        with self.masked() if masked else nullcontext(), self.calling():
             scores = scored(self.model, criterion, batches, self.weights)
         return {name: score.to(self.device) for name, score in scores.items()}
 
@@ -65,7 +89,10 @@ class Training(Run):
     def _evaluated(self, batches: Batches, answers: Answers | None) -> dict[str, float]:
         if answers is not None:
             answers.clear()
-        with self.masked(), evaluating(self.model), torch.inference_mode(), self.autocast(), memory_watched():
+        looking = (self.masked(), self.calling(), evaluating(self.model), torch.inference_mode(), self.autocast())
+        with ExitStack() as stack:
+            for part in (*looking, memory_watched()):
+                stack.enter_context(part)
             return evaluate(
                 self.net, batches, self.options.loss, self.options.metric, self.device, answers and answers.add
             )
