@@ -220,6 +220,12 @@ def skipping(model: Any, data: lab.Data) -> nn.Module:
     return build("n2nskip", data, seed=0, **base)
 
 
+@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if any(m.in_training for m in made)])
+def test_what_only_acts_in_training_is_refused_without_it(name, blobs):
+    with pytest.raises(lab.ConfigError, match="acts in training, and epochs=0 has no step"):
+        lab.fit(nn.Linear(10, 4), blobs, *METHODS[name], epochs=0, progress=False)
+
+
 def train(net: Net, made: list[lab.Method], **options: Any) -> lab.Run:
     return lab.fit(*net, *made, epochs=2, batch_size=24, seed=1, progress=False, **options)
 

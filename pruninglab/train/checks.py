@@ -1,7 +1,7 @@
 """What `fit` refuses before it trains, and what it finds when the loss is not a number."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..layers.flops import Flops, count
 from ..layers.hooks import evaluating
 from ..layers.names import canonical_parameters, check_plain
 from .losses import loss_arguments, returned_loss
+from .method import Method
 from .metrics import accuracy
 from .options import Options
 from .run import Run
@@ -39,6 +40,11 @@ def check_inputs(model: Any, data: Any, options: Options, inplace: bool) -> None
         raise ConfigError(
             "this model has no parameter to train: all are frozen, or there are none. Use epochs=0 to measure."
         )
+
+
+def check_length(methods: Sequence[Method], epochs: int) -> None:
+    if idle := [type(method).__name__ for method in methods if method.in_training and not epochs]:
+        raise ConfigError(f"{idle[0]} acts in training, and epochs=0 has no step; use OneShot or more epochs.")
 
 
 _MEMORIES = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}

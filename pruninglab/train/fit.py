@@ -23,7 +23,7 @@ from ..results.answers import Answers
 from ..results.record import percent
 from ..terminal import Bar
 from . import checkpoints
-from .checks import _not_finite, _try_one_batch, check_inputs, check_masks, check_memory
+from .checks import _not_finite, _try_one_batch, check_inputs, check_length, check_masks, check_memory
 from .evaluate import Shuffled, loss_arguments, scored
 from .machine import channels_last, interruptible, make_optimizer, settings
 from .method import Method, fresh
@@ -54,6 +54,7 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     chosen, session = resolved(options)
     check_inputs(model, data, chosen, session.inplace)
     own = sorted(map(fresh, methods), key=lambda method: method.observes)  # who only looks, looks last
+    check_length(own, chosen.epochs)
     with torch.inference_mode(False), torch.enable_grad():
         return _fitted(_begun(model, data, own, chosen, session), model, session)
 

@@ -26,6 +26,9 @@ class Method:
     observes: ClassVar[bool] = False
     """True for a method that only looks, a log say: the record is the same with it and without it."""
 
+    in_training: ClassVar[bool] = False
+    """True for a method that only acts in training: with `epochs=0` it is refused."""
+
     goes_back = False
     """True for a method that returns to `run.best` while training, and so needs what the optimizer remembered then."""
 

@@ -25,6 +25,7 @@ class Gradual(Method):
     every cut, and comes back with that value when kept ones have fallen below it.
     """
 
+    in_training = True
     schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]
     criterion: CriterionName | Criterion = "magnitude"
     scope: Scope = "global"
@@ -44,8 +45,6 @@ class Gradual(Method):
 
     def on_start(self, run: Run) -> None:
         run.aim(self.schedule(1.0), self.scope, self.unit)
-        if run.steps == 0:
-            raise ConfigError("Gradual cuts during training, and epochs=0 has no step; use OneShot or more epochs.")
         self.settled = False
         self.revived = 0
         self.allowed = run.masks.clone() if self.reactivate else Masks()

@@ -56,6 +56,7 @@ class WeightMom(Method):
     times the density of all. The paper's setting starts from a trained model: `fit(trained, …, **PAPER)`.
     """
 
+    in_training = True
     schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]
     mode: memory.Mode = "ema"
     window: Annotated[int, Range(1, 62)] = 15
@@ -86,8 +87,6 @@ class WeightMom(Method):
 
     def on_start(self, run: Run) -> None:
         run.aim(self.schedule(1.0))
-        if run.steps == 0:
-            raise ConfigError("WeightMom watches weights in training, and epochs=0 has none; use more epochs.")
         self._order = order_of(run)  # follows from the model, so that no checkpoint needs it
         left = self._keeps(run.masks, self.schedule(1.0))  # refused now if a weight for each layer is too many
         self.settled, self.seen, self.not_eligible, self.short_windows = False, 0, 0, 0

@@ -80,6 +80,7 @@ class L0(Method):
     the test uses no averages of the weights; a weight decay is that of the weights, not that of the open ones.
     """
 
+    in_training = True
     sparsity: float | Schedule | None = None
     strength: Strength = 0.1
     unit: Unit = "weight"

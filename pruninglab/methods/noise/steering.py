@@ -34,8 +34,6 @@ def check(sparsity: float | Schedule | None, warmup: tuple[float, float], end: f
 
 def begin(run: Run, method: str, sparsity: float | Schedule | None, unit: Unit = "weight") -> None:
     """Refuse what cannot be, and say what is to be reached."""
-    if run.steps == 0:
-        raise ConfigError(f"{method} learns in training, and epochs=0 has no step; use OneShot or more epochs.")
     if not run.weights:
         raise ConfigError(NOTHING)
     alone(run, method)

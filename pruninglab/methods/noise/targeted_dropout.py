@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ...errors import ConfigError
 from ...masks.choose import Scope
 from ...masks.masks import UNITS, Masks, Sparsity, Unit
 from ...masks.projections import largest
@@ -30,6 +29,7 @@ class TargetedDropout(Method):
     Deviations: candidates are the smallest of each layer (or of `scope`), the paper's those of each unit's inputs.
     """
 
+    in_training = True
     sparsity: Sparsity | Schedule
     drop: Fraction = 0.5
     scope: Scope = "layer"
@@ -39,8 +39,6 @@ class TargetedDropout(Method):
 
     def on_start(self, run: Run) -> None:
         run.aim(self._schedule()(1.0), self.scope, self.unit)
-        if run.steps == 0:
-            raise ConfigError("TargetedDropout acts in training, and epochs=0 has no step; use OneShot or more epochs.")
         steering.alone(run, "TargetedDropout")
         self.settled = False
         inside = run.net

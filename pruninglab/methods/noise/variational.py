@@ -79,6 +79,7 @@ class VariationalDropout(Method):
     threshold a mean is still used in training, which the authors' code omits for LeNet. Beyond the clip log σ² stands.
     """
 
+    in_training = True
     sparsity: float | Schedule | None = None
     strength: Strength | None = None
     threshold: float = 3.0

@@ -65,6 +65,7 @@ class SoftSharing(Method):
     divergence of two components is the larger of the two directions.
     """
 
+    in_training = True
     tau: Strength = 5e-3
     components: Annotated[int, Range(2)] = 17
     zero: PartialFraction = 0.999
@@ -76,8 +77,6 @@ class SoftSharing(Method):
     proportions: Tensor = field(init=False)
 
     def on_start(self, run: Run) -> None:
-        if run.steps == 0:
-            raise ConfigError("SoftSharing learns its mixture in training; epochs=0 has no step, give more epochs.")
         values = self._values(run).detach()
         if values.numel() < 2 or values.min() == values.max():
             raise ConfigError("there is no range of weights to share: expected two different ones or more in scope.")

@@ -66,6 +66,7 @@ class ADMM(Method):
     changes, U is rescaled so that the multiplier ρ·U stays (Boyd et al. 2011, section 3.4.1); their ρ is constant.
     """
 
+    in_training = True
     sparsity: Sparsity
     rho: Penalty | Mapping[str, Penalty] = 1.5e-3
     scope: Scope = "layer"
@@ -80,8 +81,6 @@ class ADMM(Method):
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity, self.scope, self.unit)
-        if run.steps == 0:
-            raise ConfigError("ADMM pulls during training, and epochs=0 has no step; use OneShot or more epochs.")
         masks = largest(run.weights, self.sparsity, **self._choice(run))
         together = self.scope == "global" and not isinstance(self.sparsity, Mapping)  # then any layer may lose weights
         losing = [n for n, mask in masks.items() if together or bool((mask != run.masks[n]).any())]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
 from ...masks.choose import Scope
 from ...masks.masks import Sparsity, Unit
 from ...masks.projections import largest, project
@@ -35,6 +34,7 @@ class PGD(Method):
     take plain gradient steps; the papers project to the end, or retrain in a second run.
     """
 
+    in_training = True
     sparsity: Sparsity
     scope: Scope = "layer"
     unit: Unit = "weight"
@@ -44,8 +44,6 @@ class PGD(Method):
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity, self.scope, self.unit)
-        if run.steps == 0:
-            raise ConfigError("PGD projects during training, and epochs=0 has no step; use OneShot or more epochs.")
         self.settled = False
 
     @torch.no_grad()

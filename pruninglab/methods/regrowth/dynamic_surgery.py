@@ -57,6 +57,7 @@ class DynamicSurgery(Method):
     deviation, and biases are cut; here what is in scope. Weight decay does not reach the values that are aside.
     """
 
+    in_training = True
     sparsity: Sparsity | None = None
     crate: float | None = None
     scope: Scope = "global"
@@ -82,8 +83,6 @@ class DynamicSurgery(Method):
             run.aim(self.sparsity, self.scope)
         if not run.weights:
             raise ConfigError(NOTHING)
-        if run.steps == 0:
-            raise ConfigError("DynamicSurgery acts in training, and epochs=0 has no step; use OneShot or more epochs.")
         self.settled = False
         self.spliced = 0
         self.allowed = run.masks.clone()

@@ -40,6 +40,7 @@ class GlobalSparseMomentum(Method):
     `fit` for others. The authors' code lets ties be active, too.
     """
 
+    in_training = True
     sparsity: Sparsity
     decay: Positive = 5e-4
     coupled: bool = True
@@ -54,8 +55,6 @@ class GlobalSparseMomentum(Method):
 
     def on_start(self, run: Run) -> None:
         run.aim(self.sparsity, self.scope)
-        if run.steps == 0:
-            raise ConfigError("GlobalSparseMomentum acts in training, and epochs=0 has no step; give more epochs.")
         self.settled = False
         self.lost = 0.0
 

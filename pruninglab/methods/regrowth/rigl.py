@@ -36,6 +36,7 @@ class RigL(Method):
     others, three to seven times in the first hundred.
     """
 
+    in_training = True
     sparsity: Sparsity
     scope: Scope = "erk"
     drop_fraction: PartialFraction = 0.3

@@ -55,6 +55,7 @@ class SET(Method):
     grow: it leads nowhere, and would stay 0.
     """
 
+    in_training = True
     sparsity: Sparsity
     scope: Scope = "erk"
     drop_fraction: PartialFraction = 0.3

@@ -56,6 +56,7 @@ class SparseMomentum(Method):
     after training, an epoch's here in the first step of the next.
     """
 
+    in_training = True
     sparsity: Sparsity
     scope: Scope = "layer"
     drop_fraction: PartialFraction = 0.5

@@ -42,10 +42,6 @@ class Turnover:
     def begin(cls, run: Run, sparsity: Sparsity, scope: Scope, end: float, every_steps: int) -> "Turnover":
         """Cut to the sparsity at random, where that is not reached already, and begin to note."""
         run.aim(sparsity, scope)
-        if run.steps == 0:
-            raise ConfigError(
-                f"{run.name} moves weights in training, and epochs=0 has no step; use OneShot or more epochs."
-            )
         last = last_step(run, end)
         if every_steps >= last:
             raise ConfigError(
