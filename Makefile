@@ -11,7 +11,7 @@ READY := .venv/.ready
 
 # One thread in each worker: two jobs of two threads on two cores are many times slower than one.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
-NBVAL := --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,12 +20,11 @@ demo: $(READY) ## prune a small network in the first notebook, headless, into ru
 	$(PY) -m pruninglab demo
 
 test: check ## ruff, pyright, the tests, and every notebook against its committed outputs
-	$(PYTEST) --dist loadgroup
-	$(PYTEST) $(NBVAL) notebooks
+	$(PYTEST) $(NBVAL) notebooks tests
 
 test-all: check ## everything that `make test` runs, the long tests, branch coverage and mutation testing
-	$(PYTEST) --dist loadgroup -m "slow or not slow" --cov
-	$(PYTEST) $(NBVAL) notebooks
+	$(PYTEST) -m "slow or not slow" --cov
+	$(PYTEST) $(NBVAL) notebooks tests/conftest.py
 	OMP_NUM_THREADS=1 $(PY) tests/mutation.py
 
 lab: $(READY) ## open the notebooks in JupyterLab

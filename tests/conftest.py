@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the kernels and workers of a test inherit it
 
@@ -12,6 +13,7 @@ import nbformat
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
+from together import Together
 from torch.utils.data import TensorDataset
 
 import pruninglab as lab
@@ -22,6 +24,12 @@ matplotlib.use("Agg")
 hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)  # --hypothesis-profile=search
 hypothesis.settings.load_profile("same")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Not by `xdist_group`: pytest 9.2 ignores the group that xdist 3.8 writes into the name of a test."""
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

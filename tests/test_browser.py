@@ -26,10 +26,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 SECONDS = 180_000  # for what takes long on a busy machine, in milliseconds
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM"),
-    pytest.mark.xdist_group("browser"),  # one server and one browser are enough for two cores
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM")
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import pytest
 
 import pruninglab as lab
 
-pytestmark = pytest.mark.xdist_group("claims")  # one worker trains the networks
-
 
 @pytest.fixture(scope="module", params=[1, pytest.param(5, marks=pytest.mark.slow)], ids="{}-seeds".format)
 def dense(request) -> list[tuple[lab.Data, lab.Run]]:

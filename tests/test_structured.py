@@ -93,7 +93,7 @@ LARGE = (
     *(f"torchvision:{n}" for n in ("densenet121", "regnet_y_400mf", "efficientnet_b0", "convnext_tiny")),
 )
 SHARES = [
-    pytest.param(name, share, marks=[pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])])
+    pytest.param(name, share, marks=[pytest.mark.slow] * slow)
     for name in NETS
     for share, slow in ((0.3, name in LARGE), (0.6, False), (0.9, name in LARGE))
 ]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from together import NETWORK, WHOLE, Together
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -172,3 +174,16 @@ def test_ci_runs_the_command_of_the_readme() -> None:
 def test_make_alone_lists_every_target() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([a-z]+)", shown, re.MULTILINE)) == targets()
+
+
+def test_tests_that_share_something_go_to_one_worker() -> None:
+    """Of the tests as pytest names them; a file that is named here and is gone would be split without a word."""
+    scope = partial(Together._split_scope, None)  # pyright: ignore[reportArgumentType]
+    assert scope("notebooks/00_start.ipynb::Cell 3") == "notebooks/00_start.ipynb"
+    assert scope("tests/test_claims.py::test_a[1-seeds]") == scope("tests/test_claims.py::test_b")
+    assert scope("tests/test_masks.py::test_a") == "tests/test_masks.py::test_a"
+    large = f"tests/{NETWORK}torchvision:regnet_y_400mf-0.6]"
+    assert scope(large) == scope(large.replace("0.6", "0.3")) != scope(large.replace("regnet", "other"))
+    file, test = NETWORK.strip("[").split("::")
+    assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert all((ROOT / "tests" / name).is_file() for name in WHOLE if name.startswith("test_"))
