@@ -1,11 +1,13 @@
 """Training from scratch, and the enhanced setting: masks, weights, budgets and what they cost."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pruninglab as lab
-from pruninglab.recipes import enhanced, scratch
+from pruninglab.recipes import enhanced, scratch, tickets
 from pruninglab.recipes.enhanced import shares
 
 
@@ -125,15 +127,23 @@ def weights(**sizes: tuple[int, ...]) -> dict[str, Tensor]:
 def test_enhanced_shares_by_hand():
     """1000 weights, 100 to stay: 40 of the first convolution, 20 of the last layer (a fifth), 40 of 860 between."""
     four = weights(first=(10, 1, 2, 2), a=(43, 10), b=(10, 43), last=(10, 10))
-    assert shares(four, 0.9) == pytest.approx({"first": 0.0, "a": 1 - 20 / 430, "b": 1 - 20 / 430, "last": 0.8})
+    assert shares(four, 0.9, list(four)) == pytest.approx(
+        {"first": 0.0, "a": 1 - 20 / 430, "b": 1 - 20 / 430, "last": 0.8}
+    )
     # where 80 % is not reached, the last layer is one of many: 240 of 960
-    assert shares(four, 0.72) == pytest.approx({"first": 0.0, "a": 0.75, "b": 0.75, "last": 0.75}, abs=2e-3)
+    one_of_many = {"first": 0.0, "a": 0.75, "b": 0.75, "last": 0.75}
+    assert shares(four, 0.72, list(four)) == pytest.approx(one_of_many, abs=2e-3)
     linear = weights(a=(80, 10), last=(20, 10))
-    assert shares(linear, 0.9) == pytest.approx({"a": 1 - 60 / 800, "last": 0.8})
+    assert shares(linear, 0.9, list(linear)) == pytest.approx({"a": 1 - 60 / 800, "last": 0.8})
     with pytest.raises(lab.ConfigError, match="leaves nothing of a, b"):
-        shares(four, 0.95)
+        shares(four, 0.95, list(four))
     with pytest.raises(lab.ConfigError, match="a layer between"):
-        shares(weights(first=(10, 1, 2, 2), last=(10, 10)), 0.5)
+        shares(two := weights(first=(10, 1, 2, 2), last=(10, 10)), 0.5, list(two))
+    # the order of the forward pass says which is first and last; a bias goes with its weight
+    mixed = {"head.weight": torch.zeros(10, 10), "head.bias": torch.zeros(10)} | weights(a=(43, 10), b=(10, 43))
+    assert shares(mixed, 0.9, ["a", "b", "head"]) == pytest.approx(
+        {"head.weight": 0.8, "head.bias": 0.8, "a": 1 - 37 / 430, "b": 1 - 38 / 430}, abs=3e-3
+    )
 
 
 def test_enhanced_trains_longer_to_the_exact_share(model, data):
@@ -145,6 +155,31 @@ def test_enhanced_trains_longer_to_the_exact_share(model, data):
     assert kept["fc2.weight"] == run.masks["fc2.weight"].numel() // 5
     with pytest.raises(lab.ConfigError, match="a number of at least 1"):
         enhanced(model, data, 0.9, epochs=2, longer=0.5)
+
+
+class Head(nn.Module):
+    """The head is defined first, and the second convolution before the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 10)
+        self.late, self.early = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.late(self.early(x).relu()).relu().mean((2, 3)))
+
+
+def test_first_and_last_are_those_of_the_forward_pass(data):
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 50, "progress": False}
+    kept = enhanced(Head(), data, 0.8, **settings).last.masks.kept_by_layer
+    assert kept == {"head.weight": 16, "late.weight": 58, "early.weight": 72}
+    other_way = {"forward": lambda model, x: model.head(model.late(model.early(x)).mean((2, 3)))} | settings
+    assert enhanced(Head(), data, 0.8, **other_way).last.masks.kept_by_layer == kept
+    dense = lab.fit(Head(), data, **settings)
+    assert enhanced(dense, data, 0.8, **settings).last.masks.kept_by_layer == kept
+    ticket = tickets(Head(), data, 0.5, rounds=1, controls=(), **settings)["ticket"].masks
+    shares_left = [kept / ticket[name].numel() for name, kept in ticket.kept_by_layer.items()]
+    assert shares_left == pytest.approx([0.75 * 0.96, 0.47, 0.47], abs=0.03)
 
 
 def test_tables_tell_the_cost(model, data):

@@ -1,7 +1,7 @@
 """FLOPs of a network, dense and on the weights that are kept, counted by operation while it runs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +41,16 @@ class Flops:
         """Those on kept weights, and all products of activations."""
         density = {name: float(masks[name].float().mean()) for name in self.weights if name in masks}
         return sum(n * density.get(name, 1.0) for name, n in self.weights.items()) + self.other
+
+    def layers(self, weights: Iterable[str]) -> list[str]:
+        """The layers of these weights in the order in which they run; those that do not run come last."""
+        names = dict.fromkeys(weights)
+        return list(dict.fromkeys(layer_of(name) for name in (*(n for n in self.used if n in names), *names)))
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to; one that the network itself holds is its own."""
+    return name.rpartition(".")[0] or name
 
 
 def count(model: nn.Module, x: Tensor | Inputs) -> Flops:

@@ -19,7 +19,7 @@ from ..masks.schedules import Cubic
 from ..methods.channels.slimming import Slimming
 from ..methods.cuts.accuracy_gate import PruneWhileAccurate
 from ..methods.cuts.interpretations import Interpretation
-from ..methods.cuts.weightmom import MEANINGS, WeightMom, order_of
+from ..methods.cuts.weightmom import MEANINGS, WeightMom
 from ..methods.noise import steering
 from ..methods.noise.l0 import L0
 from ..methods.noise.variational import VariationalDropout
@@ -97,7 +97,7 @@ def importance(source: Run | Masks, interpretations: Sequence[Interpretation] = 
     masks = source.masks if isinstance(source, Run) else source
     own = [m for m in getattr(source, "methods", ()) if isinstance(m, WeightMom)]
     method = own[0] if own else WeightMom(Cubic(0.9))
-    order = order_of(source) if isinstance(source, Run) else ()
+    order = source.flops.layers(source.weights) if isinstance(source, Run) else ()
     ratios = {name: replace(method, interpretation=name).of_layers(masks, order) for name in interpretations}
     sizes = list(ratios[interpretations[0]])
     figure, panels = _figure(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)

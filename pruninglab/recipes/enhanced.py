@@ -1,7 +1,7 @@
 """Enhanced magnitude pruning: Gale, Elsen and Hooker, "The state of sparsity in deep neural networks", 2019."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Unpack
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import Data
 from ..errors import ConfigError
+from ..layers.flops import layer_of
 from ..masks.choose import count, spread
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic
@@ -16,7 +17,7 @@ from ..methods.cuts.gradual import Gradual
 from ..train.options import TrainingOptions
 from ..train.run import Run
 from ..typed import BelowOne, CountFromZero, Range
-from .stages import Stages, in_scope, recipe
+from .stages import Stages, in_scope, layers_in_order, recipe
 from .trials import Trials
 
 
@@ -37,20 +38,23 @@ def enhanced(
     that the whole has `sparsity`. `folder` holds a checkpoint and a record; the same call goes on from them.
     """
     weights = in_scope(model.model if isinstance(model, Run) else model, options)
+    target = shares(weights, sparsity, layers_in_order(model, data, weights, options))
     stages = Stages("enhanced", data, folder, options)
-    stages.train("enhanced", model, Gradual(Cubic(shares(weights, sparsity))), epochs=math.ceil(epochs * longer))
+    stages.train("enhanced", model, Gradual(Cubic(target)), epochs=math.ceil(epochs * longer))
     return stages.made
 
 
-def shares(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:
-    """The sparsity of each layer."""
+def shares(weights: Mapping[str, Tensor], sparsity: float, layers: Sequence[str]) -> dict[str, float]:
+    """The sparsity of each weight, of layers in the order in which they run."""
     sizes = {name: w.numel() for name, w in weights.items()}
     keep = sum(sizes.values()) - count(sum(sizes.values()), sparsity)
-    first = next((name for name, w in weights.items() if w.ndim > 2), None)
-    *others, last = [name for name in sizes if name != first] or [""]
+    convs = {layer_of(name) for name, w in weights.items() if w.ndim > 2}
+    first = next((layer for layer in layers if layer in convs), None)
+    lasts = [name for name in sizes if layer_of(name) == layers[-1] != first]
+    others = [name for name in sizes if layer_of(name) not in (first, layers[-1])]
     if not others:
         raise ConfigError("the enhanced setting needs a layer between the first convolution and the last layer.")
-    fixed = {first: sizes[first]} if first else {}
+    fixed = {name: size for name, size in sizes.items() if layer_of(name) == first}
 
     def spread_rest(names: list[str]) -> dict[str, int]:
         rest, caps = keep - sum(fixed.values()), [sizes[name] for name in names]
@@ -62,9 +66,10 @@ def shares(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:
             )
         return dict(zip(names, spread(rest, caps, caps, least=1), strict=True))
 
-    counts = spread_rest([*others, last])
-    if counts[last] < (least := sizes[last] - count(sizes[last], 0.8)):
-        fixed[last] = least
+    counts = spread_rest([*others, *lasts])
+    least = {last: sizes[last] - count(sizes[last], 0.8) for last in lasts}
+    if any(counts[last] < least[last] for last in lasts):
+        fixed |= least
         counts = spread_rest(others)
     counts |= fixed
     return keeping(weights, {name: counts[name] for name in sizes})

@@ -18,8 +18,12 @@ from torch import Tensor, nn
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..identity import code_hash, describe, tensor_hash
+from ..layers.calls import calling
+from ..layers.flops import Flops, count
+from ..layers.hooks import evaluating
 from ..layers.names import NOTHING, prunable
 from ..masks.masks import Masks
+from ..randomness import own_randomness
 from ..results.record import check_tags
 from ..storage import files, locks
 from ..storage.levels import Bits, by_layer
@@ -221,6 +225,21 @@ def tag_choice(made: Trials) -> None:
 def in_scope(model: nn.Module, options: TrainingOptions) -> dict[str, nn.Parameter]:
     """The weights that `fit` with these options would prune."""
     return prunable(model, **{k: v for k, v in options.items() if k in ("skip", "include", "biases", "norms")})  # pyright: ignore[reportArgumentType]
+
+
+def layers_in_order(
+    model: nn.Module | Run, data: Data, weights: Mapping[str, Tensor], options: TrainingOptions
+) -> list[str]:
+    """The layers of these weights as they run on an image, whatever the order in which they are defined."""
+    if isinstance(model, Run):
+        return model.flops.layers(weights)
+    x, _ = next(iter(data.val.batches([torch.arange(1)])))
+    forward, device = options.get("forward"), next(iter(weights.values())).device
+    wrong = RuntimeError, TypeError, LookupError, AttributeError  # `fit` says in words what the network does not take
+    called = calling(model, forward, forward is not None)
+    with own_randomness(0), evaluating(model), called, torch.no_grad(), suppress(*wrong):
+        return count(model, x.to(device)).layers(weights)
+    return Flops().layers(weights)
 
 
 def filled(bits: Bits, weights: Mapping[str, Tensor], masks: Masks) -> Bits:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..criteria.registry import Criterion, CriterionName, resolve
 from ..data.dataset import Data
 from ..errors import ConfigError
+from ..layers.flops import layer_of
 from ..masks.at_random import scattered
 from ..masks.choose import count, keep_top, spread
 from ..masks.projections import keeping
@@ -24,7 +25,7 @@ from ..train.options import TrainingOptions
 from ..train.run import Costs, Run
 from ..train.snapshot import Snapshot
 from ..typed import BelowOne, Count, CountFromZero
-from .stages import Stages, Untrained, check_prunable, ended, in_scope, recipe, stage
+from .stages import Stages, Untrained, check_prunable, ended, in_scope, layers_in_order, recipe, stage
 from .trials import Trials
 
 Control = Literal["reinitialised", "random mask", "one-shot", "gradual"]
@@ -69,7 +70,9 @@ def tickets(
     """
     check_prunable(model, options)
     resolve(criterion)
-    _plan(in_scope(model, options), sparsity, rounds)  # refuses what is impossible
+    weights = in_scope(model, options)
+    last = layers_in_order(model, data, weights, options)[-1]
+    plan = _plan(weights, sparsity, rounds, last)  # refuses what is impossible
     seed, stages = options.get("seed", 0), Stages("tickets", data, folder, options)
     origin = Snapshot.of(model)
     if step:  # of the same bits as the dense training at this step, which a sweep may have trained elsewhere
@@ -88,7 +91,7 @@ def tickets(
     def rewound(run: Run) -> Snapshot:
         return origin if rewind == "weights" else replace(run.snapshot(), step=step)
 
-    chain, plan = [dense], _plan(dense.weights, sparsity, rounds)
+    chain = [dense]
     for number in range(1, rounds + 1):
         if stages.over:
             break
@@ -133,11 +136,11 @@ def _part(run: Run, step: int) -> Costs:
     )
 
 
-def _plan(weights: Mapping[str, Tensor], sparsity: float, rounds: int) -> list[dict[str, float]]:
-    """The sparsity of each layer, round by round: the last layer loses half the share, the sum is exact."""
+def _plan(weights: Mapping[str, Tensor], sparsity: float, rounds: int, last: str) -> list[dict[str, float]]:
+    """The sparsity of each weight, round by round: the layer that runs last loses half the share, the sum is exact."""
     share = 1 - (1 - sparsity) ** (1 / rounds)
     sizes = [w.numel() for w in weights.values()]
-    shares = [share] * (len(sizes) - 1) + [share / 2]
+    shares = [share / 2 if layer_of(name) == last else share for name in weights]
     counts, plan = sizes, []
     for number in range(1, rounds + 1):
         keep = sum(sizes) - count(sum(sizes), _share(sparsity, number / rounds))

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ...layers.flops import layer_of
 from ...masks.choose import count, keep_top, spread
 from ...masks.masks import Masks, Sparsity
 
@@ -104,7 +105,7 @@ def keeps(
     least = [min(k, max(1, int(density * t))) for k, t in zip(kept, total, strict=True)]
     if sum(least) > keep:  # so few that one each is all that can be asked
         least = [min(k, 1) for k in kept]
-    quotas = [ratios[name.rpartition(".")[0]] * t for name, t in zip(masks, total, strict=True)]
+    quotas = [ratios[layer_of(name)] * t for name, t in zip(masks, total, strict=True)]
     if grows == "kept":
         left = _between(keep, quotas, least, kept)
     else:

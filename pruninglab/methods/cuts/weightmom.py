@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...layers.flops import layer_of
 from ...masks.choose import keep_highest
 from ...masks.masks import Masks, Sparsity
 from ...masks.schedules import Schedule
@@ -87,7 +88,7 @@ class WeightMom(Method):
 
     def on_start(self, run: Run) -> None:
         run.aim(self.schedule(1.0))
-        self._order = order_of(run)  # follows from the model, so that no checkpoint needs it
+        self._order = run.flops.layers(run.weights)  # follows from the model, so that no checkpoint needs it
         left = self._keeps(run.masks, self.schedule(1.0))  # refused now if a weight for each layer is too many
         self.settled, self.seen, self.not_eligible, self.short_windows = False, 0, 0, 0
         self.past = {name: memory.empty(weight, self.mode, self.window) for name, weight in run.weights.items()}
@@ -146,7 +147,7 @@ class WeightMom(Method):
         """The ratio of each layer by its size (or density) and its place in the order given, else that of the masks."""
         layers: dict[str, list[Tensor]] = {}  # a bias in scope belongs to its weight's layer
         for name, mask in masks.items():
-            layers.setdefault(name.rpartition(".")[0], []).append(mask)
+            layers.setdefault(layer_of(name), []).append(mask)
         sizes = {layer: float(sum(m.numel() for m in parts)) for layer, parts in layers.items()}
         if self.basis == "density":
             sizes = {layer: int(sum(m.sum() for m in parts)) / sizes[layer] for layer, parts in layers.items()}
@@ -174,7 +175,7 @@ class WeightMom(Method):
         if not meaning.one_ranking or isinstance(sparsity, Mapping):
             return [[name] for name in masks], dict.fromkeys(masks, 1.0)
         ratios = self.of_layers(masks, self._order)
-        own = {name: ratios[name.rpartition(".")[0]] for name in masks}
+        own = {name: ratios[layer_of(name)] for name in masks}
         return [list(masks)], own if meaning.grows == "kept" else {name: 1 / ratio for name, ratio in own.items()}
 
     def _levels(self, masks: Masks, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -228,12 +229,6 @@ def importance(
     """The ratio of each layer; its place counts with the power `depth_exponent`."""
     ratio = MEANINGS[interpretation].ratio
     return {layer: ratio(size, sizes.values(), places[layer] ** depth_exponent) for layer, size in sizes.items()}
-
-
-def order_of(run: Run) -> list[str]:
-    """The layers of a run in the order in which they run; those that do not run come last."""
-    names = [name for name in run.flops.used if name in run.weights]
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in (*names, *run.weights)))
 
 
 def _row(parts: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
