@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import pruninglab as lab
 from pruninglab.__main__ import main
 from pruninglab.analysis import papers
-from pruninglab.benchmark import TABLES, run_table, runner, verify
+from pruninglab.benchmark import TABLES, beside, run_table, runner, verify
 
 ROWS = [(table, name) for table, rows in TABLES.items() for name in rows]
 FAST = ["dense", "gradual-167", "random-12", "direct-71"]
@@ -136,3 +137,30 @@ def test_what_has_a_record_is_not_trained_again(digits, tmp_path, monkeypatch):
 def test_what_there_is_not_is_refused_by_name(table, only, tmp_path):
     with pytest.raises(lab.ConfigError, match="expected"):
         next(run_table(table, [0], tmp_path, tmp_path, only=only))
+
+
+def records(folder, **accuracies):
+    """A record of each row with this accuracy, of one short run."""
+    data = lab.load("digits", train=100, test=100)
+    run = lab.fit(lab.build("lenet300", data), data, epochs=0, progress=False)
+    for name, values in accuracies.items():
+        for seed, value in enumerate(values):
+            run.result.accuracy["test"]["accuracy"] = value
+            run.save(folder / f"seed-{seed}" / f"{name.replace('_', '-')}.json")
+
+
+def test_measured_beside_printed(tmp_path):
+    records(tmp_path, progressive_167=[0.9894, 0.9898], gradual_167=[0.985], dense=[0.99], surgeon_111=[0.97])
+    found = beside(tmp_path, "MNIST").set_index("row")
+    progressive = found.loc["progressive-167"]
+    assert (progressive["n"], progressive["paper_accuracy"]) == (2, 0.99)
+    assert progressive["verdict"] == "reached"  # 98.96 % is 99.0 % with as many digits as are printed
+    assert (progressive["gradual"], progressive["dense"]) == (0.985, 0.99)
+    assert np.isnan(progressive["random"])
+    assert found.loc["surgeon-111", "verdict"] == "missed by 1.30 points"
+    assert np.isnan(found.loc["surgeon-111", "gradual"])
+
+
+def test_a_folder_without_records_says_what_to_run(tmp_path):
+    with pytest.raises(lab.DataError, match="pruninglab papers MNIST"):
+        beside(tmp_path, "MNIST")

@@ -1,0 +1,98 @@
+"""What the papers print, and beside it what was measured here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..analysis import papers
+from ..analysis.statistics import interval
+from ..errors import DataError
+from ..results.tables import load
+from .rows import Row
+from .runner import chosen
+
+COLUMNS = ("row", "printed", "table", "paper_accuracy", "n", "accuracy", "low", "high", "sparsity", "verdict")
+
+
+def beside(folder: str | Path, table: str) -> pd.DataFrame:
+    """One line for each printed row that has records in `folder`, those of `pruninglab papers TABLE`.
+
+    `accuracy` is the mean of the test accuracies with its 95 % interval over seeds. `gradual`, `random` and `dense` are
+    the means of the controls: the same number of weights (but for `dense`), and equal steps. The verdict is "reached"
+    where the mean, rounded as the paper rounds, is no lower than what is printed.
+    """
+    rows, frame = chosen(table, ()), load(folder)
+    if frame.empty:
+        raise DataError(f"no records found in {folder}; run: pruninglab papers {table} --out {folder}.")
+    frame = frame.assign(row=[Path(path).stem for path in frame["path"]])
+    measured: dict[str, Any] = {str(name): of for name, of in frame.groupby("row", sort=False) if name in rows}
+    lines = [
+        _line(name, row, printed, measured) | _controls(row, rows, measured)
+        for name, row in rows.items()
+        if name in measured
+        for printed in row.printed
+    ]
+    return pd.DataFrame(lines, columns=pd.Index([*COLUMNS, "gradual", "random", "dense"]))
+
+
+def in_words(found: pd.DataFrame) -> Iterator[str]:
+    """One sentence for each printed row that was measured, and one for all."""
+    for row in found.to_dict("records"):
+        spread = f", 95 % interval {row['low']:.2%} to {row['high']:.2%}" if row["n"] > 1 else ""
+        control = "" if np.isnan(row["gradual"]) else f" Gradual magnitude reaches {row['gradual']:.2%} at equal steps."
+        yield (
+            f"{row['printed']} ({row['table']}) prints {row['paper_accuracy']:.2%}. Measured: {row['accuracy']:.2%} at "
+            f"{row['sparsity']:.2%} zeros, n = {row['n']}{spread}: {row['verdict']}.{control}"
+        )
+    reached = int(found["verdict"].str.startswith("reached").sum())
+    yield f"{reached} of {len(found)} printed rows are reached. The fewest seeds of a row are {found['n'].min()}."
+
+
+def _line(name: str, row: Row, printed: tuple[str, int, str], measured: dict[str, Any]) -> dict[str, Any]:
+    paper, number, label = printed
+    told, digits = _accuracy(paper, number, label)
+    of = measured[name]
+    low, mean, high = interval(of["test_accuracy"].to_numpy(float))
+    missed = told - round(mean, digits)
+    counted = "sparsity_weights_and_biases" if paper == "bonetta" else "sparsity_weights"
+    return {
+        "row": name,
+        "printed": label,
+        "table": f"{paper} {number}",
+        "paper_accuracy": told,
+        "n": len(of),
+        "accuracy": mean,
+        "low": low,
+        "high": high,
+        "sparsity": float(of[counted].mean()),
+        "verdict": _verdict(missed, set(of["status"])),
+    }
+
+
+def _verdict(missed: float, statuses: set[str]) -> str:
+    said = "reached" if missed < 1e-9 else f"missed by {100 * missed:.2f} points"
+    return said + (", at a lower sparsity than asked" if "target_missed" in statuses else "")
+
+
+def _controls(row: Row, rows: dict[str, Row], measured: dict[str, Any]) -> dict[str, float]:
+    """The mean accuracy of each control; NaN where it has not been run."""
+    density = 1 - row.sparsity
+    found = {"gradual": np.nan, "random": np.nan, "dense": np.nan}
+    kinds = {"gradual magnitude": "gradual", "random mask": "random", "dense": "dense"}
+    for name, other in rows.items():
+        kind = kinds.get(other.method)
+        near = kind == "dense" or abs((1 - other.sparsity) / density - 1) < 0.01
+        if kind and near and name in measured:
+            found[kind] = float(measured[name]["test_accuracy"].mean())
+    return found
+
+
+def _accuracy(paper: str, number: int, label: str) -> tuple[float, int]:
+    """As a fraction, and how many of its digits are printed."""
+    printed: Any = papers.table(paper, number)
+    (text,) = printed.loc[printed.iloc[:, 0] == label, [c for c in printed if str(c).startswith("Accuracy")]].iloc[0]
+    digits = text.rstrip("%")
+    return float(digits) / 100, len(digits.partition(".")[2]) + 2
