@@ -173,7 +173,9 @@ def test_first_and_last_are_those_of_the_forward_pass(data):
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 50, "progress": False}
     kept = enhanced(Head(), data, 0.8, **settings).last.masks.kept_by_layer
     assert kept == {"head.weight": 16, "late.weight": 58, "early.weight": 72}
-    other_way = {"forward": lambda model, x: model.head(model.late(model.early(x)).mean((2, 3)))} | settings
+    other_way: dict[str, Any] = {
+        "forward": lambda model, x: model.head(model.late(model.early(x)).mean((2, 3)))
+    } | settings
     assert enhanced(Head(), data, 0.8, **other_way).last.masks.kept_by_layer == kept
     dense = lab.fit(Head(), data, **settings)
     assert enhanced(dense, data, 0.8, **settings).last.masks.kept_by_layer == kept
