@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .methods.controls import controls
     from .models import build
     from .results import Result
-    from .train import ConstantLR, CosineLR, Method, Run, Snapshot, StepLR, fit, prune
+    from .train import ConstantLR, CosineLR, Method, Run, Snapshot, StepLR, attach, fit, prune
     from .widgets import Workbench
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "Workbench",
     "__version__",
     "analysis",
+    "attach",
     "build",
     "compare",
     "controls",
@@ -93,7 +94,7 @@ _HOMES = {
     "methods.controls": ("controls",),
     "models": ("build",),
     "results": ("Result",),
-    "train": ("ConstantLR", "CosineLR", "Method", "Run", "Snapshot", "StepLR", "fit", "prune"),
+    "train": ("ConstantLR", "CosineLR", "Method", "Run", "Snapshot", "StepLR", "attach", "fit", "prune"),
     "widgets": ("Workbench",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

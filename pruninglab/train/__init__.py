@@ -1,5 +1,6 @@
 """`fit` trains, `Run` is one training, `Method` is what happens during it."""
 
+from .attach import Attached, Pruner, attach
 from .evaluate import evaluate
 from .fit import fit, prune
 from .losses import Distill, negative_loss, returned_loss
@@ -12,6 +13,7 @@ from .snapshot import Snapshot
 from .training import Training
 
 __all__ = [
+    "Attached",
     "ConstantLR",
     "CosineLR",
     "Cut",
@@ -19,11 +21,13 @@ __all__ = [
     "FitOptions",
     "Method",
     "Options",
+    "Pruner",
     "Run",
     "Snapshot",
     "StepLR",
     "Training",
     "accuracy",
+    "attach",
     "bits",
     "compression",
     "evaluate",

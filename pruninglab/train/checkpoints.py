@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -147,14 +147,10 @@ def _set(run: Run, state: dict[Any, Any]) -> tuple[float, int]:
     if not (0 <= progress["step"] <= run.steps and 0 <= progress["epoch"] <= run.epochs):
         raise ValueError(f"step {progress['step']} of {run.steps}")
     Snapshot(state["model"], {}, Masks()).load_into(run.model)
-    run._masks = Masks(state["masks"]).to(run.device).over(run.weights)
-    run.find_weights()
+    watching = [(method, state["observers"].get(place, {})) for place, method in _observers(run).items()]
     run.optimizer.state.clear()
     load_optimizer(run, state["optimizer"])
-    watching = [(method, state["observers"].get(place, {})) for place, method in _observers(run).items()]
-    for method, kept in [*zip(run.acting, state["methods"], strict=True), *watching]:
-        for name, value in kept.items():
-            setattr(method, name, _like(getattr(method, name, None), value, run.device))
+    set_methods(run, state["masks"], [*zip(run.acting, state["methods"], strict=True), *watching])
     run.best = Snapshot(**_unpacked(state["best"], run.masks)) if state["best"] else None
     run.history = state["history"]
     run.warnings = list(dict.fromkeys([*state["warnings"], *run.warnings]))
@@ -162,6 +158,15 @@ def _set(run: Run, state: dict[Any, Any]) -> tuple[float, int]:
     run.step, run.epoch, run.seconds = progress["step"], progress["epoch"], progress["seconds"]
     run.end(state["status"], state["reason"])
     return float(so_far["loss_sum"]), int(so_far["seen"])
+
+
+def set_methods(run: Run, masks: Mapping[str, Tensor], kept: Iterable[tuple[Method, Mapping[str, Any]]]) -> None:
+    """The masks of a run, and what its methods remember."""
+    run._masks = Masks(masks).to(run.device).over(run.weights)
+    run.find_weights()
+    for method, state in kept:
+        for name, value in state.items():
+            setattr(method, name, _like(getattr(method, name, None), value, run.device))
 
 
 def _unpacked(state: dict[str, Any], masks: Masks) -> dict[str, Any]:

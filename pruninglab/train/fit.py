@@ -17,7 +17,7 @@ from ..layers.calls import calling, logits_of
 from ..layers.names import NOTHING, Pattern, check_plain, prunable
 from ..layers.precision import exact_dtype
 from ..masks.choose import Scope, keep_top
-from ..masks.masks import Masks, Sparsity, Unit, units
+from ..masks.masks import Masks, Sparsity, Unit
 from ..randomness import generator, key, own_randomness
 from ..results.answers import Answers
 from ..results.record import percent
@@ -330,13 +330,7 @@ def _finish(run: Training) -> None:
     run.net = run.model
     answers = Answers()
     val, test = run.evaluate("val"), run.evaluate("test", answers)
-    if run.status == "running":
-        missed = run.target is not None and units(run.masks, run.target["unit"])[0] > run.target["kept"]
-        if missed and run.target:
-            asked = f"sparsity {run.sparsity:.4f} was reached, {run.target['sparsity']} was asked for"
-            run.end("target_missed", run.reason or asked)
-        else:
-            run.end("done", run.reason)
+    run.conclude()
     if run.best is None and run.status in ("done", "stopped"):
         run.remember(val["accuracy"])
     run.model.eval()

@@ -83,13 +83,16 @@ class Run(ABC):
     def __post_init__(self) -> None:
         self.net = self.model
         self.epochs = self.options.epochs
-        self.steps_per_epoch = len(self.batched(range(len(self.data.train))))
+        self.steps_per_epoch = self._steps_per_epoch()
         self.steps = self.epochs * self.steps_per_epoch
         self.eval_batch_size = self.options.eval_batch_size
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.param_groups: list[dict[str, Any]] = [{"params": trained}]
         self._masks = Masks()
         self.find_weights()
+
+    def _steps_per_epoch(self) -> int:
+        return len(self.batched(range(len(self.data.train))))
 
     @property
     def name(self) -> str:

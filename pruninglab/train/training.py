@@ -14,6 +14,7 @@ from ..errors import ConfigError, RunError
 from ..identity import short_hash
 from ..layers.calls import Inputs, calling
 from ..layers.hooks import evaluating
+from ..masks.masks import units
 from ..randomness import own_randomness
 from ..results.answers import Answers
 from ..results.record import Result
@@ -54,6 +55,16 @@ class Training(Run):
                 return not isinstance(self.model(x), Tensor)
         except Exception:  # it is said, with the reason, by the trial of one batch
             return False
+
+    def conclude(self) -> None:
+        """The status of a run that has come to its end by itself: done, or its target missed."""
+        if self.status != "running":
+            return
+        if self.target and units(self.masks, self.target["unit"])[0] > self.target["kept"]:
+            asked = f"sparsity {self.sparsity:.4f} was reached, {self.target['sparsity']} was asked for"
+            self.end("target_missed", self.reason or asked)
+        else:
+            self.end("done", self.reason)
 
     @property
     def key(self) -> str:
