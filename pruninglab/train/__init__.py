@@ -7,6 +7,7 @@ from .losses import Distill, negative_loss, returned_loss
 from .lr_schedules import ConstantLR, CosineLR, StepLR
 from .method import Method
 from .metrics import accuracy, bits, compression, negative_squared_error, perplexity, whole
+from .observers import CSVLog, TensorBoard, Tracker
 from .options import FitOptions, Options
 from .run import Cut, Run
 from .snapshot import Snapshot
@@ -14,6 +15,7 @@ from .training import Training
 
 __all__ = [
     "Attached",
+    "CSVLog",
     "ConstantLR",
     "CosineLR",
     "Cut",
@@ -25,6 +27,8 @@ __all__ = [
     "Run",
     "Snapshot",
     "StepLR",
+    "TensorBoard",
+    "Tracker",
     "Training",
     "accuracy",
     "attach",

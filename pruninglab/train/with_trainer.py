@@ -40,9 +40,7 @@ class PruningCallback(TrainerCallback):
         if state.global_step:
             path = _folder(args, state) / FILE
             if not path.exists():
-                raise ConfigError(
-                    f"{path} is missing; expected masks of step {state.global_step} to resume from."
-                )
+                raise ConfigError(f"{path} is missing; expected masks of step {state.global_step} to resume from.")
             self.pruner.load_state_dict(files.load_state(path))
 
     def on_pre_optimizer_step(

@@ -1,0 +1,74 @@
+"""Where the numbers of a run go while it trains. An observer is a method that only looks: no record knows of it."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import ConfigError
+from ..storage.files import check_writable
+from .method import Method
+from .run import Run
+
+
+def numbers(run: Run) -> dict[str, float]:
+    """The single numbers of the last epoch: loss, validation, learning rate, sparsity."""
+    last = run.history[-1] if run.history else {}
+    return {name: value for name, value in last.items() if isinstance(value, int | float)}
+
+
+@dataclass
+class CSVLog(Method):
+    """One line an epoch in a CSV file: `fit(model, data, method, CSVLog("run.csv"), epochs=5)`.
+
+    A run that resumes from a checkpoint writes the epochs before it again, so that the file is whole.
+    """
+
+    path: str | Path
+    observes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.path = check_writable(self.path, "path")
+
+    def on_epoch(self, run: Run) -> None:
+        rows = [{k: v for k, v in entry.items() if isinstance(v, int | float)} for entry in run.history]
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(self.path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@dataclass
+class TensorBoard(Method):
+    """Each epoch's numbers to a folder that TensorBoard reads. It needs the package tensorboard."""
+
+    folder: str | Path
+    observes: ClassVar[bool] = True
+
+    def on_epoch(self, run: Run) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError("TensorBoard needs the package tensorboard; install it, or take CSVLog.") from None
+        with SummaryWriter(str(self.folder), filename_suffix=f".{run.epoch}") as writer:
+            for name, value in numbers(run).items():
+                writer.add_scalar(name, value, run.step)
+
+
+@dataclass
+class Tracker(Method):
+    """Each epoch's numbers to a tracker with a function of (numbers, step), called as `log`.
+
+    `Tracker(mlflow.log_metrics)` and `Tracker(wandb.log)` send them to a run that you have begun there.
+    """
+
+    log: Any
+    observes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.log):
+            raise ConfigError(f"Tracker: log={self.log!r}; expected a function of (numbers, step=…).")
+
+    def on_epoch(self, run: Run) -> None:
+        self.log(numbers(run), step=run.step)
