@@ -39,6 +39,7 @@ TESTS = {
     "masks/masks.py": [*LAWS, "test_storage.py"],
     "layers/flops.py": ["test_results.py", "test_other_projects.py"],
     "analysis/compare.py": ["test_compare.py"],
+    "analysis/fairness.py": ["test_compare.py", "test_fairness.py"],
     "train/checkpoints.py": ["test_checkpoints.py", "test_state.py"],
 }
 QUICK = {

@@ -244,8 +244,9 @@ def test_n_of_m_by_hand():
     assert masks["conv"][0, :, 0].tolist() == [[False, True], [False, True], [True, False], [True, False]]
     assert masks["bias"].all()
     assert n_of_m({"linear": linear}, 1, 5)["linear"].sum() == 2
-    with pytest.raises(lab.ConfigError, match="5:4"):
-        n_of_m({"linear": linear}, 5, 4)
+    for n in (0, 5):
+        with pytest.raises(lab.ConfigError, match=f"{n}:4 cannot be"):
+            n_of_m({"linear": linear}, n, 4)
 
 
 # -- projected gradient descent -------------------------------------------------------------------------------------
