@@ -47,7 +47,7 @@ class MaskExplorer(Panel):
         self._scores: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._ranks: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._layer: Any = ipw.Dropdown(
-            options=[(_short(n), n) for n in layers], value=layer or layers[0], layout=NARROW, description="layer"
+            options=[(_short(n), n) for n in layers], value=layer or layers[0], description="layer"
         )
         self._sides = [self._side(names[0]), self._side(names[-1])]
         self._at = [DENSITIES.index(0.1)] * 2

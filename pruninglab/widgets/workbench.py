@@ -119,11 +119,16 @@ class Workbench(Panel):
         """Take a training out of the queue, or stop it if it runs."""
         self._job(name).stop()
 
-    def wait(self, seconds: float | None = None) -> list[Run]:
-        """Until the queue is empty; all runs of this session."""
+    def wait(self, seconds: float | None = None) -> dict[str, Run]:
+        """Until the queue is empty, or so many seconds have passed; the runs of this session."""
         if thread := self._thread:
             thread.join(seconds)
-        return [job.run for job in self.jobs if job.run]
+        return self.runs
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """What the trainings of this session have left, by the names in the first column of the table."""
+        return {job.name: job.run for job in self.jobs if job.run}
 
     def choice(self) -> Choice:
         """What the form says."""
@@ -171,7 +176,7 @@ class Workbench(Panel):
 
     def figure(self) -> Figure:
         """The curves of the picked runs, or of all."""
-        chosen = self._chosen() if self.picked else {job.name: job.run for job in self.jobs if job.run}
+        chosen = self._chosen() if self.picked else self.runs
         return run_figures.history(*chosen.values(), labels=self._labels(chosen))
 
     def __repr__(self) -> str:

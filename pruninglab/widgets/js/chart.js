@@ -58,7 +58,7 @@ function bars(context, box, kept, names) {
 
 export default {
   render({ model, el }) {
-    el.classList.add("pl");
+    begin(el);
     let [rows, names, epochs] = [[], [], 1];
     const pick = (key) => rows.filter((row) => key in row).map((row) => [row.at, row[key]]);
     const place = make("div", el);

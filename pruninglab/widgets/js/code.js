@@ -1,7 +1,7 @@
 // A text to copy: a cell of a notebook, or a command.
 export default {
   render({ model, el }) {
-    el.classList.add("pl");
+    begin(el);
     const button = make("button", el, { textContent: "Copy" });
     const text = make("pre", el, { tabIndex: 0 });
     text.style.cssText = "background: #8882; padding: 8px; overflow-x: auto; user-select: all; color: inherit";

@@ -10,7 +10,7 @@ function matrix(model, side) {
 
 export default {
   render({ model, el }) {
-    el.classList.add("pl");
+    begin(el);
     const columns = make("div", el, { className: "pl-columns" });
     let view = { x: 0, y: 0, zoom: 1 };  // the part that is seen, in shares of the layer
     let point = null;

@@ -45,7 +45,7 @@ function read(model) {
 
 export default {
   render({ model, el }) {
-    el.classList.add("pl");
+    begin(el);
     const [layers, shares, together] = [read(model), model.get("shares"), model.get("together")];
     const [last, lowest] = [shares.length - 1, Math.log10(shares[0])];
     const all = layers.reduce((sum, layer) => sum + layer.total, 0);

@@ -7,6 +7,11 @@ function make(kind, parent, options = {}) {
   return element;
 }
 
+function begin(el) {
+  el.classList.add("pl");
+  el.dataset.lmSuppressShortcuts = "true";  // JupyterLab leaves arrows and letters to what has the focus here
+}
+
 function ink(element) {
   return getComputedStyle(element).color;
 }

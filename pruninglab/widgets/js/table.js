@@ -1,7 +1,7 @@
 // The runs of a session and of a folder. The kernel fills the rows; the browser sorts them and tells which are picked.
 export default {
   render({ model, el }) {
-    el.classList.add("pl");
+    begin(el);
     const place = make("div", el, { className: "pl-scroll" });
     const table = make("table", place);
     const head = make("tr", make("thead", table));
