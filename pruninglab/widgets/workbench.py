@@ -71,6 +71,7 @@ class Workbench(Panel):
         self._seeds = ipw.BoundedIntText(1, min=1, max=100, description="seeds", **LABEL)
         self.chart, self._table, self._code = Chart(), Table(head=HEAD), Code()
         self._said, self._now, self._seen = ipw.HTML(), ipw.HTML("nothing is running"), ipw.VBox(layout=WIDE)
+        self._page = ipw.HTML(layout=WIDE)
         self._view = ipw.Dropdown(options=VIEWS, value="curves", description="look at", layout=NARROW)
         self._build()
         self._table.hear(pick=self._picks, cancel=lambda message: self.cancel(message["id"]))
@@ -261,14 +262,18 @@ class Workbench(Panel):
             self._look()
 
     def _look(self) -> None:
-        """Show the view of the picked runs, or say why it cannot be."""
+        """Show the view of the picked runs, or say why it cannot be. Words and figures share one place in the page."""
         with self._lock:
             try:
-                self._seen.children = [self._viewed(str(self._view.value))] if self.picked else [ipw.HTML("pick a run")]
+                seen = self._viewed(str(self._view.value)) if self.picked else "pick a run"
             except (ConfigError, DataError, RunError) as error:
-                self._seen.children = [ipw.HTML(_problem(error))]
+                seen = _problem(error)
+            if isinstance(seen, str):
+                self._page.value, seen = seen, self._page
+            if self._seen.children != (seen,):
+                self._seen.children = (seen,)
 
-    def _viewed(self, view: str) -> ipw.Widget:
+    def _viewed(self, view: str) -> ipw.Widget | str:
         if view in ("code", "sweep"):
             texts = [self.code(name) if view == "code" else self.to_sweep(name) for name in self.picked]
             self._code.text = "\n\n".join(texts)
@@ -277,7 +282,7 @@ class Workbench(Panel):
             return MaskExplorer(*self._with_weights().values(), labels=self._labels(self._with_weights())).box
         if view == "truth meter":
             return self._meter().box
-        return ipw.HTML(self._drawn(view))
+        return self._drawn(view)
 
     def _drawn(self, view: str) -> str:
         chosen = self._chosen()
