@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. PYTHON=... chooses the Python, ARGS=... goes to JupyterLab, NB=... to notebooks.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lab check gpu bench notebooks clean
+.PHONY: help demo test test-all lab check gpu bench notebooks book clean
 
 PYTHON ?= python3
 NB ?= notebooks
@@ -11,7 +11,9 @@ READY := .venv/.ready
 
 # One thread in each worker: two jobs of two threads on two cores are many times slower than one.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
+# The index of the course, drawn, is what JupyterLab opens first.
+INDEX := /lab/tree/README.md?factory=Markdown%20Preview
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +30,7 @@ test-all: check ## everything that `make test` runs, the long tests, branch cove
 	OMP_NUM_THREADS=1 $(PY) tests/mutation.py
 
 lab: $(READY) ## open the notebooks in JupyterLab
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab notebooks $(ARGS)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab notebooks --LabApp.default_url="$(INDEX)" $(ARGS)
 
 check: $(READY) ## ruff and pyright only
 	$(PY) -m ruff check
@@ -43,6 +45,10 @@ bench: $(READY) ## the speed measurements, on an otherwise idle machine
 
 notebooks: $(READY) ## run all notebooks and keep their outputs, normalised (NB=notebooks/00_start.ipynb for one)
 	$(PY) tests/normalise_notebooks.py --run "$(NB)"
+
+book: $(READY) ## the course, the guide and a reference as a site, from kept outputs, into runs/book/html
+	$(PY) notebooks/book/make_book.py runs/book
+	@echo "Open runs/book/html/index.html"
 
 clean: ## remove .venv and the caches; runs/ and data stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -27,6 +27,9 @@ TOP = {"notebooks", "pruninglab", "tests", "environment.yml", "README.md", "pypr
 TOP |= {"CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
 HIDDEN = {".gitignore", ".pre-commit-config.yaml", ".ci", ".github"}
 
+OWN = ("tests", "notebooks/book")
+"""Folders of scripts that tests import."""
+
 # Spelled so that no pattern matches its own text.
 ELSEWHERE = {
     "a path of one machine": re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|mnt|work|farm)/\w|\b[A-Z]:\\(?:Users)\b"),
@@ -107,7 +110,7 @@ def test_every_import_is_declared() -> None:
         f"{path.relative_to(ROOT)}: {module}"
         for path in [*(ROOT / "pruninglab").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
         for module in imported(path)
-        if module not in sys.stdlib_module_names and not (ROOT / "tests" / f"{module}.py").exists()
+        if module not in sys.stdlib_module_names and not any((ROOT / own / f"{module}.py").exists() for own in OWN)
         if not known & {canonicalize_name(name) for name in distributions.get(module, [module])}
     }
     assert undeclared == set()
