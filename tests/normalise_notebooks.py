@@ -52,6 +52,19 @@ def _joined(outputs: list[Any]) -> list[Any]:
     return joined
 
 
+def lead(notebook: Any, path: Path) -> Any:
+    """End with a cell that links to the notebook before, to the index and to the next one, where there is an index."""
+    if not (path.parent / "README.md").exists():
+        return notebook
+    stems = sorted({path.stem, *(other.stem for other in path.parent.glob("*.ipynb"))})
+    at = stems.index(path.stem)
+    links = [f"← [{name}]({name}.ipynb)" for name in stems[:at][-1:]]
+    links += ["[all notebooks](README.md)", *(f"[{name}]({name}.ipynb) →" for name in stems[at + 1 :][:1])]
+    cell = nbformat.v4.new_markdown_cell(" · ".join(links), id="links")
+    notebook.cells = [*(cell for cell in notebook.cells if cell.id != "links"), cell]
+    return notebook
+
+
 def text(notebook: Any) -> str:
     """The file of a notebook, byte for byte."""
     return nbformat.writes(notebook).rstrip("\n") + "\n"
@@ -88,7 +101,7 @@ def main() -> int:
                 failed += 1
                 continue
         partial = path.with_suffix(".ipynb.partial")
-        partial.write_text(text(normalise(notebook)), encoding="utf-8")
+        partial.write_text(text(normalise(lead(notebook, path))), encoding="utf-8")
         os.replace(partial, path)
         print(f"{path}: {time.monotonic() - start:.0f} s")
     return 1 if failed else 0

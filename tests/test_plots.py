@@ -1,5 +1,7 @@
 """Figures draw what they are given, show themselves, say themselves in words, and never call for a window."""
 
+import html
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from pruninglab.methods import (
     WeightMom,
 )
 from pruninglab.plots import studies
+from pruninglab.plots.looks import MARKERS
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_layers_marks_what_has_collapsed(runs):
 def test_comparison_draws_a_single_run_hollow():
     frame = pd.DataFrame({"data": "d", "settings": ["a", "a", "b"], "test_accuracy": [0.5, 0.7, 0.6]})
     figure = lab.plots.comparison(frame)
-    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    dots = [line for line in figure.axes[0].lines if str(line.get_marker()) in MARKERS]
     assert [line.get_markerfacecolor() == "none" for line in dots] == [False, True]
     assert "a 0.600 (n = 2)" in figure.alt
 
@@ -64,8 +67,8 @@ def watched() -> lab.Run:
     return lab.fit(lab.build("lenet5", data), data, method, epochs=4, progress=False)
 
 
-def drawn(axes: Any, marker: str = "o") -> list[list[float]]:
-    return [np.asarray(line.get_xdata()).tolist() for line in axes.lines if line.get_marker() == marker]
+def drawn(axes: Any, markers: str = MARKERS) -> list[list[float]]:
+    return [np.asarray(line.get_xdata()).tolist() for line in axes.lines if str(line.get_marker()) in markers]
 
 
 def test_trajectories_end_where_a_weight_is_cut(watched):
@@ -269,8 +272,10 @@ def test_sizes_draws_three_bars_a_run(runs):
 def test_a_figure_shows_itself_and_needs_no_window(runs):
     figure = lab.plots.history(runs[0])
     shown, about = figure._repr_mimebundle_()
-    assert shown["image/png"].startswith("iVBOR")
-    assert shown["text/plain"] == about["image/png"]["alt"] == figure.alt
+    assert re.fullmatch(r'<img src="data:image/png;base64,iVBOR[^"]+" width="940" alt="[^"<>]+">', shown["text/html"])
+    assert f'alt="{html.escape(figure.alt)}"' in shown["text/html"]  # what a screen reader says
+    assert shown["text/plain"] == figure.alt
+    assert about["text/html"]["touching"] == []
     assert plt.get_fignums() == []
 
 
@@ -312,7 +317,8 @@ def test_ways_draw_a_line_each_and_the_dense_net_dashed():
     axes = figure.axes[0]
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert np.asarray(dashed[0].get_ydata()).tolist() == [0.9, 0.9]
-    marks = [line for line in axes.lines if line.get_linestyle() == "None" and line.get_marker() in ("o", "s")]
+    marks = [line for line in axes.lines if line.get_linestyle() == "None" and line.get_marker() in ("*", "v")]
+    marks = [line for line in marks if len(np.asarray(line.get_xdata()))]
     assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]  # one run is drawn hollow
     first, second = (np.asarray(line.get_xdata())[-1] for line in marks)
     assert first != second  # apart, but at 10 % both
@@ -353,7 +359,7 @@ def found() -> lab.analysis.Impact:
 
 def test_classes_are_coloured_by_the_test(found):
     figure = lab.plots.classes(found)
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["cat (20)", "dog (20)"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["cat (20 images)", "dog (20 images)"]
     assert "Harmed: cat." in figure.alt
     table = found.per_class()
     ends = np.asarray(figure.axes[0].lines[0].get_xdata())

@@ -54,7 +54,7 @@ def test_what_is_no_sparsity_is_refused(wrong):
 def test_numbers_of_all_kinds_are_sparsities():
     half: list[Any] = [np.float32(0.5), FractionOf(1, 2)]
     assert all(lab.Cubic(number) == lab.Cubic(0.5) for number in half)
-    assert "<svg" in lab.Linear({})._repr_html_()
+    assert "<img" in lab.Linear({})._repr_html_()
 
 
 def test_a_schedule_only_rises():
@@ -67,7 +67,7 @@ def test_a_schedule_only_rises():
 
 def test_prints_and_draws_itself():
     assert repr(lab.Cubic(0.95)) == "Cubic(final=0.95, initial=0.0)"
-    assert "<svg" in lab.Cubic(0.95)._repr_html_()
+    assert "<img" in lab.Cubic(0.95)._repr_html_()
     assert lab.Cubic(0.95) == lab.Cubic(0.95)
 
 

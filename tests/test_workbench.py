@@ -195,5 +195,5 @@ def test_without_widgets_the_workbench_is_its_words_and_then_its_curves(bench):
     assert data["text/plain"].startswith("Workbench: 0 runs")
     bench.pick("1", "2")
     data, _ = bench._repr_mimebundle_()
-    assert data["image/png"]
+    assert "data:image/png" in data["text/html"]
     assert "1 Dense" in data["text/plain"]

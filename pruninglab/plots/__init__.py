@@ -1,5 +1,6 @@
 """Figures of runs, of methods and of studies. Each returns a `Figure`."""
 
+from . import concepts
 from .figure import Figure
 from .methods import gate, importance, learned_gates, regrowth, relevance, scales, trajectories, widths
 from .runs import (
@@ -36,6 +37,7 @@ __all__ = [
     "calibration",
     "classes",
     "comparison",
+    "concepts",
     "exemplars",
     "filters",
     "frontier",

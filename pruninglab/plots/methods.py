@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,20 @@ from ..methods.noise.variational import VariationalDropout
 from ..methods.penalties.relevance import EDGES, RelevanceL2
 from ..structured.shrink import Shrunk
 from ..train.run import Run
-from .figure import COLOURS, Figure, _figure, _first, _short, _with_alt
+from .figure import (
+    Figure,
+    colour_bar,
+    finish,
+    first_of,
+    legend,
+    log_percent,
+    name_panel,
+    panels,
+    percent,
+    row_labels,
+    short,
+)
+from .looks import BLACK, BLUE, GREY, ORANGE, PALE, looks
 
 
 def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
@@ -49,33 +61,36 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
             f"only={only}, but {len(kept)} weights of {layer} were followed; expected 0 to {len(kept) - 1}."
         )
     chosen = len(kept) - len(kept) // 2
-    figure, panels = _figure(2)
-    for axes, values, said in zip(panels, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
+    figure, row = panels(2)
+    for axes, values, said in zip(row, (magnitude, momentum), ("|w|", "momentum of |w|"), strict=True):
         for i, (last, stays) in enumerate(zip(lasts, kept, strict=True)):
             if only not in (None, i):
                 continue
-            line = {"color": COLOURS[0] if stays else COLOURS[1], "ls": "-" if i < chosen else ":", "lw": 1.2}
+            line = {"color": BLUE if stays else ORANGE, "ls": "-" if i < chosen else ":", "lw": 1.2}
             axes.plot(range(1, last + 1), values[:last, i], **line)
             if not stays and last:
-                axes.plot(last, values[last - 1, i], "x", color=COLOURS[1], ms=5)
-        if axes is panels[0]:  # the momentum is held to no threshold
+                axes.plot(last, values[last - 1, i], "x", color=ORANGE, ms=6, mew=1.5)
+        if axes is row[0]:  # the momentum is held to no threshold
             axes.plot(range(1, len(threshold) + 1), threshold[:, 0], color="black", lw=2)
         epochs = (0.5, len(threshold) + 0.5)
-        axes.set(xlabel="epoch", ylabel=f"{said} in {_short(layer)}", ylim=(0, None), xlim=epochs)
+        axes.set(xlabel="epoch", ylabel=f"{said} in {short(layer)}", ylim=(0, None), xlim=epochs)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    styles = {"kept": (COLOURS[0], "-"), "cut at x": (COLOURS[1], "-"), "threshold": ("black", "-")}
-    styles |= {"chosen": ("grey", "-"), "random": ("grey", ":")}
+    styles = {"kept": (BLUE, "-"), "pruned at ×": (ORANGE, "-"), "threshold": (BLACK, "-")}
+    styles |= {"chosen": (GREY, "-"), "random": (GREY, ":")}
     handles = [Line2D([], [], color=colour, ls=ls, label=label) for label, (colour, ls) in styles.items()]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    legend(figure, handles=handles)
+    title = "When does a weight fall below the threshold for good?"
     if only is not None:
         fate = "stays" if kept[only] else f"is cut after epoch {lasts[only]}"
-        return _with_alt(
-            figure, f"Weight {only} of those followed in {_short(layer)}, over {len(magnitude)} epochs: it {fate}."
+        return finish(
+            figure,
+            title,
+            f"Weight {only} of those followed in {short(layer)}, over {len(magnitude)} epochs: it {fate}.",
         )
     levels = threshold[~threshold[:, 0].isnan(), 0]
     span = f"The threshold goes from {float(levels[0]):.3g} to {float(levels[-1]):.3g}"
     words = _fates(kept, lasts)
-    return _with_alt(figure, f"Weights of {_short(layer)} over {len(magnitude)} epochs: {words}. {span}.")
+    return finish(figure, title, f"Weights of {short(layer)} over {len(magnitude)} epochs: {words}. {span}.")
 
 
 def _fates(kept: Sequence[bool], lasts: Sequence[int]) -> str:
@@ -100,16 +115,16 @@ def importance(source: Run | Masks, interpretations: Sequence[Interpretation] = 
     order = source.flops.layers(source.weights) if isinstance(source, Run) else ()
     ratios = {name: replace(method, interpretation=name).of_layers(masks, order) for name in interpretations}
     sizes = list(ratios[interpretations[0]])
-    figure, panels = _figure(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)
-    for axes, (name, of_layer), colour in zip(panels, ratios.items(), COLOURS, strict=False):
-        axes.plot(list(of_layer.values()), range(len(of_layer)), "o", color=colour)
+    figure, row = panels(len(ratios), width=4.0 * len(ratios), height=0.27 * len(sizes) + 1.2)
+    for axes, (name, of_layer) in zip(row, ratios.items(), strict=True):
+        colour, marker = looks([f"WeightMom, {name}"]).popitem()[1]
+        axes.plot(list(of_layer.values()), range(len(of_layer)), marker, color=colour)
         grows = MEANINGS[name].grows
-        axes.set(xscale="log", xlabel=f'"{name}": the {grows} share grows with it', yticks=range(len(sizes)))
-        axes.set_yticklabels(sizes if axes is panels[0] else [], fontsize=8)
-        axes.set(ylim=(len(sizes) - 0.5, -0.5))
+        axes.set(xscale="log", xlabel=f'"{name}": the {grows} share grows with it')
+        row_labels(axes, sizes, axes is row[0])
         axes.margins(x=0.1)
     said = "; ".join(f"{r}: {', '.join(f'{n} {x:.3g}' for n, x in of.items())}" for r, of in ratios.items())
-    return _with_alt(figure, f"Importance ratio by layer. {said}.")
+    return finish(figure, "What importance ratio does each layer get?", f"Importance ratio by layer. {said}.")
 
 
 def scales(run: Run, share: float | None = None) -> Figure:
@@ -117,19 +132,20 @@ def scales(run: Run, share: float | None = None) -> Figure:
     method = next((m for m in run.methods if isinstance(m, Slimming)), None)
     if method is None or not method.scales:
         raise ConfigError("this run has no scales to show; train with methods.Slimming for an epoch or more.")
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = panels(1)
     lines = [np.sort(np.concatenate(list(entry["scales"].values()))) for entry in method.scales]
     for i, line in enumerate(lines):
-        colour = sns.light_palette(COLOURS[0], len(lines) + 2)[i + 2]
-        axes.plot(np.arange(1, len(line) + 1) / len(line), line, color=colour, label=f"epoch {i + 1}")
+        shade = sns.light_palette(BLUE, len(lines) + 2)[i + 2]
+        axes.plot(np.arange(1, len(line) + 1) / len(line), line, color=shade, label=f"epoch {i + 1}")
     first, last = np.median(lines[0]), np.median(lines[-1])
     said = f"The median scale is {first:.3g} after the first epoch and {last:.3g} after the last"
     if share is not None:
-        axes.axvline(share, color="black", ls="--", lw=1)
+        axes.axvline(share, color=BLACK, ls="--", lw=1)
         said += f"; {share:.0%} are below {np.quantile(lines[-1], share):.3g}"
-    axes.set(xlabel="share of the channels", ylabel="scale of the norm, |γ|", ylim=(0, None))
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return _with_alt(figure, said + ".")
+    axes.set(xlabel="share of the channels, smallest scale first", ylabel="scale of the norm, |γ|", ylim=(0, None))
+    percent(axes.xaxis)
+    legend(figure)
+    return finish(figure, "Does the penalty separate channels to keep from channels to remove?", said + ".")
 
 
 def widths(shrunk: Shrunk) -> Figure:
@@ -137,16 +153,16 @@ def widths(shrunk: Shrunk) -> Figure:
     rows = [row for row in shrunk.report.to_dict("records") if row["removed"] or row["left"]]
     if not rows:
         raise ConfigError("no channel was removed or cut here, so that there is nothing to draw.")
-    figure, (axes,) = _figure(1, width=6.5, height=0.28 * len(rows) + 1.2)
+    figure, (axes,) = panels(1, width=6.5, height=0.28 * len(rows) + 1.2)
     at, left = np.arange(len(rows)), [row["channels"] - row["removed"] for row in rows]
-    axes.barh(at, [row["channels"] for row in rows], color="0.85", label="removed")
-    axes.barh(at, left, color=COLOURS[0], label="left")
-    axes.set(xlabel="channels", yticks=at)
-    axes.set_yticklabels([_first(row["layers"]) for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    said = [f"{_first(row['layers'])} {n} of {row['channels']}" for row, n in zip(rows, left, strict=True)]
-    return _with_alt(figure, f"Channels left: {', '.join(said)}.")
+    axes.barh(at, [row["channels"] for row in rows], color=PALE, label="removed")
+    axes.barh(at, left, color=BLUE, label="left")
+    axes.set(xlabel="channels")
+    row_labels(axes, [first_of(row["layers"]) for row in rows])
+    axes.grid(visible=False, axis="y")
+    legend(figure)
+    said = [f"{first_of(row['layers'])} {n} of {row['channels']}" for row, n in zip(rows, left, strict=True)]
+    return finish(figure, "How many channels does each group of layers keep?", f"Channels left: {', '.join(said)}.")
 
 
 def relevance(run: Run) -> Figure:
@@ -157,27 +173,29 @@ def relevance(run: Run) -> Figure:
     method = next((m for m in run.methods if isinstance(m, RelevanceL2) and m.felt), None)
     if method is None:
         raise ConfigError("this run has no relevances; draw one that was trained with RelevanceL2 for an epoch.")
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = panels(2)
     edges = np.array([EDGES[0] / 2, *EDGES, EDGES[-1] * 2])
     words, filled = [], np.zeros(len(EDGES) + 1, dtype=int)
-    for colour, name in zip(cycle(COLOURS), dict.fromkeys(row["layer"] for row in method.felt), strict=False):
+    names = list(dict.fromkeys(row["layer"] for row in method.felt))
+    for name, (colour, marker) in zip(names, looks(map(short, names)).values(), strict=True):
         rows = [row for row in method.felt if row["layer"] == name]
         counts = np.array(rows[-1]["counts"])
         filled += counts
-        left.stairs(counts / counts.sum(), edges, color=colour, label=_short(name))
+        left.stairs(counts / counts.sum(), edges, color=colour, label=short(name))
         epochs = [row["step"] / run.steps_per_epoch for row in rows]
         for which, style in (("largest", "-"), ("median", "--")):
             c = method.relevance(torch.tensor([row[which] for row in rows])).tolist()
-            right.plot(epochs, c, style, marker="o", ms=3, color=colour)
-            words += [f"{_short(name)} {c[-1]:.4g}"] if which == "largest" else []
+            right.plot(epochs, c, style, marker=marker, ms=4, color=colour, label=short(name) if style == "-" else None)
+            words += [f"{short(name)} {c[-1]:.4g}"] if which == "largest" else []
     seen = np.flatnonzero(filled[1:]) + 1  # the first bin also has all zeros
     left.set(xscale="log", xlim=(edges[seen[0]], edges[seen[-1] + 1]) if len(seen) else None)
     left.set(xlabel="|g| of the kept weights, last epoch", ylabel="share of the layer")
-    right.set(xlabel="epoch", ylabel="C")
-    right.set_title("of the largest |g|; dashed: of the median", fontsize=9)
+    percent(left.yaxis)
+    right.set(xlabel="epoch", ylabel="C at the largest (dashed: median) |g|")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    return _with_alt(figure, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
+    legend(figure, right)
+    title = "How strongly does the loss feel the weights, and how much does that spare them?"
+    return finish(figure, title, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
 
 
 def gate(run: Run) -> Figure:
@@ -187,28 +205,31 @@ def gate(run: Run) -> Figure:
         raise ConfigError("this run has no evaluations of a gate; draw one that was trained with PruneWhileAccurate.")
     table = pd.DataFrame(method.evaluations)
     pulls = [m for m in run.methods if isinstance(m, RelevanceL2)]
-    figure, panels = _figure(2 + bool(pulls), width=11.0 if pulls else 0.0)
-    for accepted, marker, colour, label in ((True, "o", COLOURS[0], "cut"), (False, "x", COLOURS[3], "not cut")):
+    figure, row = panels(2 + bool(pulls), width=11.0 if pulls else 0.0)
+    for accepted, marker, colour, label in ((True, "o", BLUE, "pruned"), (False, "x", ORANGE, "not pruned")):
         some = table[table["accepted"] == accepted]
-        panels[0].plot(some["step"], some["accuracy"], marker, ms=4, color=colour, label=label)
-    panels[0].axhline(method.bound, color="black", ls="--", lw=1, label="bound")
-    panels[0].set(ylabel="validation accuracy")
+        row[0].plot(some["step"], some["accuracy"], marker, ms=5, color=colour, label=label)
+    row[0].axhline(method.bound, color=BLACK, ls="--", lw=1, label="bound")
+    row[0].set(ylabel="validation accuracy")
+    percent(row[0].yaxis)
     total = units(run.masks, method.unit)[1]
     sparsities = [*(1 - table["kept"] / total), 1 - table["kept"].iloc[-1] / total]
-    panels[1].step([*table["step"], run.step], sparsities, where="post", color=COLOURS[0])
-    panels[1].set(ylabel=f"sparsity by {method.unit}", ylim=(-0.03, 1.03))
+    row[1].step([*table["step"], run.step], sparsities, where="post", color=BLUE)
+    row[1].set(ylabel=f"sparsity by {method.unit}", ylim=(-0.03, 1.03))
+    percent(row[1].yaxis)
     if pulls:
         steps = np.linspace(run.first_step, run.step, 1000)
         restarts = np.array([run.first_step, *(cut.step for cut in run.cuts)])
         since = steps - restarts[np.searchsorted(restarts, steps, side="right") - 1]
         strengths = [pulls[0].strength_after(s / run.steps_per_epoch) for s in since]
-        panels[2].plot(steps, strengths, color=COLOURS[0], lw=1)
-        panels[2].set(ylabel="λ", ylim=(0, None))
-    for axes in panels:
+        row[2].plot(steps, strengths, color=BLUE, lw=1)
+        row[2].set(ylabel="strength of the penalty, λ", ylim=(0, None))
+    for axes in row:
         axes.set(xlabel="step", xlim=(run.first_step - 0.03 * run.step, 1.03 * run.step))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+    legend(figure, row[0])
     words = f"{method.accepted} of {len(table)} evaluations were above {method.bound:.4g}"
-    return _with_alt(figure, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
+    title = "The gate prunes only while validation accuracy stays above the bound"
+    return finish(figure, title, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
 
 
 def learned_gates(run: Run, layer: str = "") -> Figure:
@@ -226,38 +247,46 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
     epochs = np.unique(table["step"]) / run.steps_per_epoch
     chosen = table[table["layer"] == layer] if layer else table
     counts = np.array([np.sum(of["counts"].tolist(), axis=0) for _, of in chosen.groupby("step")]).T
-    figure, panels = _figure(3, width=12.0)
+    figure, row = panels(3, width=12.0)
     edges = np.concatenate(([2 * epochs[0] - epochs[1] if len(epochs) > 1 else epochs[0] - 1], epochs))
-    image = panels[0].pcolormesh(
-        edges, steering.EDGES, np.where(counts, counts, np.nan), norm=LogNorm(), cmap="viridis"
-    )
-    figure.colorbar(image, ax=panels[0], label="gates")
+    image = row[0].pcolormesh(edges, steering.EDGES, np.where(counts, counts, np.nan), norm=LogNorm(), cmap="viridis")
+    colour_bar(figure, image, row[0], "gates")
     limit, closed = (method.threshold, "above") if isinstance(method, VariationalDropout) else (-np.log(11), "below")
-    panels[0].axhline(limit, color=COLOURS[3], ls="--", lw=1.5)
-    panels[0].set(ylabel=f"log α of {_short(layer) if layer else 'all layers'}")
-    panels[0].set_title(f"{closed} the line a gate is closed", fontsize=9)
-    panels[0].grid(visible=False)
+    row[0].axhline(limit, color=ORANGE, ls="--", lw=2)
+    where = short(layer) if layer else "all layers"
+    row[0].set(ylabel=f"log α of {where}; closed {closed} the line")
+    row[0].grid(visible=False)
     said = []
-    for colour, (name, of) in zip(cycle(COLOURS), table.groupby("layer", sort=False), strict=False):
+    given = looks(short(str(name)) for name in table["layer"].unique())
+    for name, of in table.groupby("layer", sort=False):
         shares = (of["open"] / of["total"]).to_numpy()
-        panels[1].plot(
-            epochs, np.where(shares > 0, shares, np.nan), marker="o", ms=3, color=colour, label=_short(str(name))
-        )
-        said.append(f"{_short(str(name))} {shares[0]:.1%} to {shares[-1]:.1%}")
-    panels[1].set(yscale="log", ylabel="share of gates that are open")
-    panels[2].plot(epochs, table.groupby("step")["strength"].first(), marker="o", ms=3, color=COLOURS[0])
-    panels[2].set(ylabel="strength of the penalty", ylim=(0, None))
-    for axes in panels:
+        colour, marker = given[short(str(name))]
+        line: Any = {"marker": marker, "ms": 4, "color": colour, "label": short(str(name))}
+        row[1].plot(epochs, np.where(shares > 0, shares, np.nan), **line)
+        said.append(f"{short(str(name))} {shares[0]:.1%} to {shares[-1]:.1%}")
+    row[1].set(yscale="log", ylabel="share of gates that are open")
+    log_percent(row[1].yaxis, *row[1].get_ylim())
+    row[2].plot(epochs, table.groupby("step")["strength"].first(), marker="o", ms=4, color=BLUE)
+    row[2].set(ylabel="strength of the penalty", ylim=(0, None))
+    for axes in row:
         axes.set(xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    return _with_alt(figure, f"Open gates by layer, at the first and the last epoch: {'; '.join(said)}.")
+    legend(figure, row[1])
+    return finish(
+        figure,
+        "Which gates close, in which layers, and at what price?",
+        f"Open gates by layer, at the first and the last epoch: {'; '.join(said)}.",
+    )
 
 
 def regrowth(run: Run) -> Figure:
     """What was dropped and what grew in each layer and epoch, as shares of its kept weights; what is left of the start.
 
     What was dropped and grew again in one epoch counts in both.
+
+    >>> rigl = lab.fit(model, data, lab.methods.RigL(0.9, every_steps=2), epochs=2)
+    >>> 'weights grew in' in lab.plots.regrowth(rigl).alt
+    True
     """
     rows = [row for method in run.methods for row in getattr(getattr(method, "turnover", None), "changes", [])]
     if not rows:
@@ -268,20 +297,24 @@ def regrowth(run: Run) -> Figure:
     kept = table.pivot_table(**how, values="kept", aggfunc="last").clip(lower=1)
     shares = {which: sums[which] / kept for which in ("dropped", "grown")}
     names, epochs = list(kept.index), list(kept.columns)
-    figure, panels = _figure(3, width=12.0, height=0.2 * len(names) + 2.0)
+    figure, row = panels(3, width=12.0, height=0.2 * len(names) + 2.0)
     most = max(float(share.max(axis=None)) for share in shares.values()) or 1.0
     extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
     look: dict[str, Any] = {"vmin": 0, "vmax": most, "cmap": "viridis", "aspect": "auto", "extent": extent}
-    images = [axes.imshow(share, **look) for axes, share in zip(panels, shares.values(), strict=False)]
-    for axes, which in zip(panels, shares, strict=False):
-        axes.set(title=which, xlabel="epoch", yticks=range(len(names)))
-        axes.set_yticklabels([_short(str(name)) for name in names] if which == "dropped" else [], fontsize=8)
+    shown = [axes.imshow(share, **look) for axes, share in zip(row, shares.values(), strict=False)]
+    for axes, which in zip(row, shares, strict=False):
+        name_panel(axes, f"{which} in the epoch")
+        axes.set(xlabel="epoch")
+        row_labels(axes, [short(str(name)) for name in names], which == "dropped")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(False)
-    figure.colorbar(images[1], ax=panels[1], label="share of kept weights", format=lambda x, _: f"{100 * x:g} %")
+    colour_bar(figure, shown[1], row[1], "share of kept weights", shares=True)
     total: Any = table.groupby("step")[["original", "kept"]].sum()
     left = total["original"] / total["kept"].clip(lower=1)
-    panels[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=COLOURS[0])
-    panels[2].set(xlabel="step", ylabel="share of kept weights", ylim=(0, 1.03), title="kept since the start")
+    row[2].step([run.first_step, *left.index, run.step], [1, *left, left.iloc[-1]], where="post", color=BLUE)
+    name_panel(row[2], "kept since the start")
+    row[2].set(xlabel="step", ylabel="share of kept weights", ylim=(0, 1.03))
+    percent(row[2].yaxis)
     moved = f"{table['grown'].sum():,} weights grew in {table['step'].nunique()} updates"
-    return _with_alt(figure, f"{moved}; of the kept ones {left.iloc[-1]:.0%} were there at the start.")
+    title = f"Connections move: {left.iloc[-1]:.0%} of the kept ones were there at the start"
+    return finish(figure, title, f"{moved}; of the kept ones {left.iloc[-1]:.0%} were there at the start.")

@@ -1,9 +1,11 @@
 """One cell of a sweep: a notebook run once, in a folder of its own."""
 
 import json
+import re
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,12 @@ def _end_orphan(work: Path) -> None:
             headless.kill(pid)
 
 
+def _picture(shown: Mapping[str, Any]) -> str:
+    """The PNG of an output: of a figure of this package, which shows itself as an `<img>`, or of any other."""
+    within = re.search(r'<img src="data:image/png;base64,([^"]+)"', shown.get("text/html", ""))
+    return shown.get("image/png", "") or (within.group(1) if within else "")
+
+
 def _thumbnail(notebook: Path, path: Path) -> None:
     """The last figure, small."""
     import base64
@@ -137,7 +145,7 @@ def _thumbnail(notebook: Path, path: Path) -> None:
     with suppress(OSError, ValueError, KeyError):
         executed: Any = nbformat.read(notebook, 4)
         outputs = [o for cell in executed.cells if cell.cell_type == "code" for o in cell.outputs]
-        pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+        pictures = [picture for o in outputs if (picture := _picture(o.get("data", {})))]
         if pictures:
             image = Image.open(io.BytesIO(base64.b64decode(pictures[-1])))
             image.thumbnail((240, 160))

@@ -37,7 +37,7 @@ class MaskExplorer(Panel):
     """
 
     def __init__(self, *runs: Run, labels: Sequence[str] | None = None, layer: str | None = None):
-        names = figure._labels(runs, labels)
+        names = figure.labels_of(runs, labels)
         layers = [name for name in runs[0].weights if all(name in run.weights for run in runs)] if runs else []
         if not layers:
             raise ConfigError("there is nothing to explore; give runs that have a layer in common.")
