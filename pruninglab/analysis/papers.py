@@ -95,6 +95,9 @@ def published(data: str | None = None, model: str | None = None, *, copied: bool
     Names may be those of records: `torchvision:alexnet` is the papers' alexnet, and a folder is the data set that its
     own name says, `folder:/data/ImageNet`. WeightMom's two tables hold copied numbers, and are there with `copied=True`
     alone.
+
+    >>> lab.analysis.published('MNIST', 'lenet5').shape[0] > 10
+    True
     """
     rows = [row for one in TABLES if one.metric and (copied or not one.copied) for row in _rows(one)]
     asked = [(column, _plain(name)) for column, name in (("data", data), ("model", model)) if name is not None]

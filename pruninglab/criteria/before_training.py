@@ -41,6 +41,10 @@ class SNIP(Checked):
     said by `biases` of `fit` (the paper cuts them). `init="fresh"` is the authors' code: scores are taken at weights
     drawn anew (normal, variance 1 / fan-in, biases 0), and training goes on from the model's own. Biases then score 0
     and are cut first. `mode="train"` lets BatchNorm use the batch; the authors' code scores in "eval".
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.SNIP(), data=data)
+    >>> print(f"{masks.density:.0%}")
+    10%
     """
 
     batches: Count = 1
@@ -63,6 +67,10 @@ class GraSP(Checked):
     The paper removes the highest -w·Hg; here, as everywhere, the higher is kept. g is the gradient of the loss over
     all `batches`, its logits divided by `temperature`, and H its Hessian, both over every parameter; the authors' code
     takes the weights of convolutions and linear layers alone.
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.GraSP(), data=data)
+    >>> print(f"{masks.density:.0%}")
+    10%
     """
 
     batches: Count = 1
@@ -97,6 +105,10 @@ class SynFlow(Checked):
     the shape of an input alone; of tokens the input is number 1 at each place. One round of it empties layers;
     `lab.methods.SynFlow` does the paper's hundred. Attention conserves no flow: at equal tokens its queries and keys
     are felt through the places alone, and are cut before its values.
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.SynFlow(), data=data)
+    >>> print(f"{masks.density:.0%}")
+    10%
     """
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:

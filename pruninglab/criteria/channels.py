@@ -15,12 +15,22 @@ from .weights import matrices
 
 
 def filter_l1(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
-    """Of each filter the sum of |w| (Li 2017), for `unit="channel"` like all that follow here."""
+    """Of each filter the sum of |w| (Li 2017), for `unit="channel"` like all that follow here.
+
+    >>> _, masks = lab.prune(model, {'fc1.weight': 0.5}, lab.criteria.filter_l1, unit='channel')
+    >>> print(f"{masks['fc1.weight'].float().mean():.0%}")
+    50%
+    """
     return {name: _of_filters(w, w.detach().abs().flatten(1).sum(1)) for name, w in matrices(model)}
 
 
 def filter_l2(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
-    """Of each filter the Euclidean norm."""
+    """Of each filter the Euclidean norm.
+
+    >>> _, masks = lab.prune(model, {'fc1.weight': 0.5}, lab.criteria.filter_l2, unit='channel')
+    >>> print(f"{masks['fc1.weight'].float().mean():.0%}")
+    50%
+    """
     return {name: _of_filters(w, w.detach().flatten(1).norm(dim=1)) for name, w in matrices(model)}
 
 
@@ -28,6 +38,10 @@ def geometric_median(model: nn.Module, batches: Batches | None = None) -> dict[s
     """Of each filter the sum of its distances to the others of its layer (FPGM, He 2019): cut is what these replace.
 
     Layers differ in it by their size: rank within layers.
+
+    >>> _, masks = lab.prune(model, {'fc1.weight': 0.5}, lab.criteria.geometric_median, unit='channel')
+    >>> print(f"{masks['fc1.weight'].float().mean():.0%}")
+    50%
     """
     scores = {}
     for name, w in matrices(model):

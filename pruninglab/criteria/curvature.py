@@ -38,6 +38,10 @@ class OBD(Checked):
     "fisher" takes the label of the data for all classes (the empirical Fisher: squared gradients, image by image);
     "hutchinson" is the mean of z·Hz over `draws` random signs z, without bias and with noise; "exact" costs a pass for
     each weight, and is for small nets.
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.OBD(), data=data)
+    >>> print(f"{masks.density:.0%}")
+    10%
     """
 
     estimate: Literal["gauss_newton", "fisher", "hutchinson", "exact"] = "gauss_newton"

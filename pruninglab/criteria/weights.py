@@ -18,12 +18,22 @@ from .registry import BY_NAME, Batches, Criterion, CriterionName, resolve
 
 
 def magnitude(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
-    """|w|."""
+    """|w|.
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.magnitude)
+    >>> print(f"{masks.density:.0%}")
+    10%
+    """
     return {name: w.detach().abs() for name, w in canonical_parameters(model).items()}
 
 
 def layer_magnitude(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
-    """|w| in standard deviations of its layer: one global threshold is then Han's quality factor (Han 2015)."""
+    """|w| in standard deviations of its layer: one global threshold is then Han's quality factor (Han 2015).
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.layer_magnitude)
+    >>> print(f"{masks.density:.0%}")
+    10%
+    """
     scores = {}
     for name, w in canonical_parameters(model).items():
         deviation = exact(w).std(correction=0).to(w.dtype) if w.numel() > 1 else w.detach().abs()
@@ -38,7 +48,12 @@ def random(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor
 
 @dataclass(frozen=True)
 class Gradient(OfGradients):
-    """|g|, g the mean gradient of the loss over `batches` batches."""
+    """|g|, g the mean gradient of the loss over `batches` batches.
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.Gradient(), data=data)
+    >>> print(f"{masks.density:.0%}")
+    10%
+    """
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
         return {name: g.abs() for name, (_, g) in weights_and_gradients(model, batches, self).items()}
@@ -46,7 +61,12 @@ class Gradient(OfGradients):
 
 @dataclass(frozen=True)
 class Taylor(OfGradients):
-    """|w·g|, the first-order change of the loss when the weight is cut (Molchanov 2017; SNIP's score)."""
+    """|w·g|, the first-order change of the loss when the weight is cut (Molchanov 2017; SNIP's score).
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.Taylor(), data=data)
+    >>> print(f"{masks.density:.0%}")
+    10%
+    """
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:
         return {name: (w * g).abs() for name, (w, g) in weights_and_gradients(model, batches, self).items()}
@@ -54,7 +74,12 @@ class Taylor(OfGradients):
 
 @dataclass(frozen=True)
 class Movement(OfGradients):
-    """-w·g: kept is what a gradient step moves away from zero (Sanh 2020, over `batches` batches at one point)."""
+    """-w·g: kept is what a gradient step moves away from zero (Sanh 2020, over `batches` batches at one point).
+
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.Movement(), data=data)
+    >>> print(f"{masks.density:.0%}")
+    10%
+    """
 
     batches: Count = 8
 
@@ -68,6 +93,10 @@ class NofM(Checked):
     ranked together.
 
     A sparsity of 1 - n/m, one cut or along a schedule, then leaves at most n of every m: 2:4 at one half.
+
+    >>> _, masks = lab.prune(model, 0.5, lab.criteria.NofM(n=2, m=4))
+    >>> print(f"{masks.density:.0%}")
+    50%
     """
 
     criterion: CriterionName | Criterion = "magnitude"

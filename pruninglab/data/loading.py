@@ -41,7 +41,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def available() -> list[tuple[str, str, bool]]:
-    """Name, description, and whether `load` needs no download, of every set with a name of its own."""
+    """Name, description, and whether `load` needs no download, of every set with a name of its own.
+
+    >>> 'digits' in [name for name, about, here in lab.data.available()]
+    True
+    """
     root = data_folder()
     return [
         ("digits", "1,797 handwritten digits of scikit-learn, 8x8 grey brought to 28x28", True),
@@ -72,6 +76,10 @@ def load(
     images. `code` has windows of text for images: `size` is their length in bytes, and a file is in one split alone.
     `augment` is applied to training batches: shift, crop, flip, cutout, joined by "+". Image files are read by
     `workers` processes; their training images are also cut at random and mirrored.
+
+    >>> data = lab.load('digits', size=8)
+    >>> len(data.train), data.shape, data.classes
+    (1293, (1, 8, 8), 10)
     """
     if val != "test":
         _check_share(val)

@@ -45,6 +45,10 @@ def wrap(
     `collate` makes one batch of a list of items, and so pads them. Of what has no length, `length` items are read.
     `resident` reads every item once and keeps it: PIL images and uint8 tensors as uint8, normalised by the training
     images; other tensors as they are. Otherwise items are read by `workers` processes whenever they are needed.
+
+    >>> pairs = [(torch.zeros(1, 8, 8), i % 2) for i in range(20)]
+    >>> lab.wrap(pairs, pairs).classes
+    2
     """
     chosen = augmentations(augment)
     given = {"train": train, "test": test}

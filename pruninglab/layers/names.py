@@ -35,6 +35,9 @@ def prunable(
     the last layer. What is frozen (`requires_grad=False`) is in scope
     only by `include`. A weight that several layers share is in scope, and skipped, if that holds for one of them. A
     parametrized weight appears as its original, under the name that it has without the parametrization.
+
+    >>> list(lab.prunable(model))
+    ['fc1.weight', 'fc2.weight', 'fc3.weight']
     """
     check_plain(model)
     named, places = canonical_parameters(model), _places(model)

@@ -39,6 +39,9 @@ def keep_top(
     `unit`: whole `"channel"`s (first dimension) or `"kernel"`s (first two) by their mean score; a sparsity then counts
     units. `masks`: what may only shrink; nothing outside them is kept. To keep more than they hold is refused,
     or with `clamp` means to keep all that they hold.
+
+    >>> lab.keep_top({'a': torch.tensor([1.0, 3.0, 2.0, 4.0])}, 0.5)['a'].tolist()
+    [False, True, False, True]
     """
     if unit not in UNITS:
         raise ConfigError(f"unit={unit!r} is unknown; expected one of {', '.join(map(repr, UNITS))}.")
@@ -75,7 +78,12 @@ def keep_top(
 
 
 def grow(masks: Masks, scores: Scores, counts: int | Mapping[str, int]) -> Masks:
-    """Bring back the dead weights with the highest scores: `counts` of all together, or as many of each layer."""
+    """Bring back the dead weights with the highest scores: `counts` of all together, or as many of each layer.
+
+    >>> masks = lab.Masks(a=torch.tensor([True, False, False]))
+    >>> lab.grow(masks, {'a': torch.tensor([0.0, 1.0, 2.0])}, {'a': 1})['a'].tolist()
+    [True, False, True]
+    """
     dead = {name: ~masks[name].reshape(-1) for name in scores}
     flat = {name: unit_scores(name, score, "weight") for name, score in scores.items()}
     if isinstance(counts, Mapping):

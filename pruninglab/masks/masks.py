@@ -21,7 +21,12 @@ UNITS = {"weight": None, "channel": 1, "kernel": 2}  # leading dimensions that n
 
 
 class Masks(dict[str, Tensor]):
-    """Parameter name -> bool tensor, True is kept. Showing it is the layer table."""
+    """Parameter name -> bool tensor, True is kept. Showing it is the layer table.
+
+    >>> masks = lab.keep_top({'a': torch.tensor([1.0, 3.0, 2.0, 4.0])}, 0.5)
+    >>> masks['a'].tolist(), masks.kept, masks.total
+    ([False, True, False, True], 2, 4)
+    """
 
     @classmethod
     def full(cls, weights: Mapping[str, Tensor]) -> Self:

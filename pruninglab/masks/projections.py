@@ -55,6 +55,9 @@ def n_of_m(weights: Tensors, n: int = 2, m: int = 4) -> Masks:
     """Keep the n largest of every m neighbours along the input dimension, the second; ties go to the first.
 
     A last group of fewer than m keeps n of them too, or all. Weights with one dimension (biases) are kept.
+
+    >>> lab.masks.n_of_m({'a': torch.tensor([[1.0, 3.0, 2.0, 4.0]])}, 2, 4)['a'].tolist()
+    [[False, True, False, True]]
     """
     if not 0 < n <= m:
         raise ConfigError(f"{n}:{m} cannot be: of every m={m} neighbours n={n} are kept, and 0 < n <= m.")

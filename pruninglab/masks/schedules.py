@@ -45,7 +45,11 @@ class Schedule(Checked, ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """All at once."""
+    """All at once.
+
+    >>> [round(lab.Constant(0.9).between(p, 0.9), 2) for p in (0, 0.5, 1)]
+    [0.9, 0.9, 0.9]
+    """
 
     def between(self, progress: float, final: float) -> float:
         return final
@@ -59,7 +63,11 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Cubic(Schedule):
-    """Fast while there is much to cut, slow at the end (Zhu and Gupta 2017, equation 1)."""
+    """Fast while there is much to cut, slow at the end (Zhu and Gupta 2017, equation 1).
+
+    >>> [round(lab.Cubic(0.9).between(p, 0.9), 2) for p in (0, 0.5, 1)]
+    [0.0, 0.79, 0.9]
+    """
 
     def between(self, progress: float, final: float) -> float:
         return final + (self.initial - final) * (1 - progress) ** 3
@@ -67,7 +75,11 @@ class Cubic(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """The same share of the survivors each time: density falls geometrically."""
+    """The same share of the survivors each time: density falls geometrically.
+
+    >>> [round(lab.Exponential(0.9).between(p, 0.9), 2) for p in (0, 0.5, 1)]
+    [0.0, 0.68, 0.9]
+    """
 
     def between(self, progress: float, final: float) -> float:
         return 1 - (1 - self.initial) * ((1 - final) / (1 - self.initial)) ** progress
@@ -78,6 +90,9 @@ class Narang(Schedule):
     """Two slopes, the second `steepening` times the first, with the knee at `ramp` (Narang 2017, section 3).
 
     The paper raises a threshold along the two slopes; here it is the sparsity, so that the target is exact.
+
+    >>> [round(lab.Narang(0.9).between(p, 0.9), 2) for p in (0, 0.5, 1)]
+    [0.0, 0.36, 0.9]
     """
 
     ramp: PartialFraction = 0.5

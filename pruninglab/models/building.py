@@ -55,7 +55,11 @@ class Images(Protocol):
 
 
 def available() -> list[str]:
-    """The package's own models of images; `torchvision:NAME` builds any classification model of torchvision, too."""
+    """The package's own models of images; `torchvision:NAME` builds any classification model of torchvision, too.
+
+    >>> 'resnet20' in lab.models.available()
+    True
+    """
     return list(MODELS)
 
 
@@ -77,6 +81,10 @@ def build(
     those of a network from which channels were removed (`structured.shrink(…).widths`, and in its record): the same
     form with new weights, drawn as for so many inputs. The network carries how it was made as `made_of`, which its
     records hold.
+
+    >>> model = lab.build('lenet300', data, seed=0)
+    >>> sum(p.numel() for p in model.parameters())
+    50610
     """
     classes = data.classes
     shape: Any = tuple(data.shape) if len(data.shape) == 1 else checked(data.shape, classes)  # tokens, or images

@@ -24,6 +24,10 @@ def load(pattern: str | Path) -> pd.DataFrame:
     `param_…`; cells that failed are in `frame.attrs["failed"]`. Files that are no records are left out and listed in
     `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the table out, and with pyarrow installed
     `frame.to_parquet("all.parquet")`.
+
+    >>> path = run.save(folder / 'run.json')
+    >>> len(lab.results.load(folder))
+    1
     """
     rows, skipped, cells = [], {}, {}
     here = Path.cwd()
@@ -77,6 +81,9 @@ def table(runs: Mapping[str, Any], *, compressed: bool = False) -> pd.DataFrame:
     """Runs or results side by side, by the names given: accuracy, what is zero and of what, and size.
 
     With `compressed` also the size of the dense file after bzip2, which takes minutes for large networks.
+
+    >>> lab.results.table({'dense': dense, 'gradual': run}).shape[0]
+    2
     """
     rows = {name: getattr(run, "result", run).row() for name, run in runs.items()}
     for name, run in runs.items() if compressed else ():

@@ -32,6 +32,10 @@ def save(
     nearest, ties to even, and `rounded` counts what they changed. `others` says the same of biases, norms and floating
     buffers. Zeros come back as +0.
     `entropy` (`"zlib"`, `"lzma"`, `"bz2"`) compresses each stream that gets smaller by it.
+
+    >>> size = lab.storage.save(run, folder / 'net.safetensors')
+    >>> sorted(lab.storage.load(folder / 'net.safetensors')) == sorted(run.model.state_dict())
+    True
     """
     path = check_writable(path, "path")
     packed = fileformat.pack(state_dict_of(model), values, others, entropy)
@@ -105,6 +109,11 @@ def sizes(model: Source, masks: Mapping[str, Tensor] | None = None, *, compresse
     values and code books, the `index_bits` of positions, and `payload_bytes`, both in whole bytes: what papers quote.
     `sparse_bytes`: the whole file that `save` writes, with biases, buffers and header. What concerns that file is left
     out for a model that it cannot hold.
+
+    >>> pruned, masks = lab.prune(model, 0.9)
+    >>> size = lab.storage.sizes(pruned)
+    >>> size['sparse_bytes'] < size['bytes'] / 5
+    True
     """
     model = network_of(model)
     if masks is not None:
@@ -136,7 +145,11 @@ def _compressed_sizes(content: bytes) -> dict[str, int]:
 def layer_sizes(
     model: Source, *, values: str = "exact", others: str = "exact", entropy: str | None = None
 ) -> pd.DataFrame:
-    """Where the bytes of the sparse file go: each weight, all other tensors, the header, and all together."""
+    """Where the bytes of the sparse file go: each weight, all other tensors, the header, and all together.
+
+    >>> lab.storage.layer_sizes(model)['layer'].tolist()[:2]
+    ['fc1.weight', 'fc2.weight']
+    """
     packed = fileformat.pack(state_dict_of(model), values, others, entropy)
     columns = ("layer", "kept", "total", "positions", "values", "data_bytes", "index_bytes", "bytes")
     rows, rest = [], [0, 0, 0, 0, 0]

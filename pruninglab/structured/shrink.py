@@ -107,6 +107,11 @@ def shrink(
     `masks` are applied first (a run's own by default). The logits are compared on the example and on noise, also with
     batch norms that measure these inputs: more than 1e-5 of their spread over inputs apart in 32 bits, and more than
     1e-9 where it is all done again in 64, is a RunError. `model` is left as it is.
+
+    >>> pruned, masks = lab.structured.prune(model, data, 0.5, 'filter_l2')
+    >>> small = lab.structured.shrink(pruned, data, masks)
+    >>> lab.storage.sizes(small.model)['bytes'] < lab.storage.sizes(model)['bytes']
+    True
     """
     masked, x = _masked(model, example, masks)
     full, small = model.model if isinstance(model, Run) else model, copy.deepcopy(masked)

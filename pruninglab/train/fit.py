@@ -50,6 +50,10 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     step, at the end of an epoch after its evaluation, and may `run.interrupt()`. Ctrl-C ends the run after its step,
     with a checkpoint, and so do SIGTERM and SIGUSR1, which then end the process with exit code 143. `eval_batch_size`
     is halved once if memory is short. `tags` are columns of your own in the record.
+
+    >>> run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=2)
+    >>> run.status, len(run.history)
+    ('done', 2)
     """
     chosen, session = resolved(options)
     check_inputs(model, data, chosen, session.inplace)
@@ -138,6 +142,10 @@ def prune(
 
     `data` is for criteria that take gradients; `masks` are those that hold already (a run's own by default); the rest
     is as in `keep_top`.
+
+    >>> pruned, masks = lab.prune(model, 0.9)
+    >>> print(f"{masks.density:.0%}")
+    10%
     """
     if isinstance(model, Run):
         masks = model.masks if masks is None else masks

@@ -36,7 +36,11 @@ def negative_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Distill:
-    """Learn from the dense net's answers (Hinton 2015): share·T²·KL(teacher, student) + (1 - share)·cross-entropy."""
+    """Learn from the dense net's answers (Hinton 2015): share·T²·KL(teacher, student) + (1 - share)·cross-entropy.
+
+    >>> lab.fit(model, data, epochs=1, loss=lab.train.Distill(dense.model)).status
+    'done'
+    """
 
     teacher: "nn.Module | Run"
     temperature: float = 4.0

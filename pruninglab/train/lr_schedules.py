@@ -18,7 +18,11 @@ class ConstantLR:
 
 @dataclass(frozen=True)
 class CosineLR(Checked):
-    """A linear warm-up over the share `warmup`, then half a cosine down to `floor`."""
+    """A linear warm-up over the share `warmup`, then half a cosine down to `floor`.
+
+    >>> lab.fit(model, data, epochs=1, lr_schedule=lab.CosineLR()).status
+    'done'
+    """
 
     warmup: Fraction = 0.0
     floor: Fraction = 0.0
@@ -32,7 +36,11 @@ class CosineLR(Checked):
 
 @dataclass(frozen=True)
 class StepLR(Checked):
-    """Times `factor` at each of the points `at`, given as shares of the training."""
+    """Times `factor` at each of the points `at`, given as shares of the training.
+
+    >>> lab.fit(model, data, epochs=1, lr_schedule=lab.StepLR()).status
+    'done'
+    """
 
     at: tuple[Fraction, ...] = (0.5, 0.75)
     factor: Strength = 0.1

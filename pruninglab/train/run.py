@@ -38,6 +38,10 @@ class Run(ABC):
     """One training: what methods see at each moment, and what is left to look at when it is over.
 
     `fit` makes a `Training`, which also scores, evaluates and remembers. So a method imports no more than it uses.
+
+    >>> run = lab.fit(model, data, epochs=1)
+    >>> run.status, 0 <= run.val <= 1
+    ('done', True)
     """
 
     model: nn.Module

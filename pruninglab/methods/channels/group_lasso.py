@@ -37,6 +37,10 @@ class GroupLasso(Method):
     Nothing is cut: add a method that does, such as `OneShot(0.5, "filter_l2", unit="channel")` in a run that goes on.
 
     Deviations: the paper's depth-wise and its own kernels for sparse columns are left out.
+
+    >>> run = lab.fit(model, data, lab.methods.GroupLasso(1e-4), epochs=2)
+    >>> run.status
+    'done'
     """
 
     strength: Strength = 1e-4

@@ -34,6 +34,10 @@ class PruneWhileAccurate(Method):
     `target_missed`, and its reason says what the bound was and how near accuracy came.
 
     Deviations: the authors end an epoch early when the last 25 accuracies never rise, which hardly occurs.
+
+    >>> run = lab.fit(model, data, lab.methods.PruneWhileAccurate(0.1, every_steps=1), epochs=2)
+    >>> print(f"{len(run[lab.methods.PruneWhileAccurate].evaluations)} evaluations")
+    4 evaluations
     """
 
     lower_bound: Fraction | None = None

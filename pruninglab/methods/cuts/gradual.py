@@ -23,6 +23,10 @@ class Gradual(Method):
     The paper renews its masks every n steps; a number of cuts says the same whatever the length of the run.
     With `reactivate`, as in the authors' code, a pruned weight is remembered with the value that it had, competes in
     every cut, and comes back with that value when kept ones have fallen below it.
+
+    >>> run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=2)
+    >>> print(f"{run.masks.density:.0%} of the weights are left")
+    10% of the weights are left
     """
 
     in_training = True

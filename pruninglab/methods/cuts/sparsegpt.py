@@ -79,6 +79,10 @@ class SparseGPT(Method):
 
     Deviations: the paper's code goes block by block of the network, so that the layers of one block see the dense
     inputs of the block. The count is exact in every layer. All is computed in double precision.
+
+    >>> run = lab.fit(model, data, lab.methods.SparseGPT(0.5), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    50%
     """
 
     sparsity: Sparsity

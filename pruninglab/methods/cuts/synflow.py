@@ -22,6 +22,10 @@ class SynFlow(Method):
     Flow is conserved, so no layer is emptied that all of it passes. Where there are two ways, as past a shortcut's
     convolution, the paper's rule empties the weaker one: resnet50's shortcuts at 95 %. Deviation: the best weight of
     each layer stays whatever it scores, if so many stay at all; `keep_one=False` is the paper.
+
+    >>> run = lab.fit(model, data, lab.methods.SynFlow(0.9, rounds=5), epochs=1)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     sparsity: Sparsity

@@ -30,6 +30,10 @@ class Wanda(Method):
         lab.fit(dense, data, lab.methods.Wanda(0.5), epochs=0, skip=("embeddings", "output"))
 
     Deviations: the paper's code goes block by block, so that the layers of one block see the dense inputs of the block.
+
+    >>> run = lab.fit(model, data, lab.methods.Wanda(0.5), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    50%
     """
 
     sparsity: Sparsity

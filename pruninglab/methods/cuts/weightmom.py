@@ -55,6 +55,10 @@ class WeightMom(Method):
     Deviations: the target is exact, and `not_eligible` counts the cuts of other weights. A cut before the window is
     full uses the epochs so far and the same share of them; `short_windows` counts these. No layer falls below `floor`
     times the density of all. The paper's setting starts from a trained model: `fit(trained, …, **PAPER)`.
+
+    >>> run = lab.fit(model, data, lab.methods.WeightMom(lab.Cubic(0.9)), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True

@@ -78,6 +78,10 @@ class L0(Method):
 
     Deviations: the paper gates inputs of dense layers and outputs of convolutions, here a unit is an output in both;
     the test uses no averages of the weights; a weight decay is that of the weights, not that of the open ones.
+
+    >>> run = lab.fit(model, data, lab.methods.L0(strength=1e-3), epochs=2)
+    >>> run.status
+    'done'
     """
 
     in_training = True

@@ -27,6 +27,10 @@ class TargetedDropout(Method):
     nothing is rescaled, for what is dropped is to matter little.
 
     Deviations: candidates are the smallest of each layer (or of `scope`), the paper's those of each unit's inputs.
+
+    >>> run = lab.fit(model, data, lab.methods.TargetedDropout(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True

@@ -77,6 +77,10 @@ class VariationalDropout(Method):
 
     Deviations: the KL is within 2e-4 of its integral, the paper's fit within 1e-2. Biases bear no noise. Above the
     threshold a mean is still used in training, which the authors' code omits for LeNet. Beyond the clip log σ² stands.
+
+    >>> run = lab.fit(model, data, lab.methods.VariationalDropout(0.8), epochs=2)
+    >>> run.status
+    'target_missed'
     """
 
     in_training = True

@@ -32,6 +32,10 @@ class LOBSTER(Method):
 
     Deviations: the shrinking is of the weights before the step, theirs of those after it. What the optimizer remembers
     does not go back with the weights (theirs remembers nothing). Biases and norms are cut only where the run may.
+
+    >>> run = lab.fit(model, data, lab.methods.LOBSTER(), epochs=2)
+    >>> run.status
+    'done'
     """
 
     strength: Strength = 1e-4

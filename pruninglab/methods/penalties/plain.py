@@ -15,7 +15,12 @@ from ...typed import Strength
 
 @dataclass
 class L2(Method):
-    """Adds λ·Σ w² to the loss, through the optimizer: a weight decay of 2λ. In `RelevanceL2(alpha=0)` λ decays too."""
+    """Adds λ·Σ w² to the loss, through the optimizer: a weight decay of 2λ. In `RelevanceL2(alpha=0)` λ decays too.
+
+    >>> run = lab.fit(model, data, lab.methods.L2(1e-4), lab.methods.OneShot(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
+    """
 
     strength: Strength = 1e-3
     only_prunable: bool = False
@@ -28,7 +33,12 @@ class L2(Method):
 
 @dataclass
 class L1(Method):
-    """Adds λ·Σ |w| to the loss, with the subgradient λ·sgn(w), through the optimizer."""
+    """Adds λ·Σ |w| to the loss, with the subgradient λ·sgn(w), through the optimizer.
+
+    >>> run = lab.fit(model, data, lab.methods.L1(1e-4), lab.methods.OneShot(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
+    """
 
     strength: Strength = 1e-5
     only_prunable: bool = False

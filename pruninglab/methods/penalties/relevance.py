@@ -65,6 +65,10 @@ class RelevanceL2(Method):
 
     `felt` has |g| of the kept weights at the last step of each epoch: by layer the largest, the median, and how many
     there are in each bin between `EDGES`, the first and the last bin open; beyond 65,536 weights of every n-th alone.
+
+    >>> run = lab.fit(model, data, lab.methods.RelevanceL2(1e-4), lab.methods.OneShot(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     strength: Strength = 1e-3

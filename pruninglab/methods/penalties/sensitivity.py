@@ -35,6 +35,10 @@ class Sensitivity(Method):
 
     Deviations: outputs are the logits, averaged over the batch (of sequences over the places too) before the absolute
     value is taken, except with `per_sample`. The threshold cuts prunable weights alone.
+
+    >>> run = lab.fit(model, data, lab.methods.Sensitivity(), epochs=2)
+    >>> run.status
+    'done'
     """
 
     strength: Strength = 1e-4

@@ -63,6 +63,10 @@ class SoftSharing(Method):
 
     Deviations: biases are in the mixture only when the run may cut them, and frozen weights are left as they are. The
     divergence of two components is the larger of the two directions.
+
+    >>> run = lab.fit(model, data, lab.methods.SoftSharing(), epochs=2)
+    >>> run.status
+    'done'
     """
 
     in_training = True

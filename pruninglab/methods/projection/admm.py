@@ -64,6 +64,10 @@ class ADMM(Method):
 
     Deviations: Z has exactly as many weights as were asked for, where the authors' percentile also keeps ties. When ρ
     changes, U is rescaled so that the multiplier ρ·U stays (Boyd et al. 2011, section 3.4.1); their ρ is constant.
+
+    >>> run = lab.fit(model, data, lab.methods.ADMM(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True

@@ -25,6 +25,10 @@ class SharedWeights(Method):
     already keeps these: after `Quantize`, this trains its levels.
 
     A pruned weight has no value to share and stays pruned; it is best to prune before.
+
+    >>> run = lab.fit(model, data, lab.methods.SharedWeights(3), epochs=2)
+    >>> run.status
+    'done'
     """
 
     bits: Bits = field(default_factory=lambda: {"conv": 8, "dense": 5})

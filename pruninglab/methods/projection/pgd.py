@@ -32,6 +32,10 @@ class PGD(Method):
 
     Deviations: the step is that of the run's optimizer, whose momentum a projection leaves alone, where the papers
     take plain gradient steps; the papers project to the end, or retrain in a second run.
+
+    >>> run = lab.fit(model, data, lab.methods.PGD(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True

@@ -46,6 +46,10 @@ class Quantize(Method):
     so that Π is the exact projection onto all weights with so many levels. Weights are put on their levels in halves
     (Zhou et al., "Incremental network quantization", 2017). Levels are not trained after that; `SharedWeights` does
     this in a run that follows.
+
+    >>> run = lab.fit(model, data, lab.methods.Quantize(3), epochs=2)
+    >>> run.status
+    'done'
     """
 
     bits: Bits

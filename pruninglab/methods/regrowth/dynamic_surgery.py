@@ -55,6 +55,10 @@ class DynamicSurgery(Method):
 
     The paper starts from a trained net. Deviations: in the authors' code the numbers of the layer's bias enter mean and
     deviation, and biases are cut; here what is in scope. Weight decay does not reach the values that are aside.
+
+    >>> run = lab.fit(model, data, lab.methods.DynamicSurgery(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True

@@ -38,6 +38,10 @@ class GlobalSparseMomentum(Method):
 
     The paper starts from a trained net. Deviations: decay is of the weights that may be cut; give `weight_decay` of
     `fit` for others. The authors' code lets ties be active, too.
+
+    >>> run = lab.fit(model, data, lab.methods.GlobalSparseMomentum(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True

@@ -53,6 +53,10 @@ class SET(Method):
     Deviations: the paper's last update comes after training; here nothing moves from the share `end` of the training
     on, and an epoch's update comes in the first step of the next. A weight without any gradient in that step does not
     grow: it leads nowhere, and would stay 0.
+
+    >>> run = lab.fit(model, data, lab.methods.SET(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True

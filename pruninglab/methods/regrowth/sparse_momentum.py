@@ -54,6 +54,10 @@ class SparseMomentum(Method):
     divided by the root of its second moment. They drop less of a layer that is nearly full; here it regrows what it
     dropped. What has no gradient in that step does not grow: it may lead nowhere, and stay 0. Their last update comes
     after training, an epoch's here in the first step of the next.
+
+    >>> run = lab.fit(model, data, lab.methods.SparseMomentum(0.9), epochs=2)
+    >>> print(f"{run.masks.density:.0%}")
+    10%
     """
 
     in_training = True
