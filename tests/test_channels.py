@@ -249,3 +249,37 @@ def test_measuring_leaves_the_mode_and_says_what_it_needs(data):
 def test_few_images_fill_a_batch(blobs):
     assert cost._images(blobs, 64).shape == (64, 10)
     assert cost._images(torch.zeros(2, 3), 64).shape == (64, 3)
+
+
+def test_silence_leaves_what_is_frozen_and_says_so(data):
+    model = swish()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.endswith("bias"))
+    biases = {name: p.clone() for name, p in model.named_parameters() if name.endswith("bias")}
+    run = fit(model, data, OneShot(0.5, scope="layer", unit="channel"), Silence(), epochs=1)
+    assert all(torch.equal(run.model.get_parameter(name), before) for name, before in biases.items())
+    assert any("Silence leaves" in warning and "bias" in warning for warning in run.result.warnings)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_statistics_of_norms_are_those_of_the_network_after_the_cut(data, epochs):
+    old: Any
+    norm: Any
+    own: Any
+    model, options = swish(), {"epochs": epochs, "lr": 0.0}
+    cutting = lab.methods.Gradual(lab.Linear(0.9), begin=0.0, cuts=1) if epochs else OneShot(0.9)
+    run, stale = (fit(model, data, cutting, *more, **options) for more in ((lab.methods.Recalibrate(),), ()))
+    first, norm = (next(m for m in run.model.modules() if isinstance(m, kind)) for kind in (nn.Conv2d, nn.BatchNorm2d))
+    with torch.no_grad():
+        expected = torch.stack([first(x).mean((0, 2, 3)) for x, _ in data.train.batches(90)]).mean(0)
+    last = run.methods[1].estimated[-1]
+    if last == run.step:  # nothing has been trained since
+        assert torch.allclose(norm.running_mean, expected, atol=1e-5)
+    old = next(m for m in stale.model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert not torch.allclose(old.running_mean, expected, atol=1e-3)
+    assert norm.momentum == old.momentum
+    owned = swish().train()
+    next(m for m in owned.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    kept = fit(owned, data, OneShot(0.9), lab.methods.Recalibrate(), epochs=0)
+    own = next(m for m in kept.model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert not own.running_mean.any()

@@ -68,6 +68,7 @@ METHODS: dict[str, list[lab.Method]] = {
     "SharedWeights": [methods.OneShot(0.5), methods.SharedWeights(2)],
     "Silence": [methods.OneShot(0.5, scope="layer", unit="channel"), methods.Silence()],
     "Silence-scheduled": [methods.Gradual(lab.Linear(0.5), "filter_l1", "layer", "channel"), methods.Silence()],
+    "Recalibrate": [methods.Gradual(lab.Linear(0.8)), methods.Recalibrate(batches=2)],
     "Slimming": [methods.Slimming(1e-2), methods.OneShot(0.5, "norm_scale", unit="channel")],
     "SoftSharing": [methods.SoftSharing(tau=0.1)],
     "SoftSharing-three": [methods.SoftSharing(components=3, zero=0.2)],

@@ -8,6 +8,7 @@ from .cuts.accuracy_gate import PruneWhileAccurate
 from .cuts.gradual import Gradual
 from .cuts.n2nskip import N2NSkip
 from .cuts.oneshot import OneShot
+from .cuts.recalibrate import Recalibrate
 from .cuts.sparsegpt import SparseGPT
 from .cuts.surgeon import OptimalBrainSurgeon
 from .cuts.synflow import SynFlow
@@ -49,6 +50,7 @@ __all__ = [
     "OptimalBrainSurgeon",
     "PruneWhileAccurate",
     "Quantize",
+    "Recalibrate",
     "RelevanceL2",
     "RigL",
     "Sensitivity",

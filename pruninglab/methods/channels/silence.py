@@ -17,7 +17,8 @@ class Silence(Method):
     A filter of zeros still gives its bias, and a norm behind it its shift: a constant, which zero padding makes uneven
     and which is all that keeps `structured.shrink` from taking such a channel out. Put it behind the method that cuts.
     In a residual sum a channel is silent when all layers that give it are cut there. `entries` has what is held, by
-    parameter name. `structured.silence` does it once, without training.
+    parameter name. `structured.silence` does it once, without training. What is frozen stays as it is, and the record
+    says so: such a channel still gives its constant.
     """
 
     entries: dict[str, Tensor] = field(init=False)
@@ -31,7 +32,11 @@ class Silence(Method):
 
     def on_step(self, run: Run) -> None:
         if len(run.cuts) != self.seen:  # the masks have changed
-            self.seen, self.entries = len(run.cuts), self._groups.silent(run.model, run.masks)
+            self.seen, entries = len(run.cuts), self._groups.silent(run.model, run.masks)
+            trained = {name for name in entries if run.model.get_parameter(name).requires_grad}
+            self.entries = {name: dead for name, dead in entries.items() if name in trained}
+            if frozen := [name for name, dead in entries.items() if name not in trained and bool(dead.any())]:
+                run.warn(f"Silence leaves {', '.join(frozen)} as they are, which are frozen.")
         for name, dead in self.entries.items():
             run.model.get_parameter(name).data.masked_fill_(dead, 0)
 
