@@ -165,6 +165,8 @@ def test_the_first_notebook_runs_top_to_bottom(page, lab_server):
     assert page.errors == []
 
 
+@pytest.mark.xfail(reason="an arrow key on a slider is not answered yet in JupyterLab", strict=False)
+@pytest.mark.slow
 def test_the_panels_answer(page, lab_server):
     run_all(page, lab_server, "16_workbench.ipynb")
 
