@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import (
         analysis,
         criteria,
+        deploy,
         layers,
         masks,
         methods,
@@ -63,6 +64,7 @@ __all__ = [
     "compare",
     "controls",
     "criteria",
+    "deploy",
     "fit",
     "grow",
     "impact",
