@@ -122,9 +122,10 @@ def _is_something(part: Any) -> bool:
 
 def _function_code(function: FunctionType, inside: Inside) -> Any:
     """What a function does: its code, defaults, attributes, closed-over values, and what it reads of its module."""
-    closed = [describe(_cell(cell), inside) for cell in function.__closure__ or ()]
     if not _is_own(function):
-        return closed or None
+        function = inspect.unwrap(function)  # what checks the arguments is no part of what it does
+        return [describe(_cell(cell), inside) for cell in function.__closure__ or ()] or None
+    closed = [describe(_cell(cell), inside) for cell in function.__closure__ or ()]
     defaults = (function.__defaults__ or (), function.__kwdefaults__ or {}, vars(function))
     read = {name: function.__globals__[name] for name in _globals(function.__code__) if name in function.__globals__}
     outer = {name: _global(value, inside) for name, value in read.items()}

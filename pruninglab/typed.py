@@ -5,18 +5,19 @@
     criterion: Annotated[str, OneOf(TABLE)]  # one of the keys of a table
     schedule: Annotated[Schedule, "for example lab.Cubic(0.9)"]   # the example stands in the message
 
-From them follow the check and its message (`check_settings`), the control in a panel and the choices of a sweep
-(`choices`, `bounds`). A class checks by hand only what a type cannot say.
+From them follow the check and its message (`check_settings`, `checked`), the control in a panel and the choices of a
+sweep (`choices`, `bounds`). A class or function checks by hand only what a type cannot say.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, wraps
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
 
@@ -57,6 +58,17 @@ class OneOf:
         return f"one of {', '.join(map(repr, self.table))}"
 
 
+@dataclass(frozen=True)
+class Filled:
+    """Not empty: `Annotated[Mapping[str, float], Filled()]`."""
+
+    def __contains__(self, value: Collection[Any]) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "(not empty)"
+
+
 Fraction = Annotated[float, Range(0, 1)]
 """0 and 1 included: a moment of the training, a share of weights."""
 PartialFraction = Annotated[float, Range(0, 1, above=True, below=True)]
@@ -68,6 +80,10 @@ BelowOne = Annotated[float, Range(0, 1, below=True)]
 Strength = Annotated[float, Range(0)]
 """Of a penalty, or a learning rate: 0 turns it off."""
 Positive = Annotated[float, Range(0, above=True)]
+AtLeastOne = Annotated[float, Range(1)]
+"""A factor: of compression, or of more epochs."""
+LARGEST = 2**63
+"""No whole number may be as large: no counter, seed or size of torch holds it."""
 Count = Annotated[int, Range(1)]
 """At least one."""
 CountFromZero = Annotated[int, Range(0)]
@@ -88,8 +104,12 @@ def _meant(value: Any, hint: Any) -> str:
     """A word that is nearly one of those expected, or the share that a percentage is."""
     if isinstance(value, str):
         return next((repr(word) for word in get_close_matches(value, map(str, choices(hint)), 1)), "")
+    if isinstance(value, Integral) and abs(int(value)) >= LARGEST:
+        return "a number below 2**63"
+    if isinstance(value, Mapping):
+        return next((meant for one in value.values() if (meant := _meant(one, hint))), "")
     span = next((span for part in parts(hint) if (span := bounds(part))), None)
-    is_percent = span and span.low >= 0 and span.high == 1 and _number(value, float)[0] and 1 < value < 100
+    is_percent = span and span.low >= 0 and span.high == 1 and _number(value, float)[0] and 1 < float(value) < 100
     return f"{float(value) / 100:g}" if is_percent else ""
 
 
@@ -118,11 +138,38 @@ def hints(kind: type) -> dict[str, Any]:
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call as the annotations of the function have them, or a ConfigError that names both."""
-    known = get_type_hints(function, include_extras=True)
+    known, caller = _annotations(function), function.__qualname__.removesuffix(".__init__")
     return {
-        name: check(f"{function.__name__}: {name}", value, known[name]) if name in known else value
+        name: check(f"{caller}: {name}", value, known[name]) if name in known else value
         for name, value in given.items()
     }
+
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+
+
+def checked(function: Callable[P, Made]) -> Callable[P, Made]:
+    """Before a function begins, refuse each argument that its annotation rules out."""
+    form = inspect.signature(function)
+    kinds = {name: p.kind for name, p in form.parameters.items()}
+
+    @wraps(function)
+    def call(*args: P.args, **named: P.kwargs) -> Made:
+        given = form.bind(*args, **named)
+        for name, value in given.arguments.items():
+            if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
+                given.arguments[name] = tuple(check_arguments(function, {name: one})[name] for one in value)
+            elif kinds[name] is not inspect.Parameter.VAR_KEYWORD:
+                given.arguments |= check_arguments(function, {name: value})
+        return function(*given.args, **given.kwargs)
+
+    return call
+
+
+@cache
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function, include_extras=True)
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
@@ -171,6 +218,9 @@ def expected(hint: Any) -> str:
         return f"a dict of {' to '.join(map(_plural, arguments))}" if arguments else "a dict"
     if origin in _SEQUENCES:
         return f"a list of {_plural(arguments[0])}" if arguments else "a list"
+    if getattr(hint, "_is_protocol", False):
+        first = (hint.__doc__ or "").split(".")[0]
+        return first[:1].lower() + first[1:]
     name = getattr(hint, "__name__", str(hint))
     return _WORDS.get(origin or hint) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
@@ -192,7 +242,7 @@ _SEQUENCES = (list, tuple, Sequence, Collection, set, frozenset)
 def _ranged(kind: Any, *extras: Any) -> str:
     if tables := [str(extra) for extra in extras if isinstance(extra, OneOf)]:
         return tables[0]
-    spans = [f" {extra}" for extra in extras if isinstance(extra, Range)]
+    spans = [f" {extra}" for extra in extras if isinstance(extra, Range | Filled)]
     examples = [f", {extra}" for extra in extras if isinstance(extra, str)]
     return "".join(["a number" if spans and kind is float else expected(kind), *spans, *examples])
 
@@ -202,6 +252,8 @@ def _plural(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         kind, *extras = get_args(hint)
         return " ".join([_plural(kind), *(str(extra) for extra in extras if isinstance(extra, Range))])
+    if isinstance(hint, type) and hint not in words and hint not in _WORDS:
+        return f"{hint.__name__}s"
     return words.get(hint, expected(hint))
 
 
@@ -230,7 +282,7 @@ def _one(value: Any, hint: Any) -> tuple[bool, Any]:
         return True, value
     if origin is Annotated:
         fits, number = _converted(value, arguments[0])
-        inside = fits and all(number in extra for extra in arguments[1:] if isinstance(extra, Range | OneOf))
+        inside = fits and all(number in extra for extra in arguments[1:] if isinstance(extra, Range | OneOf | Filled))
         return inside, number
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in arguments), value
@@ -242,8 +294,14 @@ def _one(value: Any, hint: Any) -> tuple[bool, Any]:
         return callable(value), value
     if origin in (*_MAPPINGS, *_SEQUENCES):
         return _holds(value, origin, arguments), value
+    if origin is Iterable:
+        return isinstance(value, Iterable) and not isinstance(value, str | Mapping), value
     kind = origin or hint
-    return isinstance(value, kind) if isinstance(kind, type) else True, value
+    if not isinstance(kind, type) or (
+        getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
+    ):
+        return True, value
+    return isinstance(value, kind), value
 
 
 def _holds(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
@@ -265,5 +323,7 @@ def _number(value: Any, kind: type) -> tuple[bool, Any]:
     wanted = Integral if kind is int else Real
     if isinstance(value, bool) or not isinstance(value, wanted):
         return False, value
-    number = int(value) if isinstance(value, Integral) else float(value)  # NumPy's numbers, fractions.Fraction
-    return math.isfinite(number), value if type(value) in (int, float) else number
+    if isinstance(value, Integral):
+        return abs(int(value)) < LARGEST, value if type(value) is int else int(value)
+    number = float(value)  # NumPy's numbers, fractions.Fraction
+    return math.isfinite(number), value if type(value) is float else number

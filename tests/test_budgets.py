@@ -45,7 +45,7 @@ def test_targets_stop_at_the_first_drop():
         for s, a in zip((0.0, 0.5, 0.7, 0.9), values, strict=True)
     ]
     assert analysis.tolerated(pd.DataFrame(rows), 0.01) == {"a": 0.5, "b": 0.7}
-    with pytest.raises(lab.ConfigError, match="from 0 to below 1"):
+    with pytest.raises(lab.ConfigError, match="at least 0 and below 1"):
         analysis.tolerated(pd.DataFrame(rows), 1.0)
 
 
@@ -98,5 +98,5 @@ def test_what_cannot_be_is_said(dense):
         analysis.fitting(dense)
     with pytest.raises(lab.ConfigError, match="2,000 bytes are not enough"):
         analysis.fitting(dense, bytes=2_000)
-    with pytest.raises(lab.ConfigError, match="fraction of weights"):
+    with pytest.raises(lab.ConfigError, match="numbers of at least 0 and below 1"):
         analysis.sensitivity(dense, (1.0,))

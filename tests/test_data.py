@@ -85,7 +85,7 @@ def test_choosing_on_test_is_asked_for_by_name_and_said(digits: Data):
     assert "choices are made on test" in repr(data)
     assert not digits.val_is_test
     assert "choices" not in repr(digits)
-    with pytest.raises(ConfigError, match="val='test'"):
+    with pytest.raises(ConfigError, match="or 'test'"):
         load("digits", val="val")
 
 
@@ -583,7 +583,7 @@ def test_an_unreadable_image_is_named(tree: Path, tmp_path: Path, workers: int):
             (tmp_path / part / "a" / f"{i}.jpg").write_bytes((tree / "train" / "cat" / "0.jpg").read_bytes())
     broken = tmp_path / "test" / "a" / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    with pytest.raises(DataError, match=r"^\S*test/a/1\.jpg cannot be read as an image.*replace the file"):
+    with pytest.raises(DataError, match=r"^\S*test/a/1\.jpg \(item \d\) cannot be read as an image.*replace the file"):
         list(load(f"folder:{tmp_path}", size=16, workers=workers).test)
 
 
@@ -839,7 +839,7 @@ GOOD = pairs(FOUR, [0, 1, 0, 1])
         ),
         (pairs(FOUR[:1], [0]), pairs(FOUR[:1], [0]), {}, ConfigError, "give 2 or more"),
         (pairs(FOUR.byte(), [0, 1, 0, 1]), GOOD, {}, DataError, r"must be an image \(H, W\)"),
-        (GOOD, GOOD, {"val": 0.0}, ConfigError, "between 0 and 1"),
+        (GOOD, GOOD, {"val": 0.0}, ConfigError, "above 0 and below 1"),
         (GOOD, GOOD, {"augment": "flip"}, ConfigError, r"augmentations are for images.*\(3,\)"),
         (
             Listed((torch.zeros(3), 0), (torch.zeros(3), 0), (torch.zeros(2), 1)),
@@ -861,11 +861,11 @@ def test_what_cannot_be_wrapped_is_refused(train: Any, test: Any, options: Any, 
         ("minst", {}, r"no data set is called 'minst', did you mean 'MNIST'\? There are digits, strokes.*folder:PATH"),
         ("cifar10", {}, "did you mean 'CIFAR10'"),
         ("zzz", {}, "no data set is called 'zzz': There are digits"),
-        ("digits", {"val": 0}, "val=0 .*between 0 and 1"),
-        ("digits", {"val": 1.0}, "between 0 and 1"),
-        ("digits", {"train": 0}, "train=0 must be a whole number of 1 or more"),
-        ("digits", {"test": -5}, "test=-5 must be"),
-        ("digits", {"size": 2.5}, r"size=2\.5 must be"),
+        ("digits", {"val": 0}, "val=0; expected a number above 0 and below 1 or 'test'"),
+        ("digits", {"val": 1.0}, "above 0 and below 1"),
+        ("digits", {"train": 0}, "train=0; expected a whole number of at least 1"),
+        ("digits", {"test": -5}, "test=-5; expected"),
+        ("digits", {"size": 2.5}, r"size=2\.5; expected"),
         ("digits", {"train": 2000}, "2,000 training images of digits were asked for, there are 1,437"),
         ("digits", {"test": 361}, "361 test images of digits were asked for, there are 360"),
         ("digits", {"train": 1}, "give 2 or more"),

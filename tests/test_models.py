@@ -161,9 +161,9 @@ def test_dropout_is_off_unless_asked_for():
         ("lenet5", Images((1, 0, 28)), {}, "three whole numbers above 0"),
         ("lenet5", Images((1, 3, 28)), {}, "expected at least 4x4"),
         ("lenet5", Images((1, 28, 28), 0), {}, "classes is 0"),
-        ("alexnet", COLOUR, {"dropout": 1.0}, "dropout is 1.0"),
-        ("vgg16", COLOUR, {"width": 0.0}, "width is 0.0"),
-        ("resnet20", COLOUR, {"shortcut": "C"}, "shortcut is 'C'; expected 'A'"),
+        ("alexnet", COLOUR, {"dropout": 1.0}, "dropout=1.0"),
+        ("vgg16", COLOUR, {"width": 0.0}, "width=0.0"),
+        ("resnet20", COLOUR, {"shortcut": "C"}, "shortcut='C'; expected one of 'A'"),
     ],
 )
 def test_impossible_models_are_refused(name: str, data: Images, options: dict[str, Any], message: str):

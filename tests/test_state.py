@@ -183,7 +183,7 @@ def test_compressed_sizes_are_computed_when_asked_for(monkeypatch):
 @pytest.mark.parametrize("wrong", [3, "model", [torch.ones(2)], None])
 def test_what_is_no_model_is_refused_in_words(tmp_path, wrong):
     for call in (storage.sizes, storage.layer_sizes, storage.index_sizes, lambda m: storage.save(m, tmp_path / "x")):
-        with pytest.raises(lab.ConfigError, match="expected a network"):
+        with pytest.raises(lab.ConfigError, match="a run or a dict of names to Tensors"):
             call(wrong)
     with pytest.raises(lab.ConfigError, match="masks"):
         storage.sizes(nn.Linear(3, 2), masks={"weight": 0.5})  # pyright: ignore[reportArgumentType]

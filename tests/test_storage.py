@@ -546,7 +546,7 @@ def test_unknown_options_are_refused_with_the_known_ones(tmp_path):
 
 def test_what_a_file_cannot_hold_is_named(tmp_path):
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"extra": {"not": "a tensor"}}, "extra is a dict"),
+        ({"extra": {"not": "a tensor"}}, "expected .* a dict of names to Tensors"),
         ({"c": torch.zeros(2, dtype=torch.complex64)}, r"c is torch\.complex64"),
         ({"s": torch.eye(3).to_sparse()}, r"s is torch\.float32, torch\.sparse_coo"),
         ({"m": torch.zeros(2, device="meta")}, "on meta"),

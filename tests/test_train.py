@@ -1,6 +1,7 @@
 """The trainer's promises: the same bits, masks that hold, choices on validation, clear ends."""
 
 import copy
+import math
 import os
 import pickle
 import signal
@@ -766,3 +767,21 @@ def test_a_score_that_needs_gradients_says_that_frozen_weights_have_none(images)
     for method in (OneShot(0.5, "snip"), SynFlow(0.5)):
         with pytest.raises(lab.ConfigError, match=r"gave no score for conv1.weight.*frozen has no gradient"):
             lab.fit(backbone_and_head(images), images, method, epochs=1, include="conv1.weight", **QUIET)
+
+
+def test_what_cannot_be_trained_on_is_refused_before_anything_is(blobs, tmp_path, monkeypatch):
+    net = nn.Sequential(nn.Linear(10, 4))
+    for value in (math.nan, math.inf):
+        broken = copy.deepcopy(net)
+        broken[0].weight.data[1, 2] = value  # pyright: ignore[reportIndexIssue]
+        with pytest.raises(lab.ConfigError, match=r"NaN or infinity in 0\.weight before any training"):
+            lab.fit(broken, blobs, epochs=1, checkpoint=tmp_path / "c")
+    with pytest.raises(lab.ConfigError, match=r"wrapped in DataParallel; give the network within it"):
+        lab.fit(nn.DataParallel(net), blobs, epochs=1)
+    with pytest.raises(lab.ConfigError, match="there is one CPU"):
+        lab.fit(net, blobs, epochs=1, device="cpu:7")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(lab.ConfigError, match="process 1 of 2 of a distributed run"):
+        lab.fit(net, blobs, epochs=1, checkpoint=tmp_path / "c")
+    assert not list(tmp_path.iterdir())

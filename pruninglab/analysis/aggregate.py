@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import scipy
 
 from ..errors import ConfigError
+from ..typed import Filled, checked
 
 Scores = dict[str, list[np.ndarray]]
 """Of each method the scores of its runs, one array for each task."""
@@ -82,11 +83,12 @@ def above(first: np.ndarray, second: np.ndarray) -> float:
     return float((lead > 0).mean() + (lead == 0).mean() / 2)
 
 
+@checked
 def aggregate(
     runs: pd.DataFrame,
     *,
     by: str = "method",
-    tasks: Sequence[str] = ("data", "model", "level"),
+    tasks: Annotated[Sequence[str], Filled()] = ("data", "model", "level"),
     score: str = "test_accuracy",
     relative_to: str | None = None,
 ) -> Aggregate:

@@ -6,23 +6,26 @@ Each gives a dict from layers to sparsities, which every method takes in place o
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..errors import ConfigError
-from ..masks.choose import check_sparsity, keep_top, spread
+from ..masks.choose import keep_top, spread
 from ..masks.masks import Masks
 from ..masks.projections import keeping, largest, project
 from ..storage import fileformat
 from ..train.run import Run
+from ..typed import AtLeastOne, BelowOne, Count, Positive, checked
 
 Curves = list[tuple[np.ndarray, np.ndarray]]
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
-def allocate(run: Run, compression: float, by: str = "magnitude") -> dict[str, float]:
+@checked
+def allocate(run: Run, compression: AtLeastOne, by: str = "magnitude") -> dict[str, float]:
     """The sparsity of each layer with which the run keeps 1 of `compression` weights, among those that it has left.
 
     `by` is a criterion, for one cut of all layers together, or `"sensitivity"`, with which cutting each layer alone
@@ -31,8 +34,9 @@ def allocate(run: Run, compression: float, by: str = "magnitude") -> dict[str, f
     return _shares(run, by)(round(run.masks.total / compression))
 
 
+@checked
 def fitting(
-    run: Run, *, bytes: int | None = None, flops: float | None = None, by: str = "magnitude"
+    run: Run, *, bytes: Count | None = None, flops: Positive | None = None, by: str = "magnitude"
 ) -> dict[str, float]:
     """The sparsity of each layer with which the run fits into the sparse file's `bytes`, or into `flops` a sample.
 
@@ -66,13 +70,14 @@ def fitting(
     return fits
 
 
-def sensitivity(run: Run, shares: Sequence[float] = SHARES, split: str = "val") -> pd.DataFrame:
+@checked
+def sensitivity(
+    run: Run, shares: Sequence[BelowOne] = SHARES, split: Literal["train", "val", "test"] = "val"
+) -> pd.DataFrame:
     """Loss and accuracy when one layer alone is cut by magnitude at each of `shares`, and as it is.
 
     The others stay as they are, and nothing is retrained: what is measured is how much a layer can spare at once.
     """
-    for share in shares:
-        check_sparsity(share)
     now = run.evaluate(split)
     rows = []
     for name, mask in run.masks.items():
@@ -85,10 +90,9 @@ def sensitivity(run: Run, shares: Sequence[float] = SHARES, split: str = "val") 
     return pd.DataFrame(rows)
 
 
-def tolerated(curves: pd.DataFrame, drop: float = 0.01) -> dict[str, float]:
+@checked
+def tolerated(curves: pd.DataFrame, drop: BelowOne = 0.01) -> dict[str, float]:
     """Of each layer of `sensitivity` the largest sparsity before accuracy is lower by more than `drop`."""
-    if not 0 <= drop < 1:
-        raise ConfigError(f"drop={drop!r} is a share of accuracy that may be lost, from 0 to below 1.")
     targets = {}
     for layer, curve in curves.groupby("layer", sort=False):
         lost = curve["accuracy"].iloc[0] - curve["accuracy"].to_numpy()

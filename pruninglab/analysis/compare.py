@@ -23,6 +23,7 @@ from ..errors import ConfigError
 from ..results.record import Result
 from ..results.tables import load
 from ..train.run import Run
+from ..typed import checked
 from . import fairness, papers
 from .statistics import crossing, holm, interval, levels_of, paired, smallest
 
@@ -239,6 +240,7 @@ _HEAD = (
 _TESTED = ("level", "method", "against", "n", "difference", "low", "high", "p", "effect", "deviation")
 
 
+@checked
 def compare(
     results: str | Path | pd.DataFrame | Iterable[Run | Result],
     by: str | None = None,
@@ -300,7 +302,8 @@ def _frame(results: Any) -> pd.DataFrame:
     else:
         frame = pd.DataFrame([(r.result if isinstance(r, Run) else r).row() for r in results])
     if frame.empty:
-        raise ConfigError("there are no records to compare; is the folder right?")
+        where = f" in {results}" if isinstance(results, str | Path) else ""
+        raise ConfigError(f"there are no records to compare{where}; is the folder right?")
     return frame
 
 
@@ -387,7 +390,8 @@ def _smallest(tests: Any, level: float) -> list[float]:
     """Holm tests the smallest p at level / m, the next at level / (m - 1) and so on, until one is not below."""
     claimed, place = int((tests["adjusted"] < level).sum()), tests["p"].rank(method="first", na_option="bottom") - 1
     levels = level / (len(tests) - place.clip(upper=min(claimed, len(tests) - 1)))
-    return [smallest(d, n, at) for d, n, at in zip(tests["deviation"], tests["n"], levels, strict=True)]
+    pairs = zip(tests["deviation"], tests["n"], levels, strict=True)
+    return [smallest(d, n, at) if n > 1 else np.nan for d, n, at in pairs]
 
 
 def _coin(frame: Any) -> float:

@@ -1,5 +1,6 @@
 """How well a pruned network still conducts: heat on the graph of its channels (Subramaniam and Sharma, 2020)."""
 
+import math
 import operator
 from typing import Any
 
@@ -10,12 +11,15 @@ from torch import fx, nn
 
 from ..errors import ConfigError
 from ..models.n2nskip import is_skip
+from ..typed import Strength, checked
 
 Graph = Any
 """A scipy.sparse.csr_array, whose stubs do not know that it has a shape."""
+_MOST_PARTS = 10_000
 
 
-def distance(pruned: nn.Module, reference: nn.Module, t: float = 1.0) -> float:
+@checked
+def distance(pruned: nn.Module, reference: nn.Module, t: Strength = 1.0) -> float:
     """F = ‖S_reference - S_pruned‖, S = exp(-L·t)·A: the heat that 1 at each input has spread after the time `t`.
 
     0 is the reference itself. Both are of one architecture, with skip connections or without. The paper names neither
@@ -33,16 +37,19 @@ def distance(pruned: nn.Module, reference: nn.Module, t: float = 1.0) -> float:
     return float(np.linalg.norm(heat(one, start, t * unit) - heat(other, start, t * unit)))
 
 
-def heat(graph: Graph, start: np.ndarray, t: float) -> np.ndarray:
+@checked
+def heat(graph: Graph, start: np.ndarray, t: Strength) -> np.ndarray:
     """exp(-L·t)·start, with L = D - W.
 
     As a sum over the numbers of jumps of a random walk on the graph: every term is positive, so that nothing cancels.
     """
+    if not scipy.sparse.issparse(graph):
+        raise ConfigError(f"graph is a {type(graph).__name__}; expected the first value of channel_graph(model).")
     degree = graph.sum(axis=1)
     rate = float(degree.max(initial=0.0))
-    if not t >= 0:
-        raise ConfigError(f"t={t!r}; expected a time of at least 0.")
-    parts = max(int(np.ceil(rate * t / 32)), 1)  # each so short that exp(-rate·t) is far from 0
+    parts = max(math.ceil(rate * t / 32), 1)  # each so short that exp(-rate·t) is far from 0
+    if parts > _MOST_PARTS:
+        raise ConfigError(f"t={t:g} is too long; expected at most {32 * _MOST_PARTS / rate:g}, when all is even.")
     jumps = rate * t / parts
     for _ in range(parts):
         term, share = start, np.exp(-jumps)
@@ -56,6 +63,7 @@ def heat(graph: Graph, start: np.ndarray, t: float) -> np.ndarray:
     return start
 
 
+@checked
 def channel_graph(model: nn.Module) -> tuple[Graph, int]:
     """The symmetric weights W between channels, and how many of these, the first, are inputs of the network.
 

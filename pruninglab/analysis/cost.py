@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,17 @@ from ..layers.flops import count
 from ..layers.hooks import evaluating
 from ..storage import sparse
 from ..storage.files import HasModel
+from ..typed import Count, CountFromZero, Range, checked
+
+Rounds = Annotated[int, Range(6), "the least for a 95 % interval of a median"]
 
 
+@checked
 def truth(
     models: Mapping[str, nn.Module | HasModel],
     example: Data | Tensor,
-    batches: Sequence[int] = (1, 64),
-    rounds: int = 21,
+    batches: Sequence[Count] = (1, 64),
+    rounds: Rounds = 21,
 ) -> pd.DataFrame:
     """Networks (or runs) side by side, one row each, by the names given; the first is what the others are compared to.
 
@@ -32,6 +36,8 @@ def truth(
     median time of a forward pass in milliseconds with its 95 % interval and how many times faster than the first it is
     (see `latency`).
     """
+    if not batches:
+        raise ConfigError("batches=() names no size of batch; expected a list such as (1, 64).")
     x = _images(example, max(batches))
     rows: dict[str, dict[str, Any]] = {}
     for name, model in _plain(models).items():
@@ -51,15 +57,16 @@ def truth(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def latency(models: Mapping[str, nn.Module | HasModel], x: Tensor, rounds: int = 21, warm: int = 3) -> pd.DataFrame:
+@checked
+def latency(
+    models: Mapping[str, nn.Module | HasModel], x: Tensor, rounds: Rounds = 21, warm: CountFromZero = 3
+) -> pd.DataFrame:
     """Milliseconds of a forward pass over the batch `x`: median, 95 % interval of the median, times faster than first.
 
     The networks take turns in every round, so that a machine that slows down slows all; `faster` is the median of the
     ratios within rounds, between `faster_low` and `faster_high`. The first `warm` rounds do not count. The intervals
     are those of order statistics, without an assumption about how times are distributed.
     """
-    if rounds < 6:
-        raise ConfigError(f"rounds={rounds}: a 95 % interval of a median takes at least 6.")
     if not models:
         raise ConfigError("there is nothing to measure; give at least one model.")
     plain = _plain(models)

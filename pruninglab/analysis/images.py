@@ -10,6 +10,7 @@ import scipy
 from ..errors import ConfigError
 from ..results.record import Result
 from ..train.run import Run
+from ..typed import Count, CountFromZero, PartialFraction, checked
 
 Recorded = Run | Result | str | Path
 
@@ -31,6 +32,7 @@ class McNemar:
         return f"{said}, of {differ} on which they differ (McNemar's exact test, p = {self.p:.2g})."
 
 
+@checked
 def mcnemar(first: Recorded, second: Recorded) -> McNemar:
     """McNemar's exact test for one pair of runs: is one right where the other is wrong more often than by chance?
 
@@ -46,13 +48,14 @@ def mcnemar(first: Recorded, second: Recorded) -> McNemar:
     return McNemar(both, first_only, second_only, neither, p)
 
 
+@checked
 def nested_interval(
     first: Iterable[Recorded],
     second: Iterable[Recorded] | None = None,
     *,
-    draws: int = 10_000,
-    level: float = 0.05,
-    seed: int = 0,
+    draws: Count = 10_000,
+    level: PartialFraction = 0.05,
+    seed: CountFromZero = 0,
 ) -> tuple[float, float, float]:
     """Lower end, mean and upper end of the accuracy of `first`, over new seeds and new test images.
 
@@ -60,8 +63,14 @@ def nested_interval(
     and in each draw test images are, the same ones for all runs. With few seeds it is too narrow, as every bootstrap
     is: `interval` and `paired` are the ones to test with.
     """
+    first = list(first)
+    if not first:
+        raise ConfigError("first is empty: there is no run; give at least one.")
     right = np.stack([_right(one) for one in first]).astype(float)  # (seeds, images)
     if second is not None:
+        second = list(second)
+        if not second:
+            raise ConfigError("second is empty: there is no run; give a pair to each of first.")
         other = np.stack([_right(one) for one in second]).astype(float)
         if other.shape != right.shape:
             raise ConfigError(f"{right.shape} and {other.shape} runs and images; expected pairs of equal images.")

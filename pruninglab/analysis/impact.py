@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from .. import _html
+from ..criteria.registry import Batches
 from ..data.splits import Split
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..layers.hooks import evaluating
 from ..train.run import Run
+from ..typed import Count, checked
 from .statistics import holm, welch
 
 BINS = 15
@@ -180,16 +182,20 @@ class Impact:
         return right.astype(float) @ one_hot / one_hot.sum(0).clip(1)
 
 
+@checked
 def impact(
     dense: Sequence[Run | nn.Module],
     pruned: Sequence[Run | nn.Module],
-    split: Any,
+    split: Batches,
     class_names: Sequence[str] | None = None,
 ) -> Impact:
     """Let both populations answer on `split`, which is `data.test` or any split of a data set."""
     if not dense or not pruned:
         raise ConfigError(f"{len(dense)} dense and {len(pruned)} pruned networks; give at least one of each.")
-    y = torch.cat([labels for _, labels in split]).cpu()
+    labels = [y for _, y in split]
+    if not labels:
+        raise DataError("split has no batches; give data.test or another split of a data set.")
+    y = torch.cat(labels).cpu()
     if y.ndim != 1:
         raise ConfigError(f"labels of shape {tuple(y.shape)}; classes are compared where each image has one label.")
     votes = Votes.of(dense, split), Votes.of(pruned, split)
@@ -212,7 +218,8 @@ def bins(confidence: np.ndarray, right: np.ndarray, number: int = BINS) -> pd.Da
     )
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, number: int = BINS) -> float:
+@checked
+def calibration_error(confidence: np.ndarray, right: np.ndarray, number: Count = BINS) -> float:
     """Mean distance of confidence and accuracy, by bins (Naeini 2015; Guo 2017)."""
     table = bins(confidence, right, number).to_numpy()
     _, count, mean, accuracy = table.T

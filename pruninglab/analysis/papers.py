@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import ConfigError
+from ..typed import checked
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def values() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@checked
 def published(data: str | None = None, model: str | None = None, *, copied: bool = False) -> pd.DataFrame:
     """Accuracy and sparsity of every printed row that has both, as fractions, in the words of this package's records.
 

@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import scipy
 
+from ..typed import Count, PartialFraction, Strength, checked
+
 NEAR = 0.01
 """Two densities are one level if they differ by less than this share of the smaller."""
 
 
-def paired(differences: np.ndarray, more: float = 0.0, level: float = 0.05) -> dict[str, float]:
+@checked
+def paired(differences: np.ndarray, more: Strength = 0.0, level: PartialFraction = 0.05) -> dict[str, float]:
     """Mean difference, its interval, two-sided p of the paired t-test, Hedges' g, and the deviation.
 
     `more` is added to the variance.
@@ -29,7 +32,8 @@ def paired(differences: np.ndarray, more: float = 0.0, level: float = 0.05) -> d
     return found | {"deviation": deviation}
 
 
-def smallest(deviation: float, n: int, level: float = 0.05, power: float = 0.8) -> float:
+@checked
+def smallest(deviation: Strength, n: Count, level: PartialFraction = 0.05, power: PartialFraction = 0.8) -> float:
     """The true mean difference that a two-sided paired t-test of `n` pairs finds with probability `power`."""
     if n < 2:
         return np.nan
@@ -45,7 +49,8 @@ def smallest(deviation: float, n: int, level: float = 0.05, power: float = 0.8) 
     return shift * deviation / sqrt(n)
 
 
-def welch(a: np.ndarray, b: np.ndarray, level: float = 0.05, more: float = 0.0) -> dict[str, float]:
+@checked
+def welch(a: np.ndarray, b: np.ndarray, level: PartialFraction = 0.05, more: Strength = 0.0) -> dict[str, float]:
     """Mean of `a` minus mean of `b` with its interval, t, degrees of freedom and two-sided p (Welch 1947).
 
     `more` is added to both variances. Two samples without any spread differ for certain or not at all.
@@ -71,7 +76,8 @@ def holm(p: np.ndarray) -> np.ndarray:
     return stepped[np.argsort(order, kind="stable")]
 
 
-def interval(values: np.ndarray, more: float = 0.0, level: float = 0.05) -> tuple[float, float, float]:
+@checked
+def interval(values: np.ndarray, more: Strength = 0.0, level: PartialFraction = 0.05) -> tuple[float, float, float]:
     """Lower end, mean and upper end of the t-interval of the mean; no ends for a single value."""
     n = len(values)
     mean = float(values.mean()) if n else np.nan
@@ -81,6 +87,7 @@ def interval(values: np.ndarray, more: float = 0.0, level: float = 0.05) -> tupl
     return mean - half, mean, mean + half
 
 
+@checked
 def crossing(sparsities: np.ndarray, scores: np.ndarray, wanted: float) -> float | None:
     """The largest sparsity that keeps `wanted`; 1 if the sparsest measured does, None if none does."""
     order = np.argsort(sparsities)

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ..layers.hooks import hooked, norms_after
 from ..layers.kinds import LAYERS, Norm
-from ..typed import Checked, Count
+from ..typed import Checked, Count, checked
 from .gradients import OfGradients, first, weights_and_gradients
 from .registry import BY_NAME, Batches
 from .weights import matrices
 
 
+@checked
 def filter_l1(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """Of each filter the sum of |w| (Li 2017), for `unit="channel"` like all that follow here.
 
@@ -24,6 +25,7 @@ def filter_l1(model: nn.Module, batches: Batches | None = None) -> dict[str, Ten
     return {name: _of_filters(w, w.detach().abs().flatten(1).sum(1)) for name, w in matrices(model)}
 
 
+@checked
 def filter_l2(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """Of each filter the Euclidean norm.
 
@@ -34,6 +36,7 @@ def filter_l2(model: nn.Module, batches: Batches | None = None) -> dict[str, Ten
     return {name: _of_filters(w, w.detach().flatten(1).norm(dim=1)) for name, w in matrices(model)}
 
 
+@checked
 def geometric_median(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """Of each filter the sum of its distances to the others of its layer (FPGM, He 2019): cut is what these replace.
 
@@ -50,6 +53,7 @@ def geometric_median(model: nn.Module, batches: Batches | None = None) -> dict[s
     return scores
 
 
+@checked
 def norm_scale(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """Of each channel |γ| of the batch norm that follows its layer (network slimming, Liu 2017).
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..layers.calls import Inputs
 from ..layers.kinds import kind_of
 from ..layers.names import canonical_parameters, real_names
-from ..typed import Checked, Count, check
+from ..typed import Checked, Count, Filled, Strength, check, checked
 from .gradients import Loss, Seen, differentiable_twice, first, gradient_graph, images, products, trainable
 from .inputs import exactly
 from .quadratic import Quadratic, dampened
@@ -71,15 +71,16 @@ class OBD(Checked):
         return {name: total / images(seen) for name, total in sums.items()}
 
 
+@checked
 def full(
     model: nn.Module,
     batches: Batches | None,
-    names: Sequence[str],
+    names: Annotated[Sequence[str], Filled()],
     *,
-    estimate: str = "gauss_newton",
-    number: int = 1,
+    estimate: Estimate = "gauss_newton",
+    number: Count = 1,
     loss: Loss = F.cross_entropy,
-    dampening: float = 0.0,
+    dampening: Strength = 0.0,
 ) -> Quadratic:
     """Of all these weights together, in one row; H is the mean over `number` batches, in eval mode."""
     check("estimate", estimate, Estimate)

@@ -7,12 +7,14 @@ them.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.names import canonical_parameters
+from ..typed import Checked, Count, Filled, Strength, checked
 from .gradients import first
 from .inputs import Inputs, exactly
 from .registry import Batches
@@ -22,7 +24,7 @@ MOST_WORK, MOST_STEPS = 3e11, 500
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class Quadratic(Checked):
     """½·(w - w₀)ᵀH(w - w₀), summed over rows w₀ that share an H: Hassibi and Stork, "Optimal brain surgeon", 1993.
 
     `weights` are groups x rows x inputs, `hessian` groups x inputs x inputs, symmetric and positive definite.
@@ -32,6 +34,13 @@ class Quadratic:
     hessian: Tensor
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        groups, inputs = (self.weights.shape[0], self.weights.shape[-1]) if self.weights.ndim == 3 else (-1, -1)
+        if self.hessian.shape != (groups, inputs, inputs):
+            raise ConfigError(
+                f"weights are {tuple(self.weights.shape)} and hessian is {tuple(self.hessian.shape)}; expected "
+                "groups x rows x inputs, and groups x inputs x inputs."
+            )
         if bool(torch.linalg.cholesky_ex(self.hessian).info.any()):
             raise ConfigError(
                 "this Hessian is not positive definite: some weights do not matter, or the loss is not at a minimum. "
@@ -126,13 +135,14 @@ class LargeQuadratic(Quadratic):
         return inverse.square().sum(1, keepdim=True)
 
 
+@checked
 def layerwise(
     model: nn.Module,
     batches: Batches | None,
-    names: Sequence[str],
+    names: Annotated[Sequence[str], Filled()],
     *,
-    number: int = 16,
-    dampening: float = 0.0,
+    number: Count = 16,
+    dampening: Strength = 0.0,
 ) -> dict[str, Quadratic]:
     """Of each layer, its squared output error: Dong, Chen and Pan, "Learning to prune deep neural networks via
     layer-wise optimal brain surgeon", 2017.

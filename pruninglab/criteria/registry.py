@@ -5,7 +5,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from ..typed import OneOf, check
+from ..typed import OneOf, check, checked
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Criterion = Callable[[nn.Module, Batches | None], dict[str, Tensor]]
@@ -16,6 +16,7 @@ BY_NAME: dict[str, Criterion] = {}
 CriterionName = Annotated[str, OneOf(BY_NAME)]
 
 
+@checked
 def resolve(criterion: str | Criterion) -> Criterion:
     """A criterion by name or as it is, so that a notebook parameter can hold one."""
     chosen = check("criterion", criterion, CriterionName | Criterion)

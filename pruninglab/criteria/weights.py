@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from ..layers.names import canonical_parameters
 from ..layers.precision import exact
 from ..masks.projections import n_of_m
-from ..typed import Checked, Count
+from ..typed import Checked, Count, checked
 from .gradients import OfGradients, weights_and_gradients
 from .registry import BY_NAME, Batches, Criterion, CriterionName, resolve
 
 
+@checked
 def magnitude(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """|w|.
 
@@ -27,6 +28,7 @@ def magnitude(model: nn.Module, batches: Batches | None = None) -> dict[str, Ten
     return {name: w.detach().abs() for name, w in canonical_parameters(model).items()}
 
 
+@checked
 def layer_magnitude(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """|w| in standard deviations of its layer: one global threshold is then Han's quality factor (Han 2015).
 
@@ -41,6 +43,7 @@ def layer_magnitude(model: nn.Module, batches: Batches | None = None) -> dict[st
     return scores
 
 
+@checked
 def random(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """Uniform noise; inside a run it comes from the run's own generator."""
     return {name: torch.rand(w.shape, device=w.device) for name, w in canonical_parameters(model).items()}

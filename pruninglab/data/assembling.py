@@ -1,7 +1,6 @@
 """Three splits of one data set: validation images are held out of the training images by the seed."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,16 +8,9 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..randomness import key
 from .dataset import AnySplit, Data
+from .soundness import noted
 from .splits import Augmentation, Split
 from .streams import StreamSplit
-
-
-def _check_share(val: Any) -> None:
-    if not isinstance(val, int | float) or not 0 < val < 1:
-        raise ConfigError(
-            f"val={val!r} is the share of training images held out: take one between 0 and 1, as 0.1; "
-            "load(val='test') chooses on the test images"
-        )
 
 
 def _subset(split: AnySplit, n: int | None, what: str) -> AnySplit:
@@ -78,6 +70,7 @@ def _assembled(
     augment: tuple[Augmentation, ...],
     groups: Tensor | None = None,
     source: str = "",
+    notes: tuple[str, ...] = (),
 ) -> Data:
     """`groups` says which training items may only be held out together."""
     if val == "test":
@@ -92,4 +85,5 @@ def _assembled(
     train = replace(pool, augment=augment)
     if isinstance(train, StreamSplit):
         train = replace(train, varied=True)
-    return Data(name, len(class_names), class_names, train.shape, train, val, test, seed, source)
+    made = Data(name, len(class_names), class_names, train.shape, train, val, test, seed, source, notes)
+    return noted(made)

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 
 from .._html import table
+from ..typed import Checked, Count, CountFromZero
 from .splits import Split
 from .streams import StreamSplit
 
@@ -15,19 +16,21 @@ AnySplit = Split | StreamSplit
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Data:
+class Data(Checked):
     """A data set in three splits. Choices look at `val`; `test` is for the end."""
 
     name: str
-    classes: int
+    classes: CountFromZero
     class_names: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     train: AnySplit
     val: AnySplit
     test: AnySplit
-    seed: int = 0
+    seed: CountFromZero = 0
     source: str = ""
     """Where the items come from, if their name does not say it."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the items; the records of their runs say it."""
 
     @cached_property
     def fingerprint(self) -> str:

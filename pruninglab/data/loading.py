@@ -5,18 +5,24 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
 
 from ..errors import ConfigError, DataError
 from ..randomness import key
+from ..typed import Count, CountFromZero, PartialFraction, Range, checked
 from . import code
-from .assembling import _assembled, _check_share, _others, _subset, statistics, stratified
+from .assembling import _assembled, _others, _subset, statistics, stratified
 from .dataset import AnySplit, Data
 from .generated import DIGITS, NUMBERS, TEXTURES, sorting, strokes, textures
 from .resizing import resized
+from .soundness import check_taught
 from .splits import Augmentation, Split, augmentations
 from .stored import PUBLISHED, Pairs, cached, data_folder, read_digits, read_published, read_tree
 from .streams import ImageFiles, StreamSplit
 
+Side = Annotated[int, Range(1, 4096)]
 Augment = str | Sequence[str | Augmentation]
 
 
@@ -55,18 +61,20 @@ def available() -> list[tuple[str, str, bool]]:
     ]
 
 
+@checked
 def load(
     name: str,
     *,
-    seed: int = 0,
+    seed: CountFromZero = 0,
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
-    size: int | None = None,
-    train: int | None = None,
-    test: int | None = None,
-    val: float | str = 0.1,
+    size: Side | None = None,
+    train: Count | None = None,
+    test: Count | None = None,
+    val: PartialFraction | Literal["test"] = 0.1,
     augment: Augment = (),
-    workers: int = 2,
+    workers: CountFromZero = 2,
+    unreadable: Literal["refuse", "skip"] = "refuse",
 ) -> Data:
     """A data set by name: those of `available()`, or `folder:PATH` for PATH/train/CLASS/*.jpg and the like.
 
@@ -75,20 +83,21 @@ def load(
     and chooses on the test images, as some papers do; data, runs and records then say so. `size` is the side of the
     images. `code` has windows of text for images: `size` is their length in bytes, and a file is in one split alone.
     `augment` is applied to training batches: shift, crop, flip, cutout, joined by "+". Image files are read by
-    `workers` processes; their training images are also cut at random and mirrored.
+    `workers` processes; their training images are also cut at random and mirrored. A file that is no image ends the
+    run that meets it; with `unreadable="skip"` all files are read once now, and those are left out and counted.
 
     >>> data = lab.load('digits', size=8)
     >>> len(data.train), data.shape, data.classes
     (1293, (1, 8, 8), 10)
     """
-    if val != "test":
-        _check_share(val)
-    _check_counts(train=train, test=test, size=size)
     chosen = augmentations(augment)
     held: float | str | AnySplit = val
     groups, source = None, ""
+    notes: tuple[str, ...] = ()
     if name.startswith("folder:"):
-        pool, own_val, tested, class_names = _folder(Path(name.removeprefix("folder:")), size or 224, workers)
+        path = Path(name.removeprefix("folder:"))
+        pool, own_val, tested, class_names, notes = _folder(path, size or 224, workers, unreadable == "skip")
+        check_taught(pool, tested, class_names)
         held = held if val == "test" else own_val or held
     elif name == "code":
         pairs, test_pairs, groups = code.read_code(size, train, test)
@@ -101,13 +110,7 @@ def load(
         )
     pool = _subset(pool, train, f"training images of {name}")
     tested = _subset(tested, test, f"test images of {name}")
-    return _assembled(name, pool, held, tested, class_names, seed, chosen, groups, source)
-
-
-def _check_counts(**counts: int | None) -> None:
-    for what, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ConfigError(f"{what}={count!r} must be a whole number of 1 or more, or None for the default")
+    return _assembled(name, pool, held, tested, class_names, seed, chosen, groups, source, notes)
 
 
 def _resident(
@@ -147,9 +150,9 @@ def _unknown(name: str) -> str:
 
 
 def _folder(
-    path: Path, size: int, workers: int
-) -> tuple[StreamSplit, StreamSplit | None, StreamSplit, tuple[str, ...]]:
-    """Training pool, validation split where it has a folder of its own, and test split.
+    path: Path, size: int, workers: int, skip: bool
+) -> tuple[StreamSplit, StreamSplit | None, StreamSplit, tuple[str, ...], tuple[str, ...]]:
+    """Training pool, validation split where it has a folder of its own, test split, class names, and notes.
 
     Without a `test` folder `val` is the published test split, as it is for ImageNet.
     """
@@ -162,10 +165,16 @@ def _folder(
         lacking = "test or val" if "train" in given else "train"
         raise DataError(f"{path} lacks a {lacking} folder: expected {layout}")
     class_names: tuple[str, ...] = ()
+    notes: list[str] = []
     splits: dict[str, StreamSplit] = {}
     for part in given:
         paths, y, class_names = read_tree(path / part, class_names)
         items = ImageFiles(path / part, paths, size)
+        if skip and len(found := items.readable()) < len(paths):
+            notes.append(f"{len(paths) - len(found):,} of {len(paths):,} {part} files are no images and left out")
+            if not found:
+                raise DataError(f"none of the {len(paths):,} files in {path / part} can be read as an image.")
+            items, y = items.take(torch.tensor(found)), y[found]
         splits[part] = StreamSplit(items, y, (3, size, size), IMAGENET_MEAN, IMAGENET_STD, workers=workers)
     tested = splits.pop("test") if "test" in splits else splits.pop("val")
-    return splits["train"], splits.get("val"), tested, class_names
+    return splits["train"], splits.get("val"), tested, class_names, tuple(notes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..layers.calls import Inputs
+from ..typed import Checked, Count, CountFromZero, Filled
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Batch = tuple[Any, Tensor]
@@ -20,10 +21,10 @@ Batches = Iterable[Tensor] | int
 
 
 @dataclass(frozen=True)
-class Crop:
+class Crop(Checked):
     """Pad with black by `padding` and cut the first size out again, at a place of each image's own."""
 
-    padding: int = 4
+    padding: CountFromZero = 4
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = x.shape
@@ -33,10 +34,10 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class Shift:
+class Shift(Checked):
     """Move each image by up to `pixels` in both directions; black comes in. A crop by the name that suits digits."""
 
-    pixels: int = 2
+    pixels: CountFromZero = 2
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return Crop(self.pixels)(x, generator)
@@ -52,13 +53,13 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Cutout:
+class Cutout(Checked):
     """Cover a square about a random pixel of each image, cut off at the border (DeVries and Taylor, 2017).
 
     The image's own mean colour stands in for the paper's zero, which there is the mean of the normalised data.
     """
 
-    size: int = 8
+    size: Count = 8
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = x.shape
@@ -70,6 +71,8 @@ class Cutout:
         return torch.where(covered, x.float().mean((2, 3), keepdim=True).to(x.dtype), x)
 
 
+Levels = Annotated[tuple[float, ...], Filled()]
+"""One for each channel."""
 NAMED: dict[str, Augmentation] = {"shift": Shift(), "crop": Crop(), "flip": Flip(), "cutout": Cutout()}
 
 
@@ -156,14 +159,14 @@ def hashed(digest: Any, tensor: Tensor | Inputs) -> None:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Split:
+class Split(Checked):
     """A whole split on one device. Images stay uint8; batches are augmented and normalised in bulk."""
 
-    x: Any
+    x: Tensor | Inputs
     """A tensor, or `Inputs` for a network that takes several."""
     y: Tensor
-    mean: tuple[float, ...] | None = None  # per channel, of values in [0, 1]; None where x is not uint8
-    std: tuple[float, ...] | None = None
+    mean: Levels | None = None  # per channel, of values in [0, 1]; None where x is not uint8
+    std: Levels | None = None
     augment: tuple[Augmentation, ...] = ()
 
     def __len__(self) -> int:

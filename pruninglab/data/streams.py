@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import DataError
 from ..layers.calls import Inputs
 from ..randomness import key, own_randomness, seeded_outside_torch
-from .splits import Augmentation, Batch, Batches, described, fed, hashed, placed, planned
+from ..typed import Checked, Count, CountFromZero
+from .splits import Augmentation, Batch, Batches, Levels, described, fed, hashed, placed, planned
 
 Ticket = tuple[int, int | None]  # which item, and the seed it varies by; None is the item as it is judged
 
 
+@runtime_checkable
 class Items(Protocol):
     """What a stream reads from: one raw tensor per ticket, all of one shape, in any process."""
 
@@ -29,7 +32,7 @@ class Items(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StreamSplit:
+class StreamSplit(Checked):
     """As `Split`, except that images are read when asked for.
 
     A training item varies by a seed and its position alone, so workers and batches change nothing: `fit` gives one seed
@@ -39,12 +42,12 @@ class StreamSplit:
 
     items: Items
     y: Tensor
-    shape: tuple[int, ...]
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    shape: tuple[Count, ...]
+    mean: Levels | None = None
+    std: Levels | None = None
     augment: tuple[Augmentation, ...] = ()
     varied: bool = False  # whether the items themselves vary with the seeds, as those of a training split do
-    workers: int = 2
+    workers: CountFromZero = 2
 
     def __len__(self) -> int:
         return len(self.y)
@@ -97,6 +100,15 @@ class StreamSplit:
             hashed(digest, self.items[position, None])
 
 
+def not_finite(x: Tensor | Inputs) -> Tensor:
+    """The positions of the items of a batch that hold NaN or infinity."""
+    strange = torch.zeros(len(x), dtype=torch.bool)
+    for part in x.parts().values() if isinstance(x, Inputs) else (x,):
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            strange |= ~torch.isfinite(part.flatten(1) if part.dim() > 1 else part[:, None]).all(1).cpu()
+    return strange.nonzero()[:, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class _Stacks(Dataset[Tensor | DataError]):
     """A DataError is given back, not raised: a worker that raises takes seconds to stop and buries the message."""
@@ -105,7 +117,12 @@ class _Stacks(Dataset[Tensor | DataError]):
 
     def __getitem__(self, tickets: list[Ticket]) -> Tensor | DataError:
         try:
-            return stacked([self.items[ticket] for ticket in tickets])
+            x = stacked([self.items[ticket] for ticket in tickets])
+            if len(strange := not_finite(x)):
+                raise DataError(
+                    f"item {tickets[int(strange[0])][0]} holds NaN or infinity: leave it out, or mend its transform"
+                )
+            return x
         except DataError as error:
             return error
 
@@ -174,17 +191,32 @@ class ImageFiles:
 
     def __getitem__(self, ticket: Ticket) -> Tensor:
         position, seed = ticket
-        path = self.folder / self.paths[position]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read as an image ({error}): replace the file or remove it") from error
+        image = self._opened(position)
         if seed is None:
             return self._resized(image, _middle(*image.size))
         g = torch.Generator().manual_seed(seed)
         x = self._resized(image, _random_part(*image.size, g))
         return x.flip(2) if torch.rand((), generator=g) < 0.5 else x
+
+    def readable(self) -> list[int]:
+        """The positions of the files that are images; reads them all."""
+        found = []
+        for position in range(len(self.paths)):
+            with suppress(DataError):
+                self._opened(position)
+                found.append(position)
+        return found
+
+    def _opened(self, position: int) -> Image.Image:
+        path = self.folder / self.paths[position]
+        try:
+            with Image.open(path) as file:
+                return file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{path} (item {position}) cannot be read as an image ({error}): replace the file or remove it, or "
+                'leave out all such files with load(…, unreadable="skip")'
+            ) from error
 
     def _resized(self, image: Image.Image, box: tuple[float, float, float, float]) -> Tensor:
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)

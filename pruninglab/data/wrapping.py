@@ -1,6 +1,6 @@
 """Your own data as `Data`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,27 +13,30 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from ..errors import ConfigError, DataError
 from ..layers.calls import Inputs
-from .assembling import _assembled, _check_share, statistics
+from ..typed import Count, CountFromZero, PartialFraction, check, checked
+from .assembling import _assembled, statistics
 from .dataset import AnySplit, Data
 from .loading import Augment
+from .soundness import check_labels, check_pixels, check_taught
 from .splits import NO_LABEL, Split, augmentations
 from .streams import DatasetItems, StreamSplit, as_tensor, pair_of, stacked
 
 
+@checked
 def wrap(
     train: Any,
     test: Any,
     *,
     val: Any = 0.1,
-    seed: int = 0,
+    seed: CountFromZero = 0,
     name: str = "custom",
     class_names: Sequence[str] | None = None,
     augment: Augment = (),
     labels: str | None = "labels",
     collate: Callable[[list[Any]], Any] | None = None,
-    length: int | None = None,
+    length: Count | None = None,
     resident: bool = True,
-    workers: int = 2,
+    workers: CountFromZero = 2,
 ) -> Data:
     """Your own data as three splits: a `Dataset`, a `DataLoader`, a Hugging Face data set, or a pair of arrays.
 
@@ -54,7 +57,7 @@ def wrap(
     given = {"train": train, "test": test}
     share = isinstance(val, int | float | str)
     if share:
-        _check_share(val)
+        check("wrap: val", val, PartialFraction)
     else:
         given["val"] = val
     read = partial(_read, labels=labels, collate=collate, length=length, workers=None if resident else workers)
@@ -63,7 +66,11 @@ def wrap(
     _check_alike(splits)
     if chosen and len(pool.shape) != 3:
         raise ConfigError(f"augmentations are for images (C, H, W), these items are {pool.shape}: leave augment= out")
+    for part, split in splits.items():
+        check_pixels(split, part)
+    check_labels(list(splits.values()), class_names is not None)
     names = _class_names(splits, class_names)
+    check_taught(pool, splits["test"], names)
     sample = _sample(pool, 1000 if _types(_sample(pool, 1)) == ["torch.uint8"] else 1)
     if isinstance(sample, Tensor) and sample.dtype == torch.uint8:
         mean, std = statistics(sample)
@@ -84,6 +91,8 @@ def _read(
     if isinstance(dataset, DataLoader):
         own = dataset.collate_fn if dataset.collate_fn is not default_collate else None
         dataset, collate = dataset.dataset, collate or own
+    if isinstance(dataset, str | Mapping):
+        raise ConfigError(f"{part} is a {type(dataset).__name__}; expected a Dataset, a DataLoader or (x, y).")
     if isinstance(dataset, tuple):
         return _whole(dataset, part, labels)
     if not hasattr(dataset, "__len__"):

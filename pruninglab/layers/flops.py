@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ..typed import checked
 from .calls import Inputs, calling
 from .names import canonical_parameters
 
@@ -53,6 +54,7 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+@checked
 def count(model: nn.Module, x: Tensor | Inputs) -> Flops:
     """The FLOPs of a forward pass over `x`, a batch of one sample, by torch's own formula for each operation."""
     counter = _Counter(model)

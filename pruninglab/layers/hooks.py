@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..typed import checked
 from .kinds import LAYERS, Norm
 
 Kinds = tuple[type[nn.Module], ...]
 
 
+@checked
 def norms_after(model: nn.Module, example: Tensor) -> dict[str, str]:
     """The batch norm that reads a convolution's or linear layer's output as it is, by the names of both."""
     made: list[tuple[Tensor, str]] = []  # the tensors themselves, so that no other takes the place of one that is gone

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..typed import checked
 from .kinds import kind_of
 
 NOTHING = (
@@ -19,6 +20,7 @@ WORDS = ("embeddings", "output")
 """All embeddings; the last layer."""
 
 
+@checked
 def prunable(
     model: nn.Module,
     *,

@@ -3,10 +3,16 @@
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
+
 
 def exact_dtype(device: torch.device | str) -> torch.dtype:
     """float64, or float32 on MPS, which has nothing wider."""
-    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r} is none: {error}.") from None
+    return torch.float32 if kind == "mps" else torch.float64
 
 
 def exact(tensor: Tensor) -> Tensor:

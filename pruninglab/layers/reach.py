@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..typed import checked
 from .hooks import hooked
 from .kinds import LAYERS, Norm, channel_dimension, links
 
@@ -33,6 +34,7 @@ class Reading:
         return self.low == self.high
 
 
+@checked
 def readings(model: nn.Module, example: Tensor) -> dict[str, Reading]:
     """Of each convolution, linear layer and batch norm that the network calls, in eval mode, what it reads."""
     found: dict[str, Reading] = {}

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ..randomness import generator
-from .masks import UNITS, Masks
+from ..typed import CountFromZero, checked
+from .masks import UNITS, Masks, Unit
 
 
-def scattered(masks: Mapping[str, Tensor], seed: int, unit: str = "weight") -> Masks:
+@checked
+def scattered(masks: Mapping[str, Tensor], seed: CountFromZero, unit: Unit = "weight") -> Masks:
     """As many units of each layer, at random places."""
     moved = Masks()
     for name, mask in masks.items():

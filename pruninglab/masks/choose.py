@@ -7,19 +7,20 @@ position, so the same scores give the same masks everywhere.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .masks import UNITS, Masks, Scores, Sparsity, Unit, unit_alive, whole
+from ..typed import BelowOne, CountFromZero, checked
+from .masks import UNITS, Masks, Scores, Sparsity, Unit, check_named, unit_alive, whole
 from .threshold import highest
 
 Scope = Literal["global", "layer", "erk", "row"]
 
 
+@checked
 def keep_top(
     scores: Scores,
     sparsity: Sparsity,
@@ -43,14 +44,13 @@ def keep_top(
     >>> lab.keep_top({'a': torch.tensor([1.0, 3.0, 2.0, 4.0])}, 0.5)['a'].tolist()
     [False, True, False, True]
     """
-    if unit not in UNITS:
-        raise ConfigError(f"unit={unit!r} is unknown; expected one of {', '.join(map(repr, UNITS))}.")
     if scope == "row" and unit == "channel":
         raise ConfigError(
             "scope='row' compares within a channel, and unit='channel' cuts it whole: take another of them."
         )
     if not scores:
         raise ConfigError("there is nothing to prune: no scores were given. Does the model have conv or linear layers?")
+    check_named(masks, scores)
     flat = {name: unit_scores(name, score, unit) for name, score in scores.items()}
     alive = {n: None if masks is None else unit_alive(masks[n], unit) for n in scores}
     caps = [len(flat[n]) if mask is None else int(mask.count_nonzero()) for n, mask in alive.items()]
@@ -77,13 +77,17 @@ def keep_top(
     return _expand(chosen, scores, unit, masks)
 
 
-def grow(masks: Masks, scores: Scores, counts: int | Mapping[str, int]) -> Masks:
+@checked
+def grow(masks: Masks, scores: Scores, counts: CountFromZero | Mapping[str, CountFromZero]) -> Masks:
     """Bring back the dead weights with the highest scores: `counts` of all together, or as many of each layer.
 
     >>> masks = lab.Masks(a=torch.tensor([True, False, False]))
     >>> lab.grow(masks, {'a': torch.tensor([0.0, 1.0, 2.0])}, {'a': 1})['a'].tolist()
     [True, False, True]
     """
+    if not scores:
+        raise ConfigError("scores={} name no layer; expected those of the layers that may grow.")
+    check_named(masks, scores)
     dead = {name: ~masks[name].reshape(-1) for name in scores}
     flat = {name: unit_scores(name, score, "weight") for name, score in scores.items()}
     if isinstance(counts, Mapping):
@@ -96,7 +100,8 @@ def grow(masks: Masks, scores: Scores, counts: int | Mapping[str, int]) -> Masks
     return masks | {n: new[n].view(m.shape) if n in new else m for n, m in masks.items()}
 
 
-def count(total: int, share: float) -> int:
+@checked
+def count(total: CountFromZero, share: BelowOne) -> int:
     """How many of `total` a share is, half rounded up; refuses what is no fraction or leaves nothing."""
     check_sparsity(share)
     cut = math.floor(total * share + 0.5)
@@ -107,25 +112,21 @@ def count(total: int, share: float) -> int:
     return cut
 
 
-def check_sparsity(sparsity: Any) -> None:
-    if isinstance(sparsity, Mapping):
-        for value in sparsity.values():
-            check_sparsity(value)
-        return
-    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
-        raise ConfigError(
-            f"sparsity is a fraction in [0, 1) or a dict of layer patterns to fractions; got {sparsity!r}."
-        )
-    if not 0 <= float(sparsity) < 1:
-        hint = f" Did you mean {float(sparsity) / 100:g}?" if 1 < float(sparsity) < 100 else ""
-        raise ConfigError(f"sparsity is the fraction of weights cut, in [0, 1); got {float(sparsity):g}.{hint}")
+@checked
+def check_sparsity(sparsity: Sparsity) -> None:
+    """Refuse what is no sparsity."""
 
 
-def spread(total: int, quotas: Sequence[float], caps: Sequence[int], least: int = 0) -> list[int]:
+@checked
+def spread(
+    total: CountFromZero, quotas: Sequence[float], caps: Sequence[CountFromZero], least: CountFromZero = 0
+) -> list[int]:
     """Split `total` in proportion to `quotas`, none above its cap (the rest goes to the others), the sum exact.
 
     The remainders go to the largest fractions, then by position. Each with a cap gets `least` or more where it can.
     """
+    if len(quotas) != len(caps):
+        raise ConfigError(f"there are {len(quotas)} quotas for {len(caps)} caps; give one for each layer.")
     floor = [min(least, cap) for cap in caps]
     if not sum(floor) <= total <= sum(caps):
         raise ConfigError(
@@ -161,7 +162,8 @@ def _filled(total: int, quotas: Sequence[float], floor: Sequence[int], caps: Seq
     return [fixed.get(i, share[i]) for i in range(len(caps))]
 
 
-def keep_highest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
+@checked
+def keep_highest(scores: Tensor, alive: Tensor, keep: CountFromZero) -> Tensor:
     """The `keep` highest of the alive; of equal scores the first."""
     return highest([scores], [alive], keep)[0]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import pandas as pd
 import torch
@@ -12,12 +12,18 @@ from torch.nn.utils import prune as torch_prune
 from .. import _html
 from ..errors import ConfigError
 from ..layers.names import canonical_parameters
-from ..typed import BelowOne
+from ..typed import BelowOne, Filled, checked
 
 Scores = Mapping[str, Tensor]
-Sparsity = BelowOne | Mapping[str, BelowOne]
+Sparsity = BelowOne | Annotated[Mapping[str, BelowOne], Filled()]
 Unit = Literal["weight", "channel", "kernel"]
 UNITS = {"weight": None, "channel": 1, "kernel": 2}  # leading dimensions that name one unit
+
+
+def check_named(masks: Mapping[str, Tensor] | None, names: Mapping[str, Tensor]) -> None:
+    """Refuse masks that lack one of these layers."""
+    if masks is not None and (missing := [name for name in names if name not in masks]):
+        raise ConfigError(f"the masks lack {', '.join(missing)}; give one for each layer.")
 
 
 class Masks(dict[str, Tensor]):
@@ -160,7 +166,8 @@ class Masks(dict[str, Tensor]):
         return _html.table(("layer", "shape", "total", "kept", "", "sparsity"), rows)
 
 
-def units(masks: Mapping[str, Tensor], unit: str = "weight") -> tuple[int, int]:
+@checked
+def units(masks: Mapping[str, Tensor], unit: Unit = "weight") -> tuple[int, int]:
     """How many units have anything kept, and how many there are."""
     alive = [unit_alive(mask, unit) for mask in masks.values()]
     return sum(int(a.count_nonzero()) for a in alive), sum(len(a) for a in alive)

@@ -11,17 +11,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..typed import BelowOne, Count, checked
 from .choose import Scope, keep_top
-from .masks import Masks, Sparsity, Unit, units
+from .masks import Masks, Sparsity, Unit, check_named, units
 
 Tensors = Mapping[str, Tensor]
 
 
+@checked
 def project(weights: Tensors, masks: Tensors) -> dict[str, Tensor]:
     """The weights where they are kept, 0 elsewhere."""
+    check_named(masks, weights)
     return {name: torch.where(masks[name], weight.detach(), 0) for name, weight in weights.items()}
 
 
+@checked
 def largest(
     weights: Tensors, sparsity: Sparsity, *, scope: Scope = "layer", unit: Unit = "weight", masks: Tensors | None = None
 ) -> Masks:
@@ -42,7 +46,8 @@ def largest(
     return keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks, clamp=True)
 
 
-def largest_per_channel(weights: Tensors, sparsity: float) -> Masks:
+@checked
+def largest_per_channel(weights: Tensors, sparsity: BelowOne) -> Masks:
     """Keep equally many weights of every output channel: as `largest`, with each channel as a layer of its own."""
     masks = Masks()
     for name, weight in weights.items():
@@ -51,7 +56,8 @@ def largest_per_channel(weights: Tensors, sparsity: float) -> Masks:
     return masks
 
 
-def n_of_m(weights: Tensors, n: int = 2, m: int = 4) -> Masks:
+@checked
+def n_of_m(weights: Tensors, n: Count = 2, m: Count = 4) -> Masks:
     """Keep the n largest of every m neighbours along the input dimension, the second; ties go to the first.
 
     A last group of fewer than m keeps n of them too, or all. Weights with one dimension (biases) are kept.
@@ -64,11 +70,12 @@ def n_of_m(weights: Tensors, n: int = 2, m: int = 4) -> Masks:
     return Masks({name: _groups(weight.detach(), n, m) for name, weight in weights.items()})
 
 
-def keeping(weights: Tensors, counts: Mapping[str, int]) -> dict[str, float]:
+@checked
+def keeping(weights: Tensors, counts: Mapping[str, Count]) -> dict[str, float]:
     """The sparsities that leave exactly `counts` weights of each layer: `{"fc1.weight": 1370}` to `{…: 0.9966}`."""
     for name, count in counts.items():
         if name not in weights:
-            raise ConfigError(f"{name!r} is no prunable layer; the model has {', '.join(weights)}.")
+            raise ConfigError(f"{name!r} is no prunable layer; the model has {', '.join(weights) or 'none'}.")
         most = weights[name].numel()
         if not 0 < count <= most:
             raise ConfigError(f"{name}: cannot keep {count:,} weights; between 1 and {most:,} can be kept.")

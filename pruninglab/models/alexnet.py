@@ -8,16 +8,18 @@ from collections import OrderedDict
 
 from torch import nn
 
-from .shapes import Shape, checked, dropout_layer, halved, scaled
+from ..typed import BelowOne, Count, checked
+from .shapes import Shape, Width, dropout_layer, halved, image_sides, scaled
 
 
-def alexnet(shape: Shape, classes: int, *, width: float = 1.0, dropout: float = 0.0) -> nn.Sequential:
+@checked
+def alexnet(shape: Shape, classes: Count, *, width: Width = 1.0, dropout: BelowOne = 0.0) -> nn.Sequential:
     """Convolutions 64-192-384-256-256, head 4096-4096; 23,272,266 parameters on 3x32x32 with 10 classes.
 
     The sides are halved four times, rounded up. The first linear layer grows with the image: beyond about 64x64
     `torchvision:alexnet` is the better choice.
     """
-    channels, *_ = shape = checked(shape, classes)
+    channels, *_ = shape = image_sides(shape, classes)
     c1, c2, c3, c4, hidden = (scaled(n, width) for n in (64, 192, 384, 256, 4096))
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(channels, c1, 3, stride=2, padding=1),

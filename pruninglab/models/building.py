@@ -8,7 +8,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -18,12 +18,13 @@ from ..errors import ConfigError
 from ..identity import describe, label
 from ..layers.widths import Widths, narrow_
 from ..randomness import own_randomness
+from ..typed import Count, CountFromZero, checked
 from .alexnet import alexnet
 from .gpt import gpt
 from .lenet import lenet5, lenet300
 from .n2nskip import n2nskip
 from .resnet import resnet20, resnet50
-from .shapes import Shape, checked, made
+from .shapes import Shape, image_sides, made
 from .transformer import transformer
 from .vgg import vgg16
 from .weights import first_line, load_weights
@@ -45,8 +46,9 @@ _ONE_OUTPUT = {"aux_logits": False, "init_weights": True}
 _TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {"googlenet": _ONE_OUTPUT, "inception_v3": _ONE_OUTPUT}
 
 
+@runtime_checkable
 class Images(Protocol):
-    """What a model is built for; a data set of this package is one."""
+    """A data set, or anything else that has a shape and classes."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -63,11 +65,12 @@ def available() -> list[str]:
     return list(MODELS)
 
 
+@checked
 def build(
     name: str | Callable[..., nn.Module],
     data: Images,
     *,
-    seed: int = 0,
+    seed: CountFromZero = 0,
     weights: str | Path | None = None,
     new_head: bool = False,
     widths: Widths | None = None,
@@ -87,7 +90,7 @@ def build(
     50610
     """
     classes = data.classes
-    shape: Any = tuple(data.shape) if len(data.shape) == 1 else checked(data.shape, classes)  # tokens, or images
+    shape: Any = tuple(data.shape) if len(data.shape) == 1 else image_sides(data.shape, classes)  # tokens, or images
     if not isinstance(name, str):
         make = partial(made, name, shape, classes, options)
     elif name.startswith(_TORCHVISION):
@@ -117,10 +120,10 @@ def _known(name: str, names: list[str], prefix: str = "") -> str:
     )
 
 
-def _from_torchvision(name: str, shape: Shape, classes: int, options: dict[str, Any]) -> nn.Module:
+def _from_torchvision(name: str, shape: Shape, classes: Count, options: dict[str, Any]) -> nn.Module:
     zoo = _torchvision.torchvision.models
     label = _TORCHVISION + _known(name, zoo.list_models(module=zoo), _TORCHVISION)
-    channels, height, width = checked(shape, classes)
+    channels, height, width = image_sides(shape, classes)
     if channels != 3:
         raise ConfigError(
             f"{label} wants images of 3 channels and the data have {channels}; "
@@ -140,7 +143,7 @@ def _from_torchvision(name: str, shape: Shape, classes: int, options: dict[str, 
     return model
 
 
-def _check_logits(label: str, model: nn.Module, shape: Shape, classes: int) -> None:
+def _check_logits(label: str, model: nn.Module, shape: Shape, classes: Count) -> None:
     """One image through the model, shapes only: many of these were made for 224x224 and cannot take much less."""
     on_meta = {name: t.to("meta") for name, t in [*model.named_parameters(), *model.named_buffers()]}
     model.eval()

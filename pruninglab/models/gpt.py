@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from ..layers.modules import CausalAttention
 from ..randomness import generator
+from ..typed import Count, CountFromZero, Strength, checked
+from .transformer import Layers
 
 
 class Block(nn.Module):
@@ -51,14 +53,15 @@ class GPT(nn.Module):
         return self.fc(self.norm(self.blocks(self.token(x) + place))).transpose(1, 2)
 
 
+@checked
 def gpt(
-    shape: tuple[int, ...],
-    classes: int,
+    shape: tuple[Count, ...],
+    classes: Count,
     *,
-    width: int = 160,
-    layers: int = 4,
-    heads: int = 5,
-    kv_heads: int | None = None,
+    width: Count = 160,
+    layers: Layers = 4,
+    heads: Count = 5,
+    kv_heads: Count | None = None,
     tied: bool = False,
 ) -> GPT:
     """For sequences of tokens, `shape` = (length,), such as `lab.load("code")`; 1.3 million weights.
@@ -71,17 +74,24 @@ def gpt(
         raise ConfigError(
             f"the data have shape {shape}; gpt reads sequences of tokens, shape (length,): for example lab.load('code')"
         )
-    if min(width, layers, heads, groups) < 1 or width % heads or heads % groups:
+    if width % heads or heads % groups:
         raise ConfigError(
-            f"width={width}, layers={layers}, heads={heads}, kv_heads={kv_heads}: expected 1 or more, heads dividing "
-            "width and kv_heads dividing heads."
+            f"width={width}, heads={heads}, kv_heads={kv_heads}: expected heads that divide width and kv_heads that "
+            "divide heads."
         )
     return GPT(shape[0], classes, width, layers, heads, groups, tied)
 
 
+@checked
 @torch.no_grad()
 def continued(
-    model: nn.Module, prompt: str, *, length: int = 200, temperature: float = 0.8, context: int = 128, seed: int = 0
+    model: nn.Module,
+    prompt: str,
+    *,
+    length: CountFromZero = 200,
+    temperature: Strength = 0.8,
+    context: Count = 128,
+    seed: CountFromZero = 0,
 ) -> str:
     """The prompt and `length` bytes that a model of bytes draws after it, each from what it finds likely.
 

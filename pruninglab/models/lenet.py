@@ -8,12 +8,14 @@ from collections import OrderedDict
 
 from torch import nn
 
-from .shapes import Shape, checked
+from ..typed import Count, checked
+from .shapes import Shape, image_sides
 
 
-def lenet300(shape: Shape, classes: int) -> nn.Sequential:
+@checked
+def lenet300(shape: Shape, classes: Count) -> nn.Sequential:
     """LeNet-300-100: 784-300-100-10 and 266,610 parameters on 28x28 grey images; takes images of every size."""
-    channels, height, width = checked(shape, classes)
+    channels, height, width = image_sides(shape, classes)
     return nn.Sequential(
         OrderedDict(
             flatten=nn.Flatten(),
@@ -26,12 +28,13 @@ def lenet300(shape: Shape, classes: int) -> nn.Sequential:
     )
 
 
-def lenet5(shape: Shape, classes: int) -> nn.Sequential:
+@checked
+def lenet5(shape: Shape, classes: Count) -> nn.Sequential:
     """LeNet-5 (Caffe): 20 and 50 filters of 5x5, 500 hidden; 431,080 parameters on 28x28 grey images with 10 classes.
 
     Images below 16x16 would vanish in the convolutions and are padded by 2 in each.
     """
-    channels, height, width = checked(shape, classes, smallest=4)
+    channels, height, width = image_sides(shape, classes, smallest=4)
     padding = 0 if min(height, width) >= 16 else 2
 
     def left(side: int) -> int:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..typed import Count, checked
 from .alexnet import alexnet
 from .lenet import lenet5
 from .resnet import resnet20, resnet50
-from .shapes import Shape, checked, made
+from .shapes import Shape, image_sides, made
 from .vgg import vgg16
 
 BASES = {"lenet5": lenet5, "alexnet": alexnet, "vgg16": vgg16, "resnet20": resnet20, "resnet50": resnet50}
@@ -63,9 +64,10 @@ class Skipping(nn.Sequential):
         return ", ".join(f"{source} to {target}" for target, source in self.links.items())
 
 
+@checked
 def n2nskip(
     shape: Shape,
-    classes: int,
+    classes: Count,
     *,
     base: str = "vgg16",
     skip_span: int = 1,
@@ -93,7 +95,7 @@ def n2nskip(
         raise ConfigError(
             f"skip_span={skip_span!r}; {base} has {len(blocks)} blocks, so expected 1 to {len(blocks) - 1}."
         )
-    inputs, links = _inputs(net, checked(shape, classes)), {}
+    inputs, links = _inputs(net, image_sides(shape, classes)), {}
     for (source, *_), (_, layer, norm, activation) in zip(blocks, blocks[skip_span:], strict=False):
         if share_bn and not norm:
             raise ConfigError(f"{base} has no BatchNorm that a skip could share; leave share_bn out.")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.modules import PadShortcut
-from .shapes import Shape, checked, scaled
+from ..typed import Count, checked
+from .shapes import Shape, Width, image_sides, scaled
 
 Shortcut = Literal["A", "B"]
 
@@ -69,7 +70,7 @@ class Bottleneck(nn.Module):
 
 def _resnet(
     shape: Shape,
-    classes: int,
+    classes: Count,
     block: Callable[[int, int, int, Shortcut], nn.Module],
     stem: int,
     stages: list[tuple[int, int]],
@@ -78,7 +79,7 @@ def _resnet(
     """Stages are (outputs, blocks); each after the first begins with stride 2."""
     if option not in ("A", "B"):
         raise ConfigError(f"shortcut is {option!r}; expected 'A' (padding, no parameters) or 'B' (1x1 convolution)")
-    channels, *_ = checked(shape, classes)
+    channels, *_ = image_sides(shape, classes)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=_conv(channels, stem, 3), bn1=nn.BatchNorm2d(stem), relu1=nn.ReLU()
     )
@@ -91,7 +92,8 @@ def _resnet(
     return nn.Sequential(layers)
 
 
-def resnet20(shape: Shape, classes: int, *, shortcut: Shortcut = "A", width: float = 1.0) -> nn.Sequential:
+@checked
+def resnet20(shape: Shape, classes: Count, *, shortcut: Shortcut = "A", width: Width = 1.0) -> nn.Sequential:
     """16-32-64 channels, three blocks each; 269,722 parameters on 3x32x32 with 10 classes (published as 0.27M).
 
     `shortcut="A"` is the paper's choice on CIFAR; "B", a 1x1 convolution with BatchNorm, makes it 272,474.
@@ -100,7 +102,8 @@ def resnet20(shape: Shape, classes: int, *, shortcut: Shortcut = "A", width: flo
     return _resnet(shape, classes, BasicBlock, stages[0][0], stages, shortcut)
 
 
-def resnet50(shape: Shape, classes: int, *, shortcut: Shortcut = "B", width: float = 1.0) -> nn.Sequential:
+@checked
+def resnet50(shape: Shape, classes: Count, *, shortcut: Shortcut = "B", width: Width = 1.0) -> nn.Sequential:
     """Bottleneck blocks 3-4-6-3 of 256 to 2048 channels; 23,520,842 parameters on 3x32x32 with 10 classes.
 
     `shortcut="B"` is the paper's choice for this depth; "A", without parameters, makes it 20,744,266.

@@ -3,16 +3,18 @@
 import inspect
 from collections.abc import Callable
 from math import ceil
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from ..errors import ConfigError
+from ..typed import Count, Range
 
-Shape = tuple[int, int, int]
+Width = Annotated[float, Range(0, 100, above=True), "for example 0.5 for half the channels"]
+Shape = tuple[Count, Count, Count]
 
 
-def checked(shape: tuple[int, ...], classes: int, smallest: int = 1) -> Shape:
+def image_sides(shape: tuple[int, ...], classes: int, smallest: int = 1) -> Shape:
     """`shape` as (channels, height, width), or a ConfigError that says what was expected."""
     sides = tuple(shape)
     if len(sides) != 3 or not all(isinstance(side, int) and side > 0 for side in sides):
@@ -44,8 +46,6 @@ def made(make: Callable[..., nn.Module], shape: Shape, classes: int, options: di
 
 def scaled(channels: int, width: float) -> int:
     """A layer's channels times the width factor."""
-    if not width > 0:
-        raise ConfigError(f"width is {width!r}; expected a factor above 0, such as 0.5 for half the channels")
     return max(1, round(channels * width))
 
 
@@ -55,6 +55,4 @@ def halved(shape: Shape, times: int) -> int:
 
 
 def dropout_layer(rate: float) -> nn.Dropout:
-    if not 0 <= rate < 1:
-        raise ConfigError(f"dropout is {rate!r}; expected a share from 0 up to, but not including, 1")
     return nn.Dropout(rate)

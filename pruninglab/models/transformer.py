@@ -3,10 +3,15 @@
 Vaswani et al., "Attention is all you need", 2017, with the norms before each part, as has become usual since.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..typed import Count, Range, checked
+
+Layers = Annotated[int, Range(1, 1000)]
 
 
 class Block(nn.Module):
@@ -40,8 +45,9 @@ class Transformer(nn.Module):
         return self.fc(self.norm(self.blocks(self.token(x) + place))).transpose(1, 2)
 
 
+@checked
 def transformer(
-    shape: tuple[int, ...], classes: int, *, width: int = 32, layers: int = 2, heads: int = 4
+    shape: tuple[Count, ...], classes: Count, *, width: Count = 32, layers: Layers = 2, heads: Count = 4
 ) -> Transformer:
     """For sequences of tokens, `shape` = (length,); 26,000 weights in linear and attention layers for 16 numbers."""
     if len(shape) != 1:
@@ -49,6 +55,6 @@ def transformer(
             f"the data have shape {shape}; this transformer reads sequences of tokens, shape (length,): "
             'for example lab.load("sorting")'
         )
-    if min(width, layers, heads) < 1 or width % heads:
-        raise ConfigError(f"width={width}, layers={layers}, heads={heads}: expected 1 or more, heads dividing width.")
+    if width % heads:
+        raise ConfigError(f"width={width}, heads={heads}: expected heads that divide the width.")
     return Transformer(shape[0], classes, width, layers, heads)

@@ -8,17 +8,19 @@ from collections import OrderedDict
 
 from torch import nn
 
-from .shapes import Shape, checked, dropout_layer, halved, scaled
+from ..typed import BelowOne, Count, checked
+from .shapes import Shape, Width, dropout_layer, halved, image_sides, scaled
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
 
-def vgg16(shape: Shape, classes: int, *, width: float = 1.0, dropout: float = 0.0) -> nn.Sequential:
+@checked
+def vgg16(shape: Shape, classes: Count, *, width: Width = 1.0, dropout: BelowOne = 0.0) -> nn.Sequential:
     """Thirteen convolutions and a 512-512-classes head; 14,986,698 parameters on 3x32x32 with 10 classes.
 
     Convolutions have no bias, since BatchNorm's shift is one. The sides are halved five times, rounded up.
     """
-    channels, *_ = shape = checked(shape, classes)
+    channels, *_ = shape = image_sides(shape, classes)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for stage, (outputs, convolutions) in enumerate(_STAGES, start=1):
         outputs = scaled(outputs, width)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
+from ..typed import checked
 
 _INSIDE = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # left by data parallel training and by torch.compile
@@ -18,6 +19,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+@checked
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file or a torch checkpoint, without unpickling anything but tensors."""
     path = Path(path)
@@ -59,6 +61,7 @@ def _listed(lines: list[str]) -> str:
     return ", ".join(lines[:_SHOWN]) + more
 
 
+@checked
 def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) -> None:
     """Copy a file's tensors into the model; `new_head=True` leaves the last linear layer as it was drawn."""
     own = model.state_dict()

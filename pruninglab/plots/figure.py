@@ -3,7 +3,7 @@
 import base64
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import combinations
 from typing import Any
@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 from PIL import Image
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..masks.masks import Masks
@@ -224,6 +225,19 @@ def check_comparable(results: pd.DataFrame) -> None:
     unlike = [c for c in ("data", "model", "chosen_on") if c in results and len(set(results[c])) > 1]
     if unlike:
         raise ConfigError(f"these results differ in {', '.join(unlike)}; choose those of one, or they do not compare.")
+
+
+def layer_of(tensors: Mapping[str, Tensor], layer: str) -> Tensor:
+    """A layer by name, or a ConfigError with the names that there are."""
+    if layer not in tensors:
+        raise ConfigError(f"there is no layer {layer!r}; expected one of {', '.join(tensors)}.")
+    return tensors[layer]
+
+
+def check_columns(table: pd.DataFrame, *columns: str) -> None:
+    """Refuse a column that a table does not have, before anything is drawn."""
+    if missing := [column for column in columns if column not in table]:
+        raise ConfigError(f"there is no column {missing[0]!r}; the table has {', '.join(map(str, table))}.")
 
 
 def accuracies(run: Run | Result) -> list[float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from ..methods.noise.variational import VariationalDropout
 from ..methods.penalties.relevance import EDGES, RelevanceL2
 from ..structured.shrink import Shrunk
 from ..train.run import Run
+from ..typed import Filled, Fraction, checked
 from .figure import (
     Figure,
     colour_bar,
@@ -41,6 +42,7 @@ from .figure import (
 from .looks import BLACK, BLUE, GREY, ORANGE, PALE, looks
 
 
+@checked
 def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
     """Magnitude and momentum of the weights that WeightMom followed in a layer (the largest, if none is named).
 
@@ -104,7 +106,10 @@ def _fates(kept: Sequence[bool], lasts: Sequence[int]) -> str:
     return f"{stay} stay{when}"
 
 
-def importance(source: Run | Masks, interpretations: Sequence[Interpretation] = ("text", "formula")) -> Figure:
+@checked
+def importance(
+    source: Run | Masks, interpretations: Annotated[Sequence[Interpretation], Filled()] = ("text", "formula")
+) -> Figure:
     """WeightMom's importance ratio of each layer in several interpretations side by side, on logarithmic axes.
 
     Of a run by its own `basis`, `layer_index` and `depth_exponent`, at its present masks.
@@ -127,7 +132,8 @@ def importance(source: Run | Masks, interpretations: Sequence[Interpretation] = 
     return finish(figure, "What importance ratio does each layer get?", f"Importance ratio by layer. {said}.")
 
 
-def scales(run: Run, share: float | None = None) -> Figure:
+@checked
+def scales(run: Run, share: Fraction | None = None) -> Figure:
     """How slimming sorts the channels: |γ| of all, the smallest first, one line an epoch; dashed where `share` goes."""
     method = next((m for m in run.methods if isinstance(m, Slimming)), None)
     if method is None or not method.scales:
@@ -148,6 +154,7 @@ def scales(run: Run, share: float | None = None) -> Figure:
     return finish(figure, "Does the penalty separate channels to keep from channels to remove?", said + ".")
 
 
+@checked
 def widths(shrunk: Shrunk) -> Figure:
     """Channels of each group of layers, before and after: what is still there in colour."""
     rows = [row for row in shrunk.report.to_dict("records") if row["removed"] or row["left"]]
@@ -165,6 +172,7 @@ def widths(shrunk: Shrunk) -> Figure:
     return finish(figure, "How many channels does each group of layers keep?", f"Channels left: {', '.join(said)}.")
 
 
+@checked
 def relevance(run: Run) -> Figure:
     """What a relevance-weighted run felt: |g| of the kept weights by layer, and how far that took C from 1.
 
@@ -198,6 +206,7 @@ def relevance(run: Run) -> Figure:
     return finish(figure, title, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
 
 
+@checked
 def gate(run: Run) -> Figure:
     """Each decision of a gate: accuracy against the bound, cut (o) or not (x); sparsity; λ, where it changes."""
     method = next((m for m in run.methods if isinstance(m, PruneWhileAccurate) and m.evaluations), None)
@@ -232,6 +241,7 @@ def gate(run: Run) -> Figure:
     return finish(figure, title, f"The gate: {words}; sparsity {1 - table['kept'].iloc[-1] / total:.4f} at the end.")
 
 
+@checked
 def learned_gates(run: Run, layer: str = "") -> Figure:
     """What the gates of L0 or the noise of variational dropout learned, epoch by epoch.
 
@@ -279,6 +289,7 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
     )
 
 
+@checked
 def regrowth(run: Run) -> Figure:
     """What was dropped and what grew in each layer and epoch, as shares of its kept weights; what is left of the start.
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..criteria.curvature import Quadratic
 from ..errors import ConfigError
@@ -16,7 +16,9 @@ from ..masks.masks import Masks
 from ..masks.schedules import Schedule
 from ..results.record import Result
 from ..storage import sparse
+from ..storage.files import Source
 from ..train.run import Run
+from ..typed import Filled, checked
 from .figure import (
     FONT,
     NOTHING,
@@ -26,6 +28,7 @@ from .figure import (
     images,
     kept_of,
     labels_of,
+    layer_of,
     legend,
     log_percent,
     name_panel,
@@ -37,6 +40,7 @@ from .figure import (
 from .looks import BLACK, BLUE, GREY, NAVY, ORANGE, PALE, looks
 
 
+@checked
 def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     """Validation accuracy and sparsity by epoch.
 
@@ -64,6 +68,7 @@ def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     return finish(figure, title, f"Validation accuracy and sparsity by epoch. At the end {ends}.")
 
 
+@checked
 def layers(
     *runs: Run | Result | Masks, labels: Sequence[str] | None = None, reference: Mapping[str, float] | None = None
 ) -> Figure:
@@ -112,6 +117,7 @@ def _layers_in_words(tables: Mapping[str, Mapping[str, float]]) -> str:
     return f"Share of weights left by layer. {words}.{emptied}"
 
 
+@checked
 def schedule(*schedules: Schedule) -> Figure:
     """Sparsity over the progress of training.
 
@@ -134,6 +140,7 @@ def schedule(*schedules: Schedule) -> Figure:
     return finish(figure, "When does each schedule remove weights?", said)
 
 
+@checked
 def residuals(run: Run) -> Figure:
     """How far W and Z of an ADMM run are apart, and how far Z moved, by layer and step.
 
@@ -160,6 +167,7 @@ def residuals(run: Run) -> Figure:
     return finish(figure, title, f"Distance of W to Z by layer, at the first and the last update: {words}.")
 
 
+@checked
 def agreement(*runs: Run | Masks, labels: Sequence[str] | None = None) -> Figure:
     """Jaccard index of the masks of each two runs by layer: kept in both of those kept in either.
 
@@ -193,6 +201,7 @@ def agreement(*runs: Run | Masks, labels: Sequence[str] | None = None) -> Figure
     return finish(figure, "Do the methods keep the same weights?", f"Agreement of masks by layer. {words}.")
 
 
+@checked
 def weights(values: Tensor, kept: Tensor | None = None, name: str = "") -> Figure:
     """The distribution of weights, those kept and those cut, their numbers on a logarithmic scale.
 
@@ -216,7 +225,8 @@ def weights(values: Tensor, kept: Tensor | None = None, name: str = "") -> Figur
     )
 
 
-def bytes_by_layer(model: Any) -> Figure:
+@checked
+def bytes_by_layer(model: Source) -> Figure:
     """What the sparse file spends on values and on positions, by layer.
 
     >>> lab.plots.bytes_by_layer(run.model).alt[:14]
@@ -238,13 +248,14 @@ def bytes_by_layer(model: Any) -> Figure:
     return finish(figure, title, f"Bytes by layer: {words} in all.")
 
 
-def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Figure:
+@checked
+def filters(model: nn.Module, layer: str = "conv1", masks: Masks | None = None) -> Figure:
     """The first 24 filters of a convolution, or a linear layer as one matrix; what is cut is left blank.
 
     >>> lab.plots.filters(run.model, 'fc1').alt[:14]
     'Weights of fc1'
     """
-    weight = model.get_submodule(layer).weight.detach().cpu()
+    weight = layer_of(dict(model.named_parameters()), f"{layer}.weight").detach().cpu()
     kept = masks[f"{layer}.weight"].cpu() if masks and f"{layer}.weight" in masks else weight != 0
     top = float(weight.abs().max()) or 1.0
     shown = weight.masked_fill(~kept, float("nan"))
@@ -258,12 +269,13 @@ def filters(model: Any, layer: str = "conv1", masks: Masks | None = None) -> Fig
     return finish(figure, title, f"Weights of {layer}: {int(kept.sum()):,} of {kept.numel():,} left, the others blank.")
 
 
-def matrices(sides: Mapping[str, tuple[Run, Masks]], layer: str) -> Figure:
+@checked
+def matrices(sides: Annotated[Mapping[str, tuple[Run, Masks]], Filled()], layer: str) -> Figure:
     """The weights of one layer of several runs under masks, side by side, as matrices; what is cut is grey."""
     figure, row = panels(len(sides), height=3.2)
     said = []
     for axes, (name, (run, masks)) in zip(row, sides.items(), strict=True):
-        weight, kept = run.weights[layer].detach().cpu().flatten(1), masks[layer].cpu().flatten(1)
+        weight, kept = layer_of(run.weights, layer).detach().cpu().flatten(1), layer_of(masks, layer).cpu().flatten(1)
         top = float(weight.abs().max()) or 1.0
         shown = weight.masked_fill(~kept, float("nan"))
         axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="none")
@@ -278,6 +290,7 @@ def matrices(sides: Mapping[str, tuple[Run, Masks]], layer: str) -> Figure:
     return finish(figure, title, f"Weights left of {short(layer)}: {'; '.join(said)}.")
 
 
+@checked
 def two_weights(quadratic: Quadratic) -> Figure:
     """Two weights at the minimum of their quadratic, and where three ways to cut one of them lead."""
     if quadratic.weights.numel() != 2:
@@ -312,6 +325,7 @@ def two_weights(quadratic: Quadratic) -> Figure:
     return finish(figure, title, f"The loss around two weights, and what cutting one of them adds to it: {words}.")
 
 
+@checked
 def sizes(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     """Bytes of the dense file, of that file after bzip2 (what papers quote), and of the sparse file.
 

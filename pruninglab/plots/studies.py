@@ -16,9 +16,11 @@ from ..errors import ConfigError
 from ..recipes.trials import Trials
 from ..results.record import Result
 from ..train.run import Run
+from ..typed import Count, PartialFraction, checked
 from .figure import (
     FONT,
     Figure,
+    check_columns,
     check_comparable,
     colour_bar,
     face,
@@ -36,6 +38,7 @@ from .figure import (
 from .looks import BLACK, BLUE, GREY, ORANGE, looks
 
 
+@checked
 def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     """Test accuracy of each row group: one dot a run, hollow where there is only one; a bar at the mean of several.
 
@@ -44,6 +47,7 @@ def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     'Test accuracy:'
     """
     check_comparable(results)
+    check_columns(results, by)
     groups = list(results.groupby(by, sort=False)["test_accuracy"])
     figure, (axes,) = panels(1, height=0.45 * len(groups) + 1.2)
     given = looks(str(name or "Dense") for name, _ in groups)
@@ -59,6 +63,7 @@ def comparison(results: pd.DataFrame, by: str = "settings") -> Figure:
     return finish(figure, "What accuracy do the runs reach? Hollow: a single run", f"Test accuracy: {said}.")
 
 
+@checked
 def survival(run: Run | Result) -> Figure:
     """The share of weights left in each layer when an epoch was validated; an x where nothing is left.
 
@@ -99,6 +104,7 @@ def survival(run: Run | Result) -> Figure:
     )
 
 
+@checked
 def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Figure:
     """Accuracy against the share of weights left, a line for each method: its mean, a mark for each run, hollow if
     alone.
@@ -111,6 +117,7 @@ def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Fi
     'Test accuracy by share of weights left: '
     """
     table = _with_left(trials.table() if isinstance(trials, Trials) else trials)
+    check_columns(table, score)
     figure, (axes,) = panels(1, width=7.5, height=3.6)
     shown = sorted({*table["left"]} - {1.0}, reverse=True)
     cut = [method for method, of in table.groupby("method", sort=False) if {*of["left"]} != {1.0}]
@@ -152,6 +159,7 @@ def _with_left(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(left=(1 - table["sparsity"]).round(6))
 
 
+@checked
 def frontier(found: Comparison) -> Figure:
     """A comparison as `by_method` draws it; diamonds are the published numbers for this data and model."""
     figure = by_method(found.runs.assign(sparsity=found.runs["level"]), found.score)
@@ -171,8 +179,10 @@ def frontier(found: Comparison) -> Figure:
     return finish(figure, title, f"{figure.alt} Published: {words}.")
 
 
+@checked
 def sensitivity(curves: pd.DataFrame, score: str = "accuracy") -> Figure:
     """What is left of the accuracy when one layer alone is cut: the table of `analysis.sensitivity`."""
+    check_columns(curves, "layer", "sparsity", score)
     figure, (axes,) = panels(1, width=7.5, height=3.6)
     said, given = [], looks(short(str(layer)) for layer in curves["layer"].unique())
     for layer, curve in curves.groupby("layer", sort=False):
@@ -188,7 +198,8 @@ def sensitivity(curves: pd.DataFrame, score: str = "accuracy") -> Figure:
     return finish(figure, "Which layer can spare most when it alone is pruned?", words)
 
 
-def classes(found: Impact, level: float = 0.05) -> Figure:
+@checked
+def classes(found: Impact, level: PartialFraction = 0.05) -> Figure:
     """How far each class changes beyond the whole, with its interval; in colour where the corrected test says so."""
     table = found.per_class(level).sort_values("change", ignore_index=True)
     figure, (axes,) = panels(1, width=7.0, height=0.3 * len(table) + 1.2)
@@ -207,10 +218,13 @@ def classes(found: Impact, level: float = 0.05) -> Figure:
     return finish(figure, title, f"Change by class in points: {said}. Harmed: {', '.join(harmed) or 'none'}.")
 
 
-def exemplars(found: Impact, number: int = 12) -> Figure:
+@checked
+def exemplars(found: Impact, number: Count = 12) -> Figure:
     """The first pruning-identified exemplars as images, with the label and the votes of both populations."""
     if found.split is None:
         raise ConfigError("the images are not at hand; exemplars are drawn of a split that lies in memory.")
+    if len(found.split.shape) != 3:
+        raise ConfigError(f"these items have the shape {found.split.shape}; only images (C, H, W) can be drawn.")
     if not len(found.exemplars):
         raise ConfigError("there are no exemplars to draw: both populations vote alike on every image.")
     chosen = found.exemplars[:number]
@@ -231,6 +245,7 @@ def exemplars(found: Impact, number: int = 12) -> Figure:
     return finish(figure, title, f"{len(found.exemplars)} exemplars. {'; '.join(said)}.")
 
 
+@checked
 def calibration(found: Impact) -> Figure:
     """Accuracy by confidence of both populations, the diagonal where they agree, and how many answers there are."""
     errors = found.calibration()["ece"].to_dict()
@@ -251,6 +266,7 @@ def calibration(found: Impact) -> Figure:
     return finish(figure, title, f"Accuracy by confidence. Expected calibration error: {said}.")
 
 
+@checked
 def truth(table: pd.DataFrame) -> Figure:
     """How many times smaller or faster than the first each network is, by what is counted: that of `analysis.truth`."""
     sizes = {"nonzero": "numbers not 0", "parameters": "parameters", "flops": "FLOPs", "bytes": "dense file"}
@@ -281,6 +297,7 @@ def truth(table: pd.DataFrame) -> Figure:
     return finish(figure, title, f"Times smaller or faster than {table.index[0]}. {'; '.join(said)}.")
 
 
+@checked
 def milliseconds(table: pd.DataFrame) -> Figure:
     """Time of a forward pass with its interval, for each size of batch: the table of `analysis.truth`.
 

@@ -4,18 +4,20 @@ import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 
 from ..errors import DataError
 from ..storage.files import load_json
 from ..storage.sparse import sizes
+from ..typed import Filled, checked
 from .record import COLUMNS, Result, percent
 
 CELL_SCHEMA = 2
 
 
+@checked
 def load(pattern: str | Path) -> pd.DataFrame:
     """All records that a pattern finds (`"runs/**"`, a folder, a file), one row each, with `path`.
 
@@ -77,7 +79,8 @@ def _cell_of(path: str, cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return next(found, {"status": "done", "parameters": {}})
 
 
-def table(runs: Mapping[str, Any], *, compressed: bool = False) -> pd.DataFrame:
+@checked
+def table(runs: Annotated[Mapping[str, Any], Filled()], *, compressed: bool = False) -> pd.DataFrame:
     """Runs or results side by side, by the names given: accuracy, what is zero and of what, and size.
 
     With `compressed` also the size of the dense file after bzip2, which takes minutes for large networks.
@@ -92,6 +95,7 @@ def table(runs: Mapping[str, Any], *, compressed: bool = False) -> pd.DataFrame:
     return _shown(pd.DataFrame.from_dict(rows, orient="index"))
 
 
+@checked
 def compare_text(frame: pd.DataFrame) -> str:
     """Loaded records as a plain table for a terminal, best last."""
     paths = [Path(p) for p in frame["path"]]

@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 try:
     import fcntl
@@ -26,8 +26,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from ..masks.masks import Masks
+from ..typed import checked
 
 
+@runtime_checkable
 class HasModel(Protocol):
     """A run."""
 
@@ -39,6 +41,7 @@ Source = nn.Module | HasModel | Mapping[str, Tensor]
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
+@checked
 def write_atomic(path: str | Path, content: bytes, keep_previous: bool = False) -> None:
     """Write beside the file, flush to disk, rename: a kill leaves the old file or the new one, never a part.
 
@@ -122,6 +125,7 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+@checked
 def check_writable(path: str | Path, what: str) -> Path:
     """Make the folder of `path` and try it now, not after an hour of training."""
     path = Path(path).expanduser()
@@ -138,6 +142,7 @@ def check_writable(path: str | Path, what: str) -> Path:
     return path
 
 
+@checked
 def save_state(path: str | Path, state: Mapping[Any, Any], keep_previous: bool = False) -> None:
     """Nested dicts, lists, tuples, numbers, strings and tensors as one safetensors file, the structure in its header.
 
@@ -188,6 +193,7 @@ class Damaged(DataError):
     """A file that can be read, but is not what was written."""
 
 
+@checked
 def load_state(path: str | Path) -> dict[Any, Any]:
     """What `save_state` wrote. A file that was altered or cut off is a DataError that names it."""
     try:

@@ -7,6 +7,7 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..typed import Filled, Range
 from . import codec
 
-Bits = int | Mapping[str, int]
+Width = Annotated[int, Range(1, 8)]
+Bits = Width | Annotated[Mapping[str, Width], Filled()]
 _KINDS = {"conv": lambda weight: weight.ndim > 2, "dense": lambda weight: weight.ndim == 2}
 _POINTS = 512  # exact clustering takes the square of their number
 _MOVES = 1 << 20

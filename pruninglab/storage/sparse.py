@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from ..layers.names import canonical_parameters
+from ..typed import CountFromZero, checked
 from . import codec, fileformat
 from .fileformat import Packed
 from .files import AnyModel, Source, check_writable, network_of, state_dict_of, write_atomic
 
 
+@checked
 def save(
     model: Source, path: str | Path, *, values: str = "exact", others: str = "exact", entropy: str | None = None
 ) -> dict[str, int]:
@@ -45,15 +47,16 @@ def save(
 
 
 @overload
-def load(path: str | Path, *, limit: int | None = None) -> dict[str, Tensor]: ...
+def load(path: str | Path, *, limit: CountFromZero | None = None) -> dict[str, Tensor]: ...
 
 
 @overload
-def load(path: str | Path, model: AnyModel, *, limit: int | None = None) -> AnyModel: ...
+def load(path: str | Path, model: AnyModel, *, limit: CountFromZero | None = None) -> AnyModel: ...
 
 
+@checked
 def load(
-    path: str | Path, model: nn.Module | None = None, *, limit: int | None = None
+    path: str | Path, model: nn.Module | None = None, *, limit: CountFromZero | None = None
 ) -> dict[str, Tensor] | nn.Module:
     """The state dict in a sparse file, or `model` with it. What is cut off, altered or foreign is a DataError.
 
@@ -93,12 +96,14 @@ def _file_sizes(packed: Packed, content: bytes) -> dict[str, int]:
     }
 
 
+@checked
 def state_bytes(model: nn.Module) -> bytes:
     """The state dict as a safetensors file, tied tensors once."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return to_safetensors({name: t.detach().cpu().contiguous().clone() for name, t in named})  # views share memory
 
 
+@checked
 def sizes(model: Source, masks: Mapping[str, Tensor] | None = None, *, compressed: bool = False) -> dict[str, int]:
     """Every number that is quoted of a model as it is, or as it would be under `masks`.
 
@@ -142,6 +147,7 @@ def _compressed_sizes(content: bytes) -> dict[str, int]:
     return {"gzip_bytes": len(gzip.compress(content, mtime=0)), "bzip2_bytes": len(bz2.compress(content))}
 
 
+@checked
 def layer_sizes(
     model: Source, *, values: str = "exact", others: str = "exact", entropy: str | None = None
 ) -> pd.DataFrame:
@@ -168,6 +174,7 @@ def layer_sizes(
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
 
+@checked
 def index_sizes(model: Source) -> pd.DataFrame:
     """Bytes of the positions of each weight by each coding, at its best; "live" is with dead rows or columns out.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..criteria import registry
 from ..criteria.channels import norm_scale
-from ..criteria.registry import Batches, Criterion
+from ..criteria.registry import Batches, Criterion, CriterionName
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.hooks import evaluating
@@ -21,13 +21,14 @@ from ..masks.masks import Masks
 from ..randomness import own_randomness
 from ..train.evaluate import Shuffled
 from ..train.run import Run
-from ..typed import check, check_settings
+from ..typed import CountFromZero, Fraction, check, check_settings, checked
 from .grouping import Group, Groups, find_groups
 
 Example = Tensor | Data
 Scope = Literal["global", "layer", "raw"]
 
 
+@checked
 def groups(model: nn.Module | Run, example: Example | None = None) -> Groups:
     """Which channels of which layers can only go together, by the data set or a batch of its images.
 
@@ -37,16 +38,17 @@ def groups(model: nn.Module | Run, example: Example | None = None) -> Groups:
     return find_groups(*_given(model, example))
 
 
+@checked
 def prune(
     model: nn.Module | Run,
     example: Example | None,
-    prune_fraction: float,
+    prune_fraction: Fraction,
     criterion: str | Criterion = "filter_l1",
     *,
     scope: str = "global",
     skip: Pattern | Sequence[Pattern] = (),
     groups: Groups | None = None,
-    seed: int = 0,
+    seed: CountFromZero = 0,
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest channels cut in all layers that share them, and the masks.
 
@@ -86,6 +88,7 @@ def prune(
     return pruned, masks
 
 
+@checked
 def silence(
     model: nn.Module | Run, example: Example | None = None, masks: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
@@ -111,7 +114,7 @@ class Coupled:
     a channel in every layer that gives it; the last one to go may be cut in some of its layers only, and stays then.
     """
 
-    criterion: str | Criterion
+    criterion: CriterionName | Criterion
     groups: Groups = field(repr=False)
     scope: Scope = "global"
 

@@ -20,6 +20,7 @@ from ..layers.names import canonical_parameters
 from ..layers.precision import exact_device
 from ..layers.widths import Widths
 from ..train.run import Run
+from ..typed import checked
 from .check import difference
 from .choose import Example, _masked
 from .grouping import Groups, find_groups
@@ -89,6 +90,7 @@ class Shrunk:
         return self.report.to_dict("records")
 
 
+@checked
 def shrink(
     model: nn.Module | Run,
     example: Example | None = None,

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..typed import checked
 
 
+@checked
 def semi_structured(model: nn.Module) -> nn.Module:
     """A copy for NVIDIA GPUs from Ampere on, in 16 bits, whose 2:4 linear layers run on their sparse tensor cores.
 
@@ -31,6 +33,7 @@ def semi_structured(model: nn.Module) -> nn.Module:
     return model
 
 
+@checked
 def is_2_to_4(weight: Tensor) -> bool:
     """Whether of every 4 neighbours along the input dimension at most 2 are not 0."""
     by_input = (weight.detach() != 0).movedim(1, -1)

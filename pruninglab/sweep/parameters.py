@@ -24,12 +24,14 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+from nbformat import NotebookNode
+
 from .. import methods, recipes
 from ..data.loading import available
 from ..errors import ConfigError
 from ..models.building import available as models_by_name
 from ..train.options import Options
-from ..typed import BelowOne, CountFromZero, PositiveFraction, Range, bounds, choices, expected, hints
+from ..typed import BelowOne, CountFromZero, PositiveFraction, Range, bounds, checked, choices, expected, hints
 
 DEEPEST = 20
 """Lists in lists of a grid."""
@@ -139,7 +141,8 @@ def _names(name: str, value: Any) -> Sequence[str]:
     return ()
 
 
-def declared(notebook: Any) -> dict[str, Parameter]:
+@checked
+def declared(notebook: NotebookNode) -> dict[str, Parameter]:
     """The parameters of a notebook that is read already, by name."""
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
@@ -178,6 +181,7 @@ def _literal(value: ast.expr) -> Any:
         return None
 
 
+@checked
 def grid(known: Mapping[str, Parameter], given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the given values, the last name varying fastest, each value checked.
 
@@ -189,7 +193,7 @@ def grid(known: Mapping[str, Parameter], given: Mapping[str, Any]) -> list[dict[
             near = get_close_matches(name, known, 1)
             raise ConfigError(
                 f"the notebook has no parameter {name!r}{f'; did you mean {near[0]!r}?' if near else ''}. "
-                f"It has {', '.join(known)}."
+                f"It has {', '.join(known) or 'none'}."
             )
         parameter = known[name]
         if isinstance(values, str):
@@ -206,6 +210,7 @@ def grid(known: Mapping[str, Parameter], given: Mapping[str, Any]) -> list[dict[
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
+@checked
 def read_grid(path: str | Path) -> dict[str, Any]:
     """A grid from a TOML or YAML file: a name and its values on each line."""
     path = Path(path)
@@ -238,12 +243,14 @@ def _yaml(text: str) -> Any:
         raise ValueError(error) from None
 
 
-def source_hash(notebook: Any) -> str:
+@checked
+def source_hash(notebook: NotebookNode) -> str:
     """Of what a notebook does: its code, parameters' defaults among it, without prose and outputs."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:12]
 
 
+@checked
 def name_of(parameters: Mapping[str, Any], source: str) -> str:
     """A folder's name that can be read: the parameters, and a hash of them and of the notebook's code."""
     exact = json.dumps([source, sorted(parameters.items())], default=str)

@@ -23,7 +23,7 @@ from ..errors import ConfigError, DataError, RunError
 from ..results import environment
 from ..storage.files import check_writable, save_json, write_atomic
 from ..terminal import Asked, asked_to_stop
-from ..typed import Count, Positive, check_arguments
+from ..typed import Count, Positive, check_arguments, checked
 from . import headless
 from .cell import RECORD, UNFINISHED, _made, _record, run_cell
 from .parameters import Parameter, declared, grid, name_of, source_hash
@@ -34,6 +34,7 @@ USUAL = 25.0
 """Seconds that a notebook of this project takes at its defaults: an estimate where nothing was measured."""
 
 
+@checked
 def plan(notebook: str | Path, given: Mapping[str, Any], out: str | Path) -> "Sweep":
     """The cells of a grid, all parameters checked against what the notebook declares; nothing is run or written."""
     path = Path(notebook)

@@ -11,12 +11,13 @@ import pandas as pd
 
 from ..analysis.statistics import interval
 from ..errors import ConfigError
-from ..typed import Count, PositiveFraction, Range, check_arguments
+from ..typed import Count, PositiveFraction, Range, checked
 from .plan import Sweep, plan
 
 SCORE = "test_accuracy"
 
 
+@checked
 def until_width(
     notebook: str | Path,
     given: Mapping[str, Any],
@@ -38,7 +39,6 @@ def until_width(
     therefore taken at `level` divided by the number of looks, `most - least + 1`: then all of them together hold the
     true mean with probability 1 - `level`, whenever the looking stops. `options` are those of `Sweep.run`.
     """
-    check_arguments(until_width, {"width": width, "least": least, "most": most, "level": level})
     if "seed" in given:
         raise ConfigError("until_width chooses the seeds by itself; leave out seed=.")
     if most < least:

@@ -1,6 +1,7 @@
 """What `fit` refuses before it trains, and what it finds when the loss is not a number."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,19 @@ def check_inputs(model: Any, data: Any, options: Options, inplace: bool) -> None
     source = model.model if isinstance(model, Run) else model
     if not isinstance(source, nn.Module):
         raise ConfigError(f"model is a {type(source).__name__}; expected a torch.nn.Module or a finished Run.")
+    if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ConfigError(f"model is wrapped in {type(source).__name__}; give the network within it, `model.module`.")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ:
+        raise ConfigError(
+            f"this is process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} of a distributed run, and each would "
+            "train the whole network on all images. Start it without torchrun; many runs at a time are a sweep."
+        )
     check_plain(source)
+    if broken := [name for name, p in source.named_parameters() if not bool(torch.isfinite(p).all())]:
+        raise ConfigError(
+            f"model holds NaN or infinity in {', '.join(broken[:3])} before any training; expected finite numbers. "
+            "Did the run that it comes from diverge?"
+        )
     if inplace and any(p.is_inference() for p in source.parameters()):
         raise ConfigError("this model was made in torch.inference_mode and cannot be changed; leave inplace=True out.")
     if not any(p.requires_grad for p in source.parameters()) and options.epochs:

@@ -15,6 +15,7 @@ from ..identity import describe, text
 from ..layers.hooks import evaluating
 from ..layers.precision import exact_dtype
 from ..randomness import generator
+from ..typed import checked
 from .losses import loss_arguments
 from .metrics import accuracy
 
@@ -52,6 +53,7 @@ def scored(
     return {name: scores[name].detach() for name in weights}
 
 
+@checked
 def evaluate(
     net: Callable[[Tensor], Tensor],
     batches: Batches,

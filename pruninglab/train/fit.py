@@ -22,6 +22,7 @@ from ..randomness import generator, key, own_randomness
 from ..results.answers import Answers
 from ..results.record import percent
 from ..terminal import Bar
+from ..typed import CountFromZero, checked
 from . import checkpoints
 from .checks import _not_finite, _try_one_batch, check_inputs, check_length, check_masks, check_memory
 from .evaluate import Shuffled, loss_arguments, scored
@@ -71,7 +72,10 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     place = session.place
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
     origin, before = _start(parent, source, session, data, options.loss)
-    return Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
+    run = Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
+    for note in data.notes:
+        run.warn(f"data: {note}")
+    return run
 
 
 def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training:
@@ -123,6 +127,7 @@ def _set_out(run: Training, start: Snapshot | None, given: Mapping[str, Tensor] 
     run.config = _config(run)
 
 
+@checked
 def prune(
     model: nn.Module | Run,
     sparsity: Sparsity,
@@ -136,7 +141,7 @@ def prune(
     include: Pattern | Sequence[Pattern] = (),
     biases: bool = False,
     norms: bool = False,
-    seed: int = 0,
+    seed: CountFromZero = 0,
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest scores set to 0, and the masks: `fit(pruned, data, masks=masks)` trains on.
 

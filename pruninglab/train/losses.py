@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..layers.calls import calling
+from ..typed import Fraction, Positive, check_settings
 from .run import Costs, Run
 
 
@@ -43,13 +44,14 @@ class Distill:
     """
 
     teacher: "nn.Module | Run"
-    temperature: float = 4.0
-    weight: float = 0.9
+    temperature: Positive = 4.0
+    weight: Fraction = 0.9
     trainings: Costs = field(init=False, repr=False, compare=False, default_factory=dict)
     """What the teacher cost, where it is a run: it counts as the cost of each run that it teaches."""
     takes_input: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_settings(self)
         model = self.teacher.model if isinstance(self.teacher, Run) else self.teacher
         object.__setattr__(self, "trainings", self.teacher.trainings if isinstance(self.teacher, Run) else {})
         object.__setattr__(self, "teacher", copy.deepcopy(model).eval())  # the caller's stays where and as it is

@@ -6,12 +6,15 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..typed import checked
+
 NO_LABEL = nn.CrossEntropyLoss().ignore_index
 """The label of a place that does not count."""
 Numbers = TypeVar("Numbers")
 """One number or many: a float, a tensor, a column of a table."""
 
 
+@checked
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """1 for each right answer, 0 for each wrong one; of a sequence the fraction of places that are right.
 
@@ -24,16 +27,19 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     return (right * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
+@checked
 def negative_squared_error(outputs: Tensor, y: Tensor) -> Tensor:
     """For regression: minus the squared error of each sample, a mean over its outputs."""
     return -(outputs - y).square().flatten(1).mean(1) if y.ndim > 1 else -(outputs - y).square()
 
 
+@checked
 def whole(logits: Tensor, y: Tensor) -> Tensor:
     """For sequences: 1 where every place is right. The default counts the fraction of places."""
     return (logits.argmax(1) == y).flatten(1).all(1).float()
 
 
+@checked
 def compression(logits: Tensor, y: Tensor) -> Tensor:
     """For text: the share of its size that the model saves, 1 - bits per byte / 8. It can be negative.
 

@@ -99,6 +99,8 @@ class Session:
         wanted = str(self.device)
         if wanted == "auto":
             wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if wanted.startswith("cpu:") and wanted != "cpu:0":
+            raise ConfigError(f"device={wanted!r}: there is one CPU, whatever its cores. Expected 'cpu'.")
         try:
             torch.zeros(1, device=wanted)
         except (RuntimeError, AssertionError) as error:

@@ -18,6 +18,7 @@ from ..plots import runs
 from ..plots.figure import Figure
 from ..train.evaluate import evaluate
 from ..train.run import Run
+from ..typed import Count, checked
 from .front import Front, module
 from .panel import Panel, _short, ranks_of
 
@@ -35,9 +36,8 @@ class PruneByHand(Panel):
     is left as it is. Nothing is retrained here, and the images are of the validation split.
     """
 
-    def __init__(self, run: Run, images: int = 300):
-        if images < 1:
-            raise ConfigError(f"images={images}: at least one is needed to measure accuracy.")
+    @checked
+    def __init__(self, run: Run, images: Count = 300):
         self.run, self._model = run, copy.deepcopy(run.model)
         scores = {name: weight.detach().abs().masked_fill(~run.masks[name], -1) for name, weight in run.weights.items()}
         self._ranks = {name: ranks_of(score.flatten()).view_as(score) for name, score in scores.items()}

@@ -16,6 +16,7 @@ from ..masks.masks import Masks
 from ..plots import figure, methods, runs
 from ..plots.figure import Figure
 from ..train.run import Run
+from ..typed import checked
 from .front import Front, module
 from .panel import NARROW, Panel, _short, ranks_of
 
@@ -36,6 +37,7 @@ class MaskExplorer(Panel):
     WeightMom followed is drawn below. `choose` sets from code what the controls set.
     """
 
+    @checked
     def __init__(self, *runs: Run, labels: Sequence[str] | None = None, layer: str | None = None):
         names = figure.labels_of(runs, labels)
         layers = [name for name in runs[0].weights if all(name in run.weights for run in runs)] if runs else []

@@ -1,7 +1,7 @@
 """`LivePanel`: choose, start, pause, step and stop a training, and watch it."""
 
 import threading
-from typing import Any
+from typing import Annotated, Any
 
 import ipywidgets as ipw
 
@@ -13,14 +13,15 @@ from ..plots import runs
 from ..plots.figure import Figure
 from ..train.method import Method
 from ..train.run import Run
+from ..typed import Range, checked
 from .chart import Chart
 from .choice import Choice
 from .forms import LABEL, Form, choice
 from .job import Job
 from .panel import BUTTON, WIDE, Panel
 
-BESIDE_OTHERS = ("Quantize", "SharedWeights")
-"""Methods that say nothing by themselves: they snap what others have pruned."""
+BESIDE_OTHERS = ("Quantize", "Recalibrate", "SharedWeights")
+"""Methods that say nothing by themselves: they act on what others have pruned."""
 OFFERED = [name for name in methods.__all__ if name not in BESIDE_OTHERS]
 
 
@@ -64,14 +65,15 @@ class LivePanel(Panel):
     `wait()` do from code what the buttons do. `code()` is the cell that makes the same run.
     """
 
+    @checked
     def __init__(
         self,
         data: str = "digits",
         model: str = "lenet5",
         method: str = "Gradual",
         *,
-        epochs: int = 5,
-        seed: int = 0,
+        epochs: Annotated[int, Range(1, 10_000)] = 5,
+        seed: Annotated[int, Range(0, 2**31 - 1)] = 0,
         **settings: Any,
     ):
         self.run: Run | None = None

@@ -1,17 +1,19 @@
 """`TruthMeter`: why a pruned network is not smaller or faster."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import ipywidgets as ipw
 
 from .. import _html
 from ..analysis import cost
+from ..analysis.cost import Rounds
 from ..errors import ConfigError, RunError
 from ..plots import studies
 from ..plots.figure import Figure
 from ..structured.shrink import Shrunk, shrink
 from ..train.run import Run
+from ..typed import Count, Filled, checked
 from .panel import NARROW, Panel, _png, fill, picture
 
 
@@ -22,7 +24,10 @@ class TruthMeter(Panel):
     taken in turns. `shrunk` is what `structured.shrink` made, or None where it refused.
     """
 
-    def __init__(self, dense: Run, pruned: Run, batches: Sequence[int] = (1, 64), rounds: int = 21):
+    @checked
+    def __init__(
+        self, dense: Run, pruned: Run, batches: Annotated[Sequence[Count], Filled()] = (1, 64), rounds: Rounds = 21
+    ):
         self.dense, self.pruned, self.batches, self.rounds = dense, pruned, tuple(batches), rounds
         self._models: dict[str, Any] = {"dense": dense, "with zeros": pruned}
         self.shrunk: Shrunk | None = None

@@ -5,7 +5,7 @@ import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ipywidgets as ipw
 import traitlets
@@ -20,6 +20,7 @@ from ..results import tables
 from ..results.record import Result, percent
 from ..train.options import Options
 from ..train.run import Run
+from ..typed import Range, checked
 from . import study
 from .chart import Chart
 from .choice import Choice
@@ -52,14 +53,15 @@ class Workbench(Panel):
         print(bench.code(job.name))
     """
 
+    @checked
     def __init__(
         self,
         data: str = "digits",
         model: str = "lenet5",
         method: str = "Gradual",
         *,
-        epochs: int = 5,
-        seed: int = 0,
+        epochs: Annotated[int, Range(1, 10_000)] = 5,
+        seed: Annotated[int, Range(0, 2**31 - 1)] = 0,
         folder: str | Path | None = None,
     ):
         self.folder = Path(folder) if folder else None

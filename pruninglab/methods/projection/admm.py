@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ from ...masks.masks import Sparsity, Unit
 from ...masks.projections import largest, project
 from ...train.method import Method
 from ...train.run import Run
-from ...typed import Count
+from ...typed import Count, Filled, Strength
 from ..penalties.plain import add_terms
 
-Penalty = float | Callable[[float], Any]  # any, for a schedule says that its value may be a dict
+Penalty = Strength | Callable[[float], Any]  # any, for a schedule says that its value may be a dict
 
 
 def gap(w: list[Tensor], z: list[Tensor], u: list[Tensor]) -> list[Tensor]:
@@ -72,7 +72,7 @@ class ADMM(Method):
 
     in_training = True
     sparsity: Sparsity
-    rho: Penalty | Mapping[str, Penalty] = 1.5e-3
+    rho: Penalty | Annotated[Mapping[str, Penalty], Filled()] = 1.5e-3
     scope: Scope = "layer"
     unit: Unit = "weight"
     updates: Count = 10
