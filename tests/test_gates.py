@@ -284,7 +284,7 @@ def test_gradient_of_the_expected_l0_is_that_of_finite_differences(unit):
     net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(2, 3)).double()
     masks = lab.Masks.full(lab.prunable(net))
     masks["0.weight"][0, 1] = False
-    x, y = torch.zeros(6, 2, 3, 3).double(), torch.arange(6) % 3
+    x, y = torch.rand(6, 2, 3, 3).double(), torch.arange(6) % 3
     data = lab.wrap(TensorDataset(x, y), TensorDataset(x, y), val=0.5)
     seen: dict[str, Any] = {}
 

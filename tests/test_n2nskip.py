@@ -227,7 +227,7 @@ def test_kernels_and_partners_are_whole():
         ({"base": "lenet300"}, "no form with skip connections; expected one of lenet5"),
         ({"base": "lenet5", "share_bn": True}, "no BatchNorm that a skip could share"),
         ({"base": "vgg16", "skip_span": 5}, "vgg16 has 5 blocks, so expected 1 to 4"),
-        ({"base": "resnet20", "skip_span": 1.5}, "expected 1 to 8"),
+        ({"base": "resnet20", "skip_span": 1.5}, "expected a whole number"),
         ({"base": "resnet20", "depth": 3}, "resnet20 has no option depth; it has shortcut, width"),
     ],
     ids=str,
@@ -325,5 +325,5 @@ def test_what_is_cut_off_stays_cold_and_the_distance_says_so(data):
     assert 0 < found[0] < found[1] < found[2]
     with pytest.raises(lab.ConfigError, match="compare two of one architecture"):
         analysis.distance(model, lab.build("lenet300", data))
-    with pytest.raises(lab.ConfigError, match="a time of at least 0"):
+    with pytest.raises(lab.ConfigError, match="expected a number of at least 0"):
         analysis.distance(model, model, -1)

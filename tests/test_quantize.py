@@ -320,10 +320,11 @@ def test_wrong_settings_are_refused(blobs, pruned):
             lab.fit(pruned, blobs, made, epochs=1, **QUIET)
 
     kept = pruned.masks.kept_by_layer["3.weight"]
-    refuses("whole number from 1 to 8", Quantize(0))
-    refuses("whole number from 1 to 8", SharedWeights(9))
     refuses("matches no prunable layer", Quantize({"conv": 3}))
     refuses(f"3.weight has {kept} weights left, fewer than the 256 levels", Quantize({"3.*": 8}))
+    for made in (lambda: Quantize(0), lambda: SharedWeights(9)):
+        with pytest.raises(lab.ConfigError, match="whole number from 1 to 8"):
+            made()
     for wrong, match in [
         ({"levels": "log"}, "'equal', 'clustered'"),
         ({"snap": 0.9, "end": 0.5}, "snap=0.9 has to come before"),

@@ -637,7 +637,7 @@ ERK: Any = "erk"
         (lambda m: structured.prune(m, images(1, 3), 0.5, skip="*"), "no channel of this model can be removed"),
         (lambda m: shrink(m), "expected a torch.nn.Module or a finished Run, and the data set"),
         (lambda m: shrink(m, images(1, 3), {"3.weight": torch.ones(1)}), "which the model does not have"),
-        (lambda m: structured.Coupled("l1", structured.groups(m, images(1, 3)), ERK), "expected one of 'global'"),
+        (lambda m: structured.Coupled("l1", structured.groups(m, images(1, 3)), ERK), "expected one of 'snip'"),
         (lambda m: lab.build("lenet5", colour(16), widths={"0": {"in_features": 2}}), "widths are of another model"),
     ],
 )

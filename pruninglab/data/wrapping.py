@@ -49,7 +49,7 @@ def wrap(
     `resident` reads every item once and keeps it: PIL images and uint8 tensors as uint8, normalised by the training
     images; other tensors as they are. Otherwise items are read by `workers` processes whenever they are needed.
 
-    >>> pairs = [(torch.zeros(1, 8, 8), i % 2) for i in range(20)]
+    >>> pairs = [(torch.full((1, 8, 8), i / 20), i % 2) for i in range(20)]
     >>> lab.wrap(pairs, pairs).classes
     2
     """

@@ -15,7 +15,6 @@ from ..layers.calls import calling, logits_of
 from ..layers.flops import Flops
 from ..layers.names import Pattern, check_plain
 from ..masks.masks import Masks
-from ..results.answers import Answers
 from ..typed import Count, check_arguments
 from . import checkpoints
 from .checks import _try_one_batch, check_masks
@@ -53,8 +52,8 @@ class Attached(Training):
         with self.masked(), self.calling():
             return scored(self.model, criterion, [self.last] if self.last else None, self.weights)
 
-    def evaluate(self, split: str | Batches = "val", answers: Answers | None = None) -> dict[str, float]:
-        return super().evaluate(split, answers) if self.knows_data or not isinstance(split, str) else {}
+    def evaluate(self, split: str | Batches = "val") -> dict[str, float]:
+        return super().evaluate(split) if self.knows_data or not isinstance(split, str) else {}
 
 
 def attach(
@@ -235,10 +234,9 @@ class Pruner:
         run.find_weights()
         run.masks.apply_({name: weight.data for name, weight in run.weights.items()})
         run.net = run.model
-        answers = Answers()
-        val, test = run.evaluate("val"), run.evaluate("test", answers)
+        val, test = run.evaluate("val"), run.evaluate("test")
         run.conclude()
-        run.result = _result(run, "last", val, test, answers)
+        run.result = _result(run, "last", val, test, run.answers)
         return run
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from ..layers.precision import exact_dtype
 from ..masks.choose import Scope, keep_top
 from ..masks.masks import Masks, Sparsity, Unit
 from ..randomness import generator, key, own_randomness
-from ..results.answers import Answers
 from ..results.record import percent
 from ..terminal import Bar
 from ..typed import CountFromZero, checked
@@ -341,13 +340,12 @@ def _finish(run: Training) -> None:
     run.find_weights()
     run.masks.apply_({name: weight.data for name, weight in run.weights.items()})
     run.net = run.model
-    answers = Answers()
-    val, test = run.evaluate("val"), run.evaluate("test", answers)
+    val, test = run.evaluate("val"), run.evaluate("test")
     run.conclude()
     if run.best is None and run.status in ("done", "stopped"):
         run.remember(val["accuracy"])
     run.model.eval()
-    run.result = _result(run, kept, val, test, answers)
+    run.result = _result(run, kept, val, test, run.answers)
 
 
 def _go_on_from(run: Training, start: Snapshot) -> None:

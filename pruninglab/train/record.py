@@ -27,7 +27,9 @@ WIDER = "A name or a type of layer in include=, a shorter skip=, biases=True or 
 """The arguments of `fit` that widen the scope."""
 
 
-def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, float], answers: Answers) -> Result:
+def _result(
+    run: Run, kept_state: str, val: dict[str, float], test: dict[str, float], answers: Answers | None
+) -> Result:
     size = sparse.sizes(run.model)
     kept = run.masks.kept_by_layer
     layers = [
@@ -62,7 +64,7 @@ def _result(run: Run, kept_state: str, val: dict[str, float], test: dict[str, fl
             "test": test,
             "state": kept_state,
             "weights": _hash_of(run.model),
-            "answers": answers.entry(),
+            "answers": answers.entry() if answers else None,
         },
         sparsity={
             "weights": run.sparsity,

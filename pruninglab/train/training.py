@@ -30,9 +30,12 @@ class Training(Run):
     best: Snapshot | None
     result: Result
     randomness: own_randomness
+    answers: Answers | None
+    """To the images of the test split, when that was evaluated last."""
 
     def __post_init__(self) -> None:
         self.randomness = own_randomness(self.options.seed, self.device)
+        self.answers = None
         super().__post_init__()
 
     @cached_property
@@ -76,37 +79,37 @@ class Training(Run):
             scores = scored(self.model, criterion, batches, self.weights)
         return {name: score.to(self.device) for name, score in scores.items()}
 
-    def evaluate(self, split: str | Batches = "val", answers: Answers | None = None) -> dict[str, float]:
+    def evaluate(self, split: str | Batches = "val") -> dict[str, float]:
         if isinstance(split, str) and split not in ("train", "val", "test"):
             raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
         if not isinstance(split, str):
-            return self._evaluated(split, answers)
+            return self._evaluated(split)
+        self.answers = Answers() if split == "test" else None
         part, size = getattr(self.data, split), self.eval_batch_size
         with suppress(OutOfMemory):
-            return self._evaluated(part.batches(size), answers)
+            return self._evaluated(part.batches(size))
         self.eval_batch_size = max(1, size // 2)
         self.warn(
             f"evaluation ran out of memory with batches of {size} and took batches of {self.eval_batch_size}; "
             f"eval_batch_size={self.eval_batch_size} asks for them."
         )
         try:
-            return self._evaluated(part.batches(self.eval_batch_size), answers)
+            return self._evaluated(part.batches(self.eval_batch_size))
         except OutOfMemory as error:
             raise RunError(
                 f"evaluation ran out of memory with batches of {self.eval_batch_size} too: {error}. "
                 "Give fit a smaller eval_batch_size=."
             ) from None
 
-    def _evaluated(self, batches: Batches, answers: Answers | None) -> dict[str, float]:
-        if answers is not None:
-            answers.clear()
+    def _evaluated(self, batches: Batches) -> dict[str, float]:
+        if self.answers is not None:
+            self.answers.clear()
         looking = (self.masked(), self.calling(), evaluating(self.model), torch.inference_mode(), self.autocast())
         with ExitStack() as stack:
             for part in (*looking, memory_watched()):
                 stack.enter_context(part)
-            return evaluate(
-                self.net, batches, self.options.loss, self.options.metric, self.device, answers and answers.add
-            )
+            add = self.answers and self.answers.add
+            return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device, add)
 
     def snapshot(self, score: float | None = None) -> Snapshot:
         now = Snapshot.of(self.model, self._masks)
