@@ -90,7 +90,7 @@ def test_the_highest_of_many_are_those_of_a_stable_sort(kind, part, monkeypatch)
 
 def test_a_sample_that_misleads_costs_time_and_nothing_else(monkeypatch):
     monkeypatch.setattr(threshold, "FEW", 100)
-    monkeypatch.setattr(threshold, "_bracket", lambda rows, share: (5.0, 6.0))
+    monkeypatch.setattr(threshold, "_bracket", lambda *_: (5.0, 6.0))
     scores, alive = torch.arange(1000.0).sin(), torch.ones(1000, dtype=torch.bool)
     assert torch.equal(choose.keep_highest(scores, alive, 333), recount.highest(scores, alive, 333))
 

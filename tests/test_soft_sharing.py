@@ -13,7 +13,8 @@ from torch.utils.data import TensorDataset
 
 import pruninglab as lab
 from pruninglab.methods import OneShot, SoftSharing
-from pruninglab.methods.penalties.soft_sharing import divergence, log_joint, merged
+from pruninglab.methods.penalties import soft_sharing
+from pruninglab.methods.penalties.soft_sharing import divergence, log_joint, log_prior, merged
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 
@@ -35,6 +36,20 @@ def test_densities_are_those_of_torch():
     values = torch.linspace(-1.5, 1.5, 101, dtype=torch.float64)
     expected = MixtureSameFamily(Categorical(shares), normals).log_prob(values)
     assert torch.allclose(log_joint(values, *method.mixture()).logsumexp(1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+def test_the_derivatives_of_the_prior_are_those_of_autograd(block, monkeypatch):
+    monkeypatch.setattr(soft_sharing, "BLOCK", block)
+    source = torch.Generator().manual_seed(0)
+    values = torch.randn(40, generator=source, dtype=torch.float64)
+    parts = (torch.linspace(-1, 1, 5), torch.linspace(-3, 1, 5), torch.randn(5, generator=source).log_softmax(0))
+    tensors = [tensor.double().requires_grad_() for tensor in (values, *parts)]
+    plain = log_joint(*tensors).logsumexp(1).sum()
+    ours = log_prior(*tensors)
+    assert float(ours.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
+    both = zip(torch.autograd.grad(3 * ours, tensors), torch.autograd.grad(3 * plain, tensors), strict=True)
+    assert all(torch.allclose(one, other, rtol=1e-10) for one, other in both)
 
 
 @dataclass

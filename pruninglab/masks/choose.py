@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..typed import BelowOne, CountFromZero, checked
 from .masks import UNITS, Masks, Scores, Sparsity, Unit, check_named, unit_alive, whole
-from .threshold import highest
+from .threshold import counted, highest
 
 Scope = Literal["global", "layer", "erk", "row"]
 
@@ -53,7 +53,8 @@ def keep_top(
     check_named(masks, scores)
     flat = {name: unit_scores(name, score, unit) for name, score in scores.items()}
     alive = {n: None if masks is None else unit_alive(masks[n], unit) for n in scores}
-    caps = [len(flat[n]) if mask is None else int(mask.count_nonzero()) for n, mask in alive.items()]
+    caps = [len(flat[n]) if mask is None else counted(mask) for n, mask in alive.items()]
+    alive = {n: None if cap == len(flat[n]) else alive[n] for n, cap in zip(alive, caps, strict=True)}
     if isinstance(sparsity, Mapping):
         keeps = _by_pattern(sparsity, {name: len(s) for name, s in flat.items()}, caps, clamp)
     else:
@@ -243,7 +244,7 @@ def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: It
 
 
 def _growable(count: int, *dead: Tensor) -> int:
-    most = sum(int(each.count_nonzero()) for each in dead)
+    most = sum(map(counted, dead))
     if not 0 <= count <= most:
         raise ConfigError(f"cannot grow {count:,} weights; between 0 and {most:,} are pruned here.")
     return count

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from ..typed import BelowOne, Count, checked
 from .choose import Scope, keep_top
-from .masks import Masks, Sparsity, Unit, check_named, units
+from .masks import Masks, Sparsity, Unit, check_named, keep_, units
 
 Tensors = Mapping[str, Tensor]
 
@@ -22,7 +22,7 @@ Tensors = Mapping[str, Tensor]
 def project(weights: Tensors, masks: Tensors) -> dict[str, Tensor]:
     """The weights where they are kept, 0 elsewhere."""
     check_named(masks, weights)
-    return {name: torch.where(masks[name], weight.detach(), 0) for name, weight in weights.items()}
+    return {name: keep_(weight.detach().clone(), masks[name]) for name, weight in weights.items()}
 
 
 @checked

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +34,8 @@ def highest(scores: Sequence[Tensor], alive: Sequence[Tensor | None], keep: int)
     if keep == 0:
         return [torch.zeros_like(score, dtype=torch.bool) for score in scores]
     threshold = kth_highest(rows, keep, held)
-    chosen = [_within(score >= threshold, mask) for score, mask in rows]
-    if spare := sum(int(kept.count_nonzero()) for kept in chosen) - keep:
+    chosen = [_within(_from(score, threshold), mask) for score, mask in rows]
+    if spare := sum(map(counted, chosen)) - keep:
         _drop_last_ties(list(zip(scores, chosen, strict=True)), threshold, spare)
     return chosen
 
@@ -42,76 +44,85 @@ def kth_highest(rows: Sequence[Row], k: int, held: int) -> Tensor:
     """The k-th highest of the `held` alive: a sample brackets it, and only what lies between is ranked.
 
     After Floyd and Rivest, "Expected time bounds for selection", 1975. Where the sample misleads, all are ranked.
+    On the CPU numpy compares and selects, several times as fast as torch.
     """
-    found = None
-    if held > FEW and rows[0][0].device.type == "cpu":
-        found = _between(rows, k, *_bracket(rows, k / held))
-    candidates, k = found or (torch.cat([_alive(row) for row in rows]), k)
+    first = rows[0][0]
+    if held > FEW and first.device.type == "cpu":
+        found = _between([(score.numpy(), None if m is None else m.numpy()) for score, m in rows], k, held)
+        if found is not None:
+            return torch.tensor(found, dtype=first.dtype)
+    candidates = torch.cat([score if mask is None else score[mask] for score, mask in rows])
     return torch.kthvalue(candidates, len(candidates) - k + 1).values
 
 
-def _bracket(rows: Sequence[Row], share: float) -> tuple[float, float]:
+def _between(rows: Sequence[tuple[Any, Any]], k: int, held: int) -> float | None:
+    """The k-th highest of the alive, if it lies in the bracket."""
+    low, high = _bracket(rows, k / held)
+    above, inside, middle = 0, 0, []
+    for score, mask in _chunks(rows):
+        over, found = score > high, score >= low
+        if mask is not None:
+            over &= mask
+            found &= mask
+        found ^= over
+        above += np.count_nonzero(over)
+        places = np.flatnonzero(found) if low < high else ()
+        inside += np.count_nonzero(found)
+        middle.append(score[places] if low < high else score[:0])
+    rank = inside - (k - above)  # from below, among those inside
+    if not 0 <= rank < inside:
+        return None
+    return low if low == high else float(np.partition(np.concatenate(middle), rank)[rank])
+
+
+def _bracket(rows: Sequence[tuple[Any, Any]], share: float) -> tuple[float, float]:
     """Two scores of an evenly spaced sample; all but surely the lowest of the highest `share` lies between them."""
     total = sum(len(score) for score, _ in rows)
     step = int(total ** (1 / 3) / 2) | 1  # odd, or rows of a power of two would be sampled in the same columns
-    every = [(score[::step], None if mask is None else mask[::step]) for score, mask in rows]
-    sample = torch.cat([_alive(row) for row in every])
+    parts = [score[::step] if mask is None else score[::step][mask[::step]] for score, mask in rows]
+    sample = np.sort(np.concatenate(parts))
     size = len(sample)
     slack = 4 * math.sqrt(size * share * (1 - share)) + 8  # four standard deviations of a rank in the sample
-    first, last = math.floor(share * size - slack), math.ceil(share * size + slack)
-    high = float(torch.kthvalue(sample, size - first + 1).values) if first > 0 else math.inf
-    low = float(torch.kthvalue(sample, size - last + 1).values) if last <= size else -math.inf
-    return low, high
+    low, high = math.floor(size - share * size - slack), math.ceil(size - share * size + slack)
+    return (float(sample[low]) if low >= 0 else -math.inf), (float(sample[high]) if high < size else math.inf)
 
 
-def _between(rows: Sequence[Row], k: int, low: float, high: float) -> tuple[Tensor, int] | None:
-    """The alive scores from `low` to `high`, and the rank of the k-th highest among them; None if it is elsewhere."""
-    above, inside, middle = 0, 0, []
-    for score, mask in _chunks(rows):
-        over, found = _within(score > high, mask), _within(score >= low, mask)
-        found ^= over
-        above += int(over.count_nonzero())
-        inside += int(found.count_nonzero())
-        if low < high:
-            middle.append(score[found])
-    if not above < k <= above + inside:
-        return None
-    if low == high:  # all alike
-        return torch.full((1,), low, dtype=rows[0][0].dtype), 1
-    return torch.cat(middle), k - above
-
-
-def _drop_last_ties(rows: Sequence[Row], threshold: Tensor, spare: int) -> None:
+def _drop_last_ties(rows: Sequence[tuple[Tensor, Tensor]], threshold: Tensor, spare: int) -> None:
     """Take the last `spare` of those that equal the threshold out of the chosen, the masks of these rows."""
     for score, chosen in reversed(_chunks(rows)):
         ties = _within(score == threshold, chosen)
-        number = int(ties.count_nonzero())
-        if chosen is not None:
-            chosen ^= ties & (ties.cumsum(0) > number - spare)
+        number = counted(ties)
+        chosen ^= ties & (ties.cumsum(0) > number - spare)
         spare -= min(number, spare)
         if not spare:
             return
 
 
-def _chunks(rows: Sequence[Row]) -> list[Row]:
-    chunks: list[Row] = []
-    for score, mask in rows:
-        parts = score.split(CHUNK if score.device.type == "cpu" else max(len(score), 1))
-        masks = [None] * len(parts) if mask is None else mask.split(len(parts[0]))
-        chunks += zip(parts, masks, strict=True)
-    return chunks
+def _chunks(rows: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    return [
+        (score[i : i + CHUNK], None if mask is None else mask[i : i + CHUNK])
+        for score, mask in rows
+        for i in range(0, len(score), CHUNK)
+    ]
 
 
-def _alive(row: Row) -> Tensor:
-    return row[0] if row[1] is None else row[0][row[1]]
+def counted(mask: Tensor) -> int:
+    """How many are True: numpy counts bytes five times as fast as torch."""
+    return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())
 
 
 def _held(row: Row) -> int:
-    return len(row[0]) if row[1] is None else int(row[1].count_nonzero())
+    return len(row[0]) if row[1] is None else counted(row[1])
 
 
 def _mask(row: Row) -> Tensor:
     return torch.ones_like(row[0], dtype=torch.bool) if row[1] is None else row[1].clone()
+
+
+def _from(score: Tensor, threshold: Tensor) -> Tensor:
+    if score.device.type != "cpu":
+        return score >= threshold
+    return torch.from_numpy(np.atleast_1d(score.numpy() >= threshold.numpy()))
 
 
 def _within(found: Tensor, mask: Tensor | None) -> Tensor:

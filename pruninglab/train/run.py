@@ -16,6 +16,7 @@ from ..errors import ConfigError, RunError
 from ..layers.names import NOTHING, prunable
 from ..masks.choose import Scope, keep_top
 from ..masks.masks import Masks, Sparsity, Unit, units
+from ..masks.threshold import counted
 
 AnyMethod = TypeVar("AnyMethod")
 Costs = dict[str, dict[str, float]]
@@ -200,16 +201,18 @@ class Run(ABC):
     def exchange(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> int:
         """Cut and grow at once, so that exactly `masks` is kept: one entry of `cuts`. Returns how many came back.
 
-        With `values` a weight comes back with its entry there, and with the optimizer's memory of it as it is: for
-        weights that were trained on while they were out.
+        With `values` the weights are set to them, and the optimizer's memory stays as it is: for weights that were
+        trained on while they were out.
         """
         wanted = self._fitting(masks)
         new = wanted & ~self._masks
         states = self.optimizer.state if hasattr(self, "optimizer") else {}
         for name, grown in new.items():
             weight = self.weights[name]
+            if not counted(grown):
+                continue
             if values is not None:
-                weight.copy_(torch.where(grown, values[name], weight))
+                weight.copy_(values[name])
                 continue
             for tensor in (weight, *states.get(weight, {}).values()):
                 if isinstance(tensor, Tensor) and tensor.shape == grown.shape:
@@ -348,7 +351,7 @@ class Run(ABC):
 
     def _prepare_masks(self) -> None:
         """The masks that cut anything, as their weights are laid out and typed: the fast path of the multiply."""
-        some = [name for name, mask in self._masks.items() if not bool(mask.all())]
+        some = [name for name, mask in self._masks.items() if counted(mask) < mask.numel()]
         self._masked = [self.weights[name] for name in some]
         self._factors = [torch.empty_like(self.weights[n].detach()).copy_(self._masks[n]) for n in some]
 

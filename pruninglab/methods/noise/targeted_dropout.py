@@ -66,7 +66,7 @@ class TargetedDropout(Method):
         for name, weight in run.weights.items():
             drawn = torch.rand(weight.shape[: UNITS[self.unit]], device=weight.device) < self.drop
             drawn = drawn.reshape(*drawn.shape, *[1] * (weight.ndim - drawn.ndim))
-            dropped[name] = weight.masked_fill(drawn & ~kept[name], 0.0)
+            dropped[name] = weight * (kept[name] | ~drawn).to(weight.dtype)
         return dropped
 
     def _largest(self, run: Run, progress: float) -> Masks:

@@ -2,23 +2,63 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ...errors import ConfigError
+from ...masks.threshold import counted
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import PartialFraction, Positive, Range, Strength
 
 PRECISIONS = ((5e3, 2.0), (250.0, 0.1))  # Gamma priors (shape, rate) of 1/σ²: the zero component's, the others'
 
+BLOCK = 4096  # so many weights by all components stay in the cache
+
 
 def log_joint(values: Tensor, means: Tensor, log_variances: Tensor, log_proportions: Tensor) -> Tensor:
     """log π_j·N(w; μ_j, σ_j²) by weight and component: (weights, components)."""
     heights = log_proportions - 0.5 * (log_variances + math.log(2 * math.pi))
     return heights - 0.5 * ((values[:, None] - means) * (-0.5 * log_variances).exp()).square()
+
+
+def log_prior(values: Tensor, means: Tensor, log_variances: Tensor, log_proportions: Tensor) -> Tensor:
+    """Σ log p(w) over all weights."""
+    return LogPrior.apply(values, means, log_variances, log_proportions)
+
+
+class LogPrior(torch.autograd.Function):
+    """The sum and its derivatives at once, block by block in the cache: a sixth of what autograd takes.
+
+    With z = (w - μ)/σ and the responsibilities r = softmax(log π·N), the derivative with respect to w is -Σ r·z/σ; of
+    the sum with respect to μ it is Σ r·z/σ, to log σ² Σ r·(z² - 1)/2, to log π Σ r.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, means: Tensor, log_variances: Tensor, log_proportions: Tensor) -> Tensor:
+        inverse = (-0.5 * log_variances).exp()[:, None]  # (components, 1)
+        heights = (log_proportions - 0.5 * (log_variances + math.log(2 * math.pi)))[:, None]
+        total, of_values, sums = values.new_zeros(()), [], values.new_zeros(3, len(means))
+        for block in values.split(BLOCK):
+            z = (block - means[:, None]).mul_(inverse)  # (components, weights)
+            r = torch.addcmul(heights, z, z, value=-0.5)
+            top = r.amax(0)
+            whole = r.sub_(top).exp_().sum(0)
+            total += top.add_(whole.log()).sum()
+            felt = r.div_(whole) * z
+            of_values.append((inverse.T @ felt)[0].neg_())
+            sums += torch.stack([felt.sum(1), z.mul_(felt).sum(1), r.sum(1)])
+        of_means, squares, shares = sums
+        ctx.save_for_backward(torch.cat(of_values), of_means * inverse[:, 0], 0.5 * (squares - shares), shares)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(gradient * derivative for derivative in ctx.saved_tensors)
 
 
 def divergence(means: Tensor, variances: Tensor) -> Tensor:
@@ -94,8 +134,7 @@ class SoftSharing(Method):
             run.param_groups.append({"params": [tensor.requires_grad_()], "lr": rate, "weight_decay": 0.0})
 
     def on_loss(self, run: Run) -> Tensor:
-        blocks = self._values(run).split(8192)  # they stay in the cache, which halves the time
-        prior = torch.stack([log_joint(block, *self.mixture()).logsumexp(1).sum() for block in blocks]).sum()
+        prior = log_prior(self._values(run), *self.mixture())
         for (shape, rate), chosen in zip(PRECISIONS, (slice(1), slice(1, None)), strict=True):
             log_precision = -self.log_variances[chosen]
             prior = prior + ((shape - 1) * log_precision - rate * log_precision.exp()).sum()
@@ -128,4 +167,10 @@ class SoftSharing(Method):
         return {name: weight for name, weight in run.weights.items() if weight.requires_grad}
 
     def _values(self, run: Run) -> Tensor:
-        return torch.cat([weight[run.masks[name]] for name, weight in self._trained(run).items()])
+        masks = run.masks
+        return torch.cat(
+            [
+                weight.flatten() if counted(masks[name]) == masks[name].numel() else weight[masks[name]]
+                for name, weight in self._trained(run).items()
+            ]
+        )

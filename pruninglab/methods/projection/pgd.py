@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ...masks.choose import Scope
 from ...masks.masks import Sparsity, Unit
-from ...masks.projections import largest, project
+from ...masks.projections import largest
 from ...train.method import Method
 from ...train.run import Run
 from ...typed import Count, PositiveFraction
 
 
-def projection(w: Mapping[str, Tensor], sparsity: Sparsity, **choice: Any) -> dict[str, Tensor]:
-    """Π(W), the nearest weights that are as sparse: the largest as they are, and 0 elsewhere."""
-    return project(w, largest(w, sparsity, **choice))
+def project_(w: Mapping[str, Tensor], sparsity: Sparsity, **choice: Any) -> None:
+    """W = Π(W), the nearest weights that are as sparse: the largest as they are, and 0 elsewhere."""
+    largest(w, sparsity, **choice).apply_({name: weight.data for name, weight in w.items()})
 
 
 @dataclass
@@ -59,5 +59,4 @@ class PGD(Method):
         if self.settled:
             run.masks = largest(run.weights, self.sparsity, **choice)
         elif run.step % self.every_steps == 0:
-            for name, weight in projection(run.weights, self.sparsity, **choice).items():
-                run.weights[name].copy_(weight)
+            project_(run.weights, self.sparsity, **choice)

@@ -22,7 +22,7 @@ def felt(w: Tensor, g: Tensor) -> Tensor:
 
 def sparse_gradient(w: Tensor, g: Tensor, active: Tensor, decay: float) -> Tensor:
     """g of the active weights alone, and decay·w of all."""
-    return torch.add(g * active, w, alpha=decay)
+    return torch.add(g * active.to(g.dtype), w, alpha=decay)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class GlobalSparseMomentum(Method):
                 continue
             weight.grad.copy_(sparse_gradient(weight, weight.grad, active[name], decay))
             if not self.coupled:
-                weight.lerp_(weight * active[name], self.decay * run.options.lr_factor(run.progress))
+                weight.lerp_(weight * active[name].to(weight.dtype), self.decay * run.options.lr_factor(run.progress))
 
     def on_step(self, run: Run) -> None:
         if not self.settled and run.step >= max(round(self.end * run.steps), 1):
