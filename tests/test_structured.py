@@ -504,6 +504,79 @@ def test_units_of_a_transformer_are_chosen(sorting):
     assert small.model.blocks[1].attention.heads == 2
 
 
+@pytest.fixture(scope="module")
+def text():
+    return lab.load("code", train=60, test=20, size=16)
+
+
+def gpt(text: lab.Data, kv_heads: int, **options: Any) -> Any:
+    model = lab.build("gpt", text, width=16, layers=2, heads=4, kv_heads=kv_heads, **options)
+    for p in model.parameters():
+        if p.ndim == 1:
+            nn.init.normal_(p)  # so that biases and norms are not those that change nothing
+    return model
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_heads_that_share_keys_and_values_go_together(text, kv_heads):
+    model = gpt(text, kv_heads)
+    found = structured.groups(model, text)
+    assert found.channels == 2 * (16 + 64)
+    pruned, masks = structured.prune(model, text, 0.5, scope="layer")
+    rows = masks["blocks.0.attention.qkv.weight"].any(1)
+    queries, keys, values = rows.split([16, 4 * kv_heads, 4 * kv_heads])
+    units = queries.view(kv_heads, -1)
+    assert (units == units[:, :1]).all()
+    assert units[:, 0].sum() == kv_heads / 2
+    assert torch.equal(keys, values)
+    assert torch.equal(keys.view(kv_heads, 4)[:, 0], units[:, 0])
+    small = shrink(pruned, text, masks)
+    assert small.removed == 80
+    attention = small.model.blocks[0].attention
+    assert (attention.kv_heads, attention.heads, attention.head_dim) == (kv_heads / 2, 2, 4)
+    x, _ = next(iter(text.test))
+    assert equal(pruned, small.model, x)
+    masks = small.take(masks)
+    assert {n: m.shape for n, m in masks.items()} == {n: p.shape for n, p in lab.prunable(small.model).items()}
+    again = gpt(text, kv_heads, widths=small.widths)
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in small.model.named_parameters()}
+    assert lab.fit(small.model, text, epochs=1, progress=False).status == "done"
+
+
+def test_values_that_are_the_same_whatever_comes_in_are_taken_up(text):
+    model = gpt(text, 2)
+    attention = model.blocks[1].attention
+    attention.qkv.weight.data[16 + 8 : 16 + 12] = 0  # the values of the first two heads are their bias
+    small = shrink(model, text)
+    assert small.removed == 8
+    assert small.model.blocks[1].attention.kv_heads == 1
+    x, _ = next(iter(text.test))
+    assert equal(model, small.model, x)
+
+
+def test_one_group_of_heads_stays_and_a_tied_projection_is_fixed(text):
+    one = structured.groups(gpt(text, 1), text)
+    assert "blocks.0.attention.qkv.weight" not in one.fixed
+    _, masks = structured.prune(gpt(text, 1), text, 0.4, scope="layer")
+    assert masks["blocks.0.attention.qkv.weight"].all()
+    tied = gpt(text, 2)
+    tied.blocks[1].attention.qkv.weight = tied.blocks[0].attention.qkv.weight
+    fixed = structured.groups(tied, text).fixed
+    assert "blocks.0.attention.qkv.weight" in fixed
+
+
+def test_a_run_cuts_whole_groups_of_heads(text):
+    model = gpt(text, 2)
+    found = structured.groups(model, text)
+    coupled = structured.Coupled("filter_l1", found)
+    cut = lab.methods.OneShot(0.4, coupled, unit="channel"), lab.methods.Silence()
+    run = lab.fit(model, text, *cut, epochs=1, skip=found.fixed, progress=False)
+    small = shrink(run, text)
+    assert 0 < small.removed < found.channels
+    x, _ = next(iter(text.test))
+    assert equal(run.model, small.model, x)
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

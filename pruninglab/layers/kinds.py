@@ -30,7 +30,9 @@ class Kind:
     mixes: bool = False
     """It takes statistics over its channels, so that none can go without a change to the others."""
     heads: str = ""
-    """The attribute with the number of heads of attention."""
+    """The attribute with the number of heads of attention, or of groups of heads that share keys and values."""
+    projection: tuple[str, str] = ("in_proj_weight", "in_proj_bias")
+    """Of attention the weight and the bias that give queries, keys and values, one below the other."""
     narrowed: Callable[..., nn.Module] | None = None
     """What makes the smaller module, from it and its new widths, where it cannot be changed in place."""
     recurrent: bool = False
@@ -89,6 +91,22 @@ def inputs(layer: Any) -> int:
 
 def heads(layer: Any) -> int:
     return getattr(layer, kind_of(layer).heads)
+
+
+def projection_rows(layer: Any) -> Tensor:
+    """The rows of its projection that make each channel of attention: 3 x channels, of query, key and value."""
+    inner, total = layer.out_proj.in_features, len(inside(layer, kind_of(layer).projection[0]))
+    channel, unit, kv = torch.arange(inner), inner // heads(layer), (total - inner) // 2
+    size = kv // heads(layer)
+    shared = channel // unit * size + channel % size  # heads of one unit have the same keys and values
+    return torch.stack([channel, inner + shared, inner + kv + shared])
+
+
+def inside(module: Any, name: str) -> Any:
+    """What lies at a path inside of a module, or None."""
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    return module
 
 
 def conv_groups(layer: Any) -> int:

@@ -102,4 +102,11 @@ class PadShortcut(nn.Module):
 
 KINDS[nn.MultiheadAttention] = Kind(prunable=True, last=True, heads="num_heads", narrowed=Attention)
 KINDS[Attention] = Kind(prunable=True, last=True, heads="heads", widths=("heads", "head_dim"), narrowed=Attention)
+KINDS[CausalAttention] = Kind(
+    last=True,
+    heads="kv_heads",
+    widths=("kv_heads",),
+    projection=("qkv.weight", "qkv.bias"),
+    narrowed=CausalAttention.narrowed,
+)
 KINDS[PadShortcut] = Kind(reads="added", gives="added", widths=("added",), pads=True)

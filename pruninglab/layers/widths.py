@@ -31,7 +31,7 @@ def narrow_(model: AnyModel, widths: Mapping[str, Mapping[str, int]]) -> AnyMode
     for name, sizes in widths.items():
         module = modules.get(name)
         kind = kind_of(module)
-        if kind.narrowed and "heads" in sizes:
+        if kind.narrowed:
             model.set_submodule(name, kind.narrowed(module, **sizes))
             continue
         if module is None or set(sizes) != set(kind.widths):

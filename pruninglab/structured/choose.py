@@ -133,7 +133,8 @@ class Coupled:
                 if part.side != "in" and score is not None and score.ndim > 1:
                     by_row = by_unit[group.unit[part.channel]].to(score).view(-1, *[1] * (score.ndim - 1))
                     scores[part.weight] = score = score.clone(memory_format=torch.contiguous_format)
-                    score.view(part.blocks, -1, *score.shape[1:])[:, part.index] = by_row
+                    for rows in part.made_by:
+                        score[rows] = by_row
         return scores
 
 
@@ -155,7 +156,7 @@ def _unit_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
         if part.side == "in" or name not in scores or scores[name].ndim < 2:
             continue
         rows = unit_scores(name, scores[name], "channel").cpu().double()
-        mine = rows.view(part.blocks, -1).mean(0)[part.index]
+        mine = rows[part.made_by].mean(0)
         known = mine.isfinite()
         sums[part.channel[known]] += mine[known]
         seen[part.channel[known]] += 1

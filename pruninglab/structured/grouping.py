@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .. import _html
 from ..errors import ConfigError
-from ..layers.kinds import CONVS, LAYERS, heads, inputs, is_depthwise, kind_of, outputs
+from ..layers.kinds import CONVS, LAYERS, heads, inputs, inside, is_depthwise, kind_of, outputs, projection_rows
+from ..layers.modules import CausalAttention
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,24 @@ class Part:
     """What one layer has to do with the channels of a group: its own channel `index[k]` is the group's `channel[k]`.
 
     `side` says how: "out" gives them, "in" reads them, "through" hands on each by itself, "heads" has them inside.
+    `tensors` are its weight and bias, and `rows` those of their rows that make each channel, several x channels: of a
+    head the query, the key and the value.
     """
 
     layer: str
     side: str
     index: Tensor
     channel: Tensor
+    tensors: tuple[str, str] = ("weight", "bias")
+    rows: Tensor | None = None
 
     @property
     def weight(self) -> str:
-        return f"{self.layer}.{'in_proj_weight' if self.side == 'heads' else 'weight'}"
+        return f"{self.layer}.{self.tensors[0]}"
 
     @property
-    def blocks(self) -> int:
-        """How many rows of a weight give a channel: queries, keys and values of a head are one below the other."""
-        return 3 if self.side == "heads" else 1
+    def made_by(self) -> Tensor:
+        return self.index[None] if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Group:
         for part in self.givers:
             living = torch.ones(1, dtype=torch.bool)
             if part.weight in alive:
-                living = alive[part.weight].flatten(1).any(1).cpu().view(part.blocks, -1).any(0)[part.index]
+                living = alive[part.weight].flatten(1).any(1).cpu()[part.made_by].any(0)
             dead[part.channel] &= ~living
         return dead
 
@@ -82,11 +86,10 @@ class Group:
     def entries(self, model: nn.Module, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
         """What gives these channels, by parameter name: rows of weights, biases, and scales and shifts of norms."""
         for part in (p for p in self.parts if p.side != "in"):
-            layer, mine = model.get_submodule(part.layer), part.index[chosen[part.channel]]
-            for tensor in ("in_proj_weight", "in_proj_bias") if part.side == "heads" else ("weight", "bias"):
-                if isinstance(held := getattr(layer, tensor, None), nn.Parameter):
-                    step = len(held) // part.blocks
-                    yield f"{part.layer}.{tensor}", torch.cat([mine + i * step for i in range(part.blocks)])
+            layer, mine = model.get_submodule(part.layer), part.made_by[:, chosen[part.channel]].unique()
+            for tensor in part.tensors:
+                if isinstance(inside(layer, tensor), nn.Parameter):
+                    yield f"{part.layer}.{tensor}", mine
 
 
 class Groups(Sequence[Group]):
@@ -196,6 +199,9 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pa
     pads = _Pads()
     padding = [module for module in traced.modules() if kind_of(module).pads]
     kinds: Any = {type(module): pads for module in padding}
+    for module in (m for m in traced.modules() if isinstance(m, CausalAttention)):
+        kinds[type(module)] = _WHOLE
+        module.forward = lambda x: x * 1.0  # what is inside of it is a group of its own, and no concern of the graph
     for module in padding:
         module.register_forward_pre_hook(lambda m, given: pads.inputs.update({m: given[0].shape[1]}))
     start = x.detach().clone()
@@ -223,6 +229,23 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(logits := model(x), Tensor):
         raise ConfigError(f"the model returns a {type(logits).__name__}; expected one tensor of logits.")
     return logits
+
+
+class _Whole:
+    """How torch-pruning sees attention that is no layer of torch: it reads and gives as many channels as it has."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_in_channels(self, layer: Any) -> int:
+        return layer.out_proj.out_features
+
+    get_out_channels = get_in_channels
+
+
+_WHOLE = _Whole()
 
 
 class _Pads:
@@ -343,18 +366,23 @@ def _components(pairs: Sequence[tuple[int, int]], size: int) -> Tensor:
 
 
 def _heads(name: str, layer: Any) -> Group:
-    """The heads of attention, which nothing outside of it sees."""
-    inner = layer.out_proj.in_features
-    plain = layer.in_proj_weight is not None and layer.bias_k is None and not layer.add_zero_attn
+    """The heads of attention, which nothing outside of it sees. Those that share keys and values are one unit."""
+    inner, tensors = layer.out_proj.in_features, kind_of(layer).projection
+    plain = not isinstance(layer, nn.MultiheadAttention) or (
+        layer.in_proj_weight is not None and layer.bias_k is None and not layer.add_zero_attn
+    )
     fixed = "" if plain else f"{name} has keys or values of another width, or more of them than it is given"
     every = torch.arange(inner)
-    return Group(name, inner, (Part(name, "heads", every, every),), fixed, every // (inner // heads(layer)))
+    rows = projection_rows(layer) if plain else every[None]
+    part = Part(name, "heads", every, every, tensors, rows)
+    return Group(name, inner, (part,), fixed, every // (inner // heads(layer)))
 
 
 def _unless_tied(model: nn.Module, group: Group) -> Group:
     """Fixed, where layers share a weight: what is cut of one would be missing in the other."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for part in group.parts if not group.fixed else ():
-        if any(uses[id(p)] > 1 for p in model.get_submodule(part.layer).parameters(recurse=False)):
+        own = model.get_submodule(part.layer).parameters(recurse=part.side == "heads")
+        if any(uses[id(p)] > 1 for p in own):
             return replace(group, fixed=f"{part.layer} shares its weights with another layer")
     return group

@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.hooks import hooked, norms_after
-from ..layers.kinds import LAYERS, Norm, conv_groups, heads, inputs, kind_of, links, outputs, padded, take
+from ..layers.kinds import (
+    LAYERS,
+    Norm,
+    conv_groups,
+    heads,
+    inputs,
+    inside,
+    kind_of,
+    links,
+    outputs,
+    padded,
+    projection_rows,
+    take,
+)
 from ..layers.precision import exact
 from ..layers.reach import Reading, readings
 from .grouping import Group, Groups, logits_of
@@ -75,29 +88,34 @@ class Heads(Layer):
 
     sides: ClassVar = {"heads": lambda module: module.out_proj.in_features}
 
+    def __init__(self, module: Any, norm: Any):
+        super().__init__(module, norm)
+        self.values = projection_rows(module)[2]
+        self.weight, self.bias = (inside(module, name) for name in kind_of(module).projection)
+
     def alive(self) -> Tensor:
-        return _rows(self.module.in_proj_weight.chunk(3)[2])
+        return _rows(self.weight)[self.values]
 
     def dispensable(self) -> Tensor:
-        module, silent = self.module, ~self.alive()  # values that are the same whatever comes in
-        if module.in_proj_bias is not None and module.out_proj.bias is None:
-            silent &= module.in_proj_bias.chunk(3)[2] == 0
-        return (silent | ~_rows(module.out_proj.weight.T)).cpu()
+        last, silent = self.module.out_proj, ~self.alive()  # values that are the same whatever comes in
+        if self.bias is not None and last.bias is None:
+            silent &= self.bias[self.values] == 0
+        return (silent | ~_rows(last.weight.T)).cpu()
 
     def let_go(self, index: Tensor) -> None:
-        bias, last = self.module.in_proj_bias, self.module.out_proj
-        if bias is not None and last.bias is not None:  # what attention mixes in shares that add up to 1
-            last.bias += last.weight[:, index] @ bias.chunk(3)[2][index]
+        last = self.module.out_proj
+        if self.bias is not None and last.bias is not None:  # what attention mixes in shares that add up to 1
+            last.bias += last.weight[:, index] @ self.bias[self.values[index]]
         last.weight[:, index] = 0
 
     def narrowed(self) -> tuple[nn.Module, dict[str, tuple[Any, ...]]]:
-        left, make = self.left["heads"], kind_of(self.module).narrowed
-        if left.all() or make is None:
+        left, kind = self.left["heads"], kind_of(self.module)
+        if left.all() or kind.narrowed is None:
             return self.module, {}
-        kept, head_dim = left.nonzero().flatten(), len(left) // heads(self.module)
-        rows = torch.cat([kept + i * len(left) for i in range(3)])
-        index = {"in_proj_weight": (rows,), "in_proj_bias": (rows,), "out_proj.weight": (slice(None), kept)}
-        own, small = self.module.state_dict(), make(self.module, len(kept) // head_dim, head_dim)
+        kept, unit = left.nonzero().flatten(), len(left) // heads(self.module)
+        rows = torch.cat([some.unique() for some in projection_rows(self.module)[:, kept]])
+        index = dict.fromkeys(kind.projection, (rows,)) | {"out_proj.weight": (slice(None), kept)}
+        own, small = self.module.state_dict(), kind.narrowed(self.module, len(kept) // unit, unit)
         small.load_state_dict({name: t[index[name]] if name in index else t for name, t in own.items()})
         return small, {name: entries for name, entries in index.items() if name in own}
 
