@@ -28,9 +28,14 @@ from pruninglab.data.splits import Augmentation
 from pruninglab.errors import ConfigError, DataError
 
 
-def rows(split: lab.AnySplit) -> set[bytes]:
+def images_of(split: lab.AnySplit) -> Tensor:
     assert isinstance(split, Split)
-    return {image.numpy().tobytes() for image in split.x}
+    assert isinstance(split.x, Tensor)
+    return split.x
+
+
+def rows(split: lab.AnySplit) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images_of(split)}
 
 
 def joined(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -63,7 +68,7 @@ def test_another_seed_holds_out_other_images_but_keeps_the_test_split(digits: Da
 def test_splits_are_disjoint_and_complete():
     x, y = torch.arange(100)[:, None], torch.arange(100) % 3
     data = wrap(TensorDataset(x, y), TensorDataset(x[:7], y[:7]), val=0.25)
-    train, val = (set(split.x.flatten().tolist()) for split in (data.train, data.val) if isinstance(split, Split))
+    train, val = (set(images_of(split).flatten().tolist()) for split in (data.train, data.val))
     assert len(train) == 75
     assert len(val) == 25
     assert train | val == set(range(100))
@@ -86,7 +91,7 @@ def test_choosing_on_test_is_asked_for_by_name_and_said(digits: Data):
     assert not digits.val_is_test
     assert "choices" not in repr(digits)
     with pytest.raises(ConfigError, match="or 'test'"):
-        load("digits", val="val")
+        load("digits", val="val")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_subset_has_the_exact_size_and_the_share_of_every_class(digits: Data):
@@ -105,11 +110,9 @@ def test_a_tiny_share_still_holds_out_one_image():
 
 def test_images_stay_bytes_of_the_size_asked_for(digits: Data):
     for data, side in ((digits, 28), (load("digits", size=8), 8), (load("strokes", train=20, test=10, size=32), 32)):
-        assert isinstance(data.train, Split)
-        assert data.train.x.dtype == torch.uint8
-        assert data.shape == (1, side, side) == tuple(data.train.x.shape[1:])
-    assert isinstance(digits.train, Split)
-    assert digits.train.x.float().std() > 50
+        assert images_of(data.train).dtype == torch.uint8
+        assert data.shape == (1, side, side) == tuple(images_of(data.train).shape[1:])
+    assert images_of(digits.train).float().std() > 50
 
 
 def test_a_data_set_shows_itself_without_its_tensors(digits: Data):
@@ -129,7 +132,7 @@ def test_a_copy_on_a_device_keeps_the_fingerprint(digits: Data):
 
 def test_one_changed_pixel_changes_the_fingerprint(digits: Data):
     assert isinstance(digits.test, Split)
-    x = digits.test.x.clone()
+    x = images_of(digits.test).clone()
     x[0, 0, 14, 14] ^= 1
     assert replace(digits, test=replace(digits.test, x=x)).fingerprint != digits.fingerprint
 
@@ -436,7 +439,7 @@ def test_cifar_is_read_in_the_order_of_its_files(name: str, tmp_path: Path, monk
     assert (data.classes, data.class_names[-1], data.shape) == (classes, f"class {classes - 1}", (3, 32, 32))
     assert len(data.train) + len(data.val) == 100 * len(trains)
     assert isinstance(data.test, Split)
-    assert torch.equal(data.test.x.flatten(1), torch.from_numpy(arrays[test]))
+    assert torch.equal(images_of(data.test).flatten(1), torch.from_numpy(arrays[test]))
     assert torch.equal(data.test.y, torch.arange(100) % classes)
 
 

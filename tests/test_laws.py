@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 import pruninglab as lab
 from pruninglab.criteria import BY_NAME
 from pruninglab.masks import units
+from pruninglab.masks.masks import Unit
 
 UNITS = ("weight", "channel", "kernel")
 SCOPES = ("global", "layer", "erk", "row")
@@ -48,7 +49,7 @@ def convs() -> nn.Sequential:
 SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), min_size=1, max_size=4)
 
 
-def why_refused(masks: lab.Masks, share: float, scope: str, unit: str, by_pattern: bool) -> str:
+def why_refused(masks: lab.Masks, share: float, scope: str, unit: Unit, by_pattern: bool) -> str:
     """What the refusal says, if so few units are left that there is one."""
     if scope == "row" and unit == "channel":
         return "take another"
