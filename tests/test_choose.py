@@ -418,3 +418,12 @@ def test_a_state_dict_without_pairs_is_none_of_torch_s_pruning():
     plain, masks = lab.Masks.from_torch({"a_orig": torch.tensor([2.0, 3.0]), "a_mask": torch.tensor([0.0, 1.0])})
     assert plain["a"].tolist() == [0.0, 3.0]
     assert masks["a"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("shape", [(300, 784), (40_000,), (50, 10, 9, 9), (3, 4)])
+def test_the_highest_of_scores_of_any_shape(shape):
+    scores = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    alive = scores > 0.2
+    found = choose.keep_highest(scores, alive, 5)
+    assert found.shape == scores.shape
+    assert sorted(scores[found].tolist()) == sorted(scores.flatten().topk(5).values.tolist())
