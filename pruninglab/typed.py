@@ -152,16 +152,16 @@ Made = TypeVar("Made")
 def checked(function: Callable[P, Made]) -> Callable[P, Made]:
     """Before a function begins, refuse each argument that its annotation rules out."""
     form = inspect.signature(function)
-    kinds = {name: p.kind for name, p in form.parameters.items()}
+    several = {name for name, p in form.parameters.items() if p.kind is p.VAR_POSITIONAL}
+    single = {name for name, p in form.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
     @wraps(function)
     def call(*args: P.args, **named: P.kwargs) -> Made:
         given = form.bind(*args, **named)
-        for name, value in given.arguments.items():
-            if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
-                given.arguments[name] = tuple(check_arguments(function, {name: one})[name] for one in value)
-            elif kinds[name] is not inspect.Parameter.VAR_KEYWORD:
-                given.arguments |= check_arguments(function, {name: value})
+        for name in several & given.arguments.keys():
+            values = given.arguments[name]
+            given.arguments[name] = tuple(check_arguments(function, {name: value})[name] for value in values)
+        given.arguments |= check_arguments(function, {k: v for k, v in given.arguments.items() if k in single})
         return function(*given.args, **given.kwargs)
 
     return call
@@ -297,11 +297,14 @@ def _one(value: Any, hint: Any) -> tuple[bool, Any]:
     if origin is Iterable:
         return isinstance(value, Iterable) and not isinstance(value, str | Mapping), value
     kind = origin or hint
-    if not isinstance(kind, type) or (
-        getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
-    ):
-        return True, value
-    return isinstance(value, kind), value
+    return not _tells_instances(kind) or isinstance(value, kind), value
+
+
+@cache
+def _tells_instances(kind: Any) -> bool:
+    """Whether `isinstance` may be asked: of a class, but not of a protocol that cannot say."""
+    unsaid = getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
+    return isinstance(kind, type) and kind is not Any and not unsaid  # Any is a class, too
 
 
 def _holds(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
@@ -315,6 +318,8 @@ def _holds(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def _each(values: Iterable[Any], hint: Any) -> bool:
+    if isinstance(hint, type) and hint not in (int, float) and _tells_instances(hint):
+        return all(isinstance(value, hint) for value in values)  # many tensors, in every step of some methods
     return all(_converted(value, hint)[0] for value in values)
 
 
