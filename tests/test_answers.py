@@ -72,3 +72,11 @@ def test_bytes_are_few():
     logits[wrong] = logits[wrong].roll(1, 1)
     answers.add(logits, y)
     assert len(str(answers.entry())) < 600
+
+
+def test_answers_are_those_to_the_test_split_alone():
+    data = lab.load("digits", train=100, test=50)
+    run = lab.fit(lab.build("lenet300", data, seed=0), data, epochs=1, progress=False)
+    assert run.answers is not None
+    run.evaluate(data.val.batches(10))
+    assert run.answers is None  # not those to other images

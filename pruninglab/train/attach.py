@@ -60,8 +60,8 @@ def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *methods: Method,
-    steps: int,
-    steps_per_epoch: int | None = None,
+    steps: Count,
+    steps_per_epoch: Count | None = None,
     data: Data | None = None,
     masks: Mapping[str, Tensor] | None = None,
     loss: Callable[..., Tensor] = F.cross_entropy,
@@ -92,7 +92,7 @@ def attach(
     Without it a criterion sees the batch that `pruner.loss` saw last, and the record has no accuracy. `loss` and
     `metric` are for those evaluations, and for methods that ask for the loss. All else is as in `fit`.
     """
-    check_arguments(_checked, {"steps": steps, "steps_per_epoch": steps_per_epoch or steps})
+    check_arguments(attach, {"steps": steps, "steps_per_epoch": steps_per_epoch or None})
     check_plain(model)
     per_epoch = min(steps_per_epoch or steps, steps)
     given = {"loss": loss, "metric": metric, "batch_size": batch_size, "seed": seed, "optimizer": type(optimizer)}
@@ -105,10 +105,6 @@ def attach(
     run = _begun(model, methods, data, options, session, per_epoch)
     run.steps = steps
     return Pruner(run, optimizer, masks)
-
-
-def _checked(steps: Count, steps_per_epoch: Count) -> None:
-    """What these arguments of `attach` may be."""
 
 
 def _begun(
@@ -227,15 +223,7 @@ class Pruner:
         run = self.run
         for hook in self.hooks:
             hook.remove()
-        with run.randomness, torch.no_grad():
-            run.randomness.reseed("end", 0)
-            for method in run.methods:
-                method.on_end(run)
-        run.find_weights()
-        run.masks.apply_({name: weight.data for name, weight in run.weights.items()})
-        run.net = run.model
-        val, test = run.evaluate("val"), run.evaluate("test")
-        run.conclude()
+        val, test = run.act_on_end()
         run.result = _result(run, "last", val, test, run.answers)
         return run
 
@@ -296,23 +284,9 @@ class Pruner:
         run = self.run
         run.epoch += 1
         val = run.evaluate("val")
-        run.history.append(
-            {
-                "epoch": run.epoch,
-                "step": run.step,
-                "loss": float(self.losses) / self.seen if self.seen else None,
-                **{f"val_{name}": value for name, value in val.items()},
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "sparsity": run.sparsity,
-                "kept": run.masks.kept_by_layer,
-            }
-        )
+        run.note_epoch(float(self.losses) / self.seen if self.seen else None, val)
         self.losses.zero_()
         self.seen = 0
         if run.settled and val:
             run.remember(val["accuracy"])
-        with run.randomness, torch.no_grad():
-            run.randomness.reseed("epoch", run.epoch)
-            for method in run.methods:
-                method.on_epoch(run)
-            run.apply_masks()
+        run.act_on_epoch()

@@ -300,17 +300,7 @@ def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
     """Evaluate, note, keep the best, and let the methods act."""
     run.epoch += run.between_epochs
     val = run.evaluate("val")
-    run.history.append(
-        {
-            "epoch": run.epoch,
-            "step": run.step,
-            "loss": loss,
-            **{f"val_{name}": value for name, value in val.items()},
-            "lr": run.optimizer.param_groups[0]["lr"],
-            "sparsity": run.sparsity,
-            "kept": run.masks.kept_by_layer,
-        }
-    )
+    run.note_epoch(loss, val)
     bar.set_postfix_str(f"val {percent(val)}, sparsity {run.sparsity:.3f}", refresh=False)
     if culprit := _not_finite(run, loss, val["loss"]):
         run.end("diverged", f"epoch {run.epoch + (not run.between_epochs)}: {culprit}")
@@ -318,11 +308,7 @@ def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
         return
     if run.settled:
         run.remember(val["accuracy"])
-    with run.randomness, torch.no_grad():
-        run.randomness.reseed("epoch", run.epoch)
-        for method in run.methods:
-            method.on_epoch(run)
-        run.apply_masks()
+    run.act_on_epoch()
     patience, best = run.options.patience, run.best
     if patience and best and run.settled and run.step - best.step >= patience * run.steps_per_epoch:
         run.stop(f"no better validation score in {patience} epochs")
@@ -333,15 +319,7 @@ def _finish(run: Training) -> None:
     kept = "best" if run.options.keep == "best" and run.best else "last"
     if kept == "best" and run.best:
         run.best.load_into(run.model)
-    with run.randomness, torch.no_grad():
-        run.randomness.reseed("end", 0)
-        for method in run.methods:
-            method.on_end(run)
-    run.find_weights()
-    run.masks.apply_({name: weight.data for name, weight in run.weights.items()})
-    run.net = run.model
-    val, test = run.evaluate("val"), run.evaluate("test")
-    run.conclude()
+    val, test = run.act_on_end()
     if run.best is None and run.status in ("done", "stopped"):
         run.remember(val["accuracy"])
     run.model.eval()

@@ -1,6 +1,7 @@
 """`Training`: a `Run` that scores, evaluates and remembers. `fit` makes it."""
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import cached_property
 from typing import Any
@@ -59,6 +60,41 @@ class Training(Run):
         except Exception:  # it is said, with the reason, by the trial of one batch
             return False
 
+    def note_epoch(self, loss: float | None, val: Mapping[str, float]) -> None:
+        """One line of the history."""
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "loss": loss,
+                **{f"val_{name}": value for name, value in val.items()},
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "sparsity": self.sparsity,
+                "kept": self.masks.kept_by_layer,
+            }
+        )
+
+    def act_on_epoch(self) -> None:
+        """Methods act at the end of an epoch, with random numbers of its own."""
+        with self.randomness, torch.no_grad():
+            self.randomness.reseed("epoch", self.epoch)
+            for method in self.methods:
+                method.on_epoch(self)
+            self.apply_masks()
+
+    def act_on_end(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The last moment of methods, plain weights with exact zeros, and what they reach: validation and test."""
+        with self.randomness, torch.no_grad():
+            self.randomness.reseed("end", 0)
+            for method in self.methods:
+                method.on_end(self)
+        self.find_weights()
+        self.masks.apply_({name: weight.data for name, weight in self.weights.items()})
+        self.net = self.model
+        val, test = self.evaluate("val"), self.evaluate("test")
+        self.conclude()
+        return val, test
+
     def conclude(self) -> None:
         """The status of a run that has come to its end by itself: done, or its target missed."""
         if self.status != "running":
@@ -82,9 +118,9 @@ class Training(Run):
     def evaluate(self, split: str | Batches = "val") -> dict[str, float]:
         if isinstance(split, str) and split not in ("train", "val", "test"):
             raise ConfigError(f"split={split!r} is unknown; expected 'train', 'val' or 'test', or batches of (x, y).")
+        self.answers = Answers() if isinstance(split, str) and split == "test" else None
         if not isinstance(split, str):
             return self._evaluated(split)
-        self.answers = Answers() if split == "test" else None
         part, size = getattr(self.data, split), self.eval_batch_size
         with suppress(OutOfMemory):
             return self._evaluated(part.batches(size))
