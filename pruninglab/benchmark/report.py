@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis import papers
-from ..analysis.statistics import interval
+from ..analysis.statistics import NEAR, interval
 from ..errors import DataError
 from ..results.tables import load
 from .rows import Row
@@ -84,7 +84,7 @@ def _controls(row: Row, rows: dict[str, Row], measured: dict[str, Any]) -> dict[
     kinds = {"gradual magnitude": "gradual", "random mask": "random", "dense": "dense"}
     for name, other in rows.items():
         kind = kinds.get(other.method)
-        near = kind == "dense" or abs((1 - other.sparsity) / density - 1) < 0.01
+        near = kind == "dense" or abs((1 - other.sparsity) / density - 1) < NEAR
         if kind and near and name in measured:
             found[kind] = float(measured[name]["test_accuracy"].mean())
     return found

@@ -66,7 +66,7 @@ def describe_table(table: str, only: Sequence[str] = (), start: int = START, epo
 def keep(run: Run, row: Row, path: Path) -> Result:
     """The record with its tags; the network as a sparse file where that is small."""
     run.result.tags |= {"method": row.method, "asked": row.sparsity, **row.tags}
-    if sparse.sizes(run.model)["bytes"] * run.masks.density < SHIPPED:
+    if run.result.size["sparse_bytes"] <= SHIPPED:
         path.parent.mkdir(parents=True, exist_ok=True)
         sparse.save(run, path.with_suffix(NETWORK))
     run.save(path.with_suffix(".json"))

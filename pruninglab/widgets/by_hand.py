@@ -20,7 +20,7 @@ from ..train.evaluate import evaluate
 from ..train.run import Run
 from ..typed import Count, checked
 from .front import Front, module
-from .panel import Panel, _short, ranks_of
+from .panel import Panel, _short, flat, ranks_of
 
 STEP = 0.05
 """Of a slider, in powers of ten."""
@@ -232,7 +232,7 @@ class Hand(Front):
 
 def _thinned(values: Tensor) -> Tensor:
     """A matrix of at most 120 x 160; of more rows or columns, every second, every third and so on."""
-    matrix = values.flatten(1) if values.ndim > 1 else values[None]  # (out, in·k·k)
+    matrix = flat(values)
     rows, cols = (math.ceil(size / most) for size, most in zip(matrix.shape, (120, 160), strict=True))
     return matrix[::rows, ::cols].cpu().contiguous()
 

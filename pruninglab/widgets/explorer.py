@@ -18,7 +18,7 @@ from ..plots.figure import Figure
 from ..train.run import Run
 from ..typed import checked
 from .front import Front, module
-from .panel import NARROW, Panel, _short, ranks_of
+from .panel import NARROW, Panel, _short, flat, ranks_of
 
 AS_PRUNED = "as pruned"
 DENSITIES = [
@@ -219,11 +219,6 @@ class Map(Front):
     sides = traitlets.List().tag(sync=True)
     content0 = traitlets.Bytes().tag(sync=True)
     content1 = traitlets.Bytes().tag(sync=True)
-
-
-def flat(weight: Tensor) -> Tensor:
-    """As a matrix (out, in·k·k)."""
-    return weight.flatten(1) if weight.ndim > 1 else weight[None]
 
 
 def strides(shape: Sequence[int]) -> list[int]:

@@ -70,6 +70,11 @@ def _png(figure: Figure) -> bytes:
     return image.getvalue()
 
 
+def flat(weight: Tensor) -> Tensor:
+    """As a matrix (out, in·k·k)."""
+    return weight.flatten(1) if weight.ndim > 1 else weight[None]
+
+
 def ranks_of(scores: Tensor) -> Tensor:
     """The place of each from the highest, ties by position."""
     order = scores.argsort(descending=True, stable=True)
