@@ -196,6 +196,23 @@ def test_families_cost_what_torch_counts(name):
     agrees(torchvision.models.get_model(name, weights=None, **SETTINGS.get(name, {})), torch.zeros(1, 3, size, size))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
+def test_transformers_cost_what_torch_counts(name):
+    hf = pytest.importorskip("transformers")
+    own = {"vocab_size": 90, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
+    own |= {"num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 0}
+    gpt = {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    made = {
+        "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(num_labels=3, **own)),
+        "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt)),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=2, **own)),
+        "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(image_size=32, patch_size=8, **own)),
+    }
+    agrees(made[name](), torch.zeros(1, 3, 32, 32) if name == "vit" else torch.arange(12)[None])
+
+
 class Tagger(nn.Module):
     def __init__(self, tied_first: bool | None = None):
         super().__init__()
