@@ -9,7 +9,7 @@ import torch
 import pruninglab as lab
 from pruninglab.__main__ import main
 from pruninglab.analysis import papers
-from pruninglab.benchmark import TABLES, beside, run_table, runner, verify
+from pruninglab.benchmark import TABLES, beside, coded, run_table, runner, verify
 
 ROWS = [(table, name) for table, rows in TABLES.items() for name in rows]
 FAST = ["dense", "gradual-167", "random-12", "direct-71"]
@@ -59,6 +59,25 @@ def test_rows_take_equal_steps_from_one_start(digits, tmp_path):
     assert set(frame["method"]) == {TABLES["MNIST"][name].method for name in FAST}
     kept = lab.storage.load(tmp_path / "out/seed-0/direct-71.sparse", lab.build("lenet5", lab.load("digits"), seed=5))
     assert sum(int((p != 0).sum()) for p in kept.parameters()) == found["direct-71"].size["nonzero"]
+
+
+def test_coded_rows_stand_beside_table_6(digits, tmp_path):
+    names = ["dense", "iterative-12-coded", "progressive-167-coded"]
+    rows = run_table("MNIST", [0], tmp_path / "out", tmp_path / "work", only=names, start=1, epochs=9)
+    results = {name: result for _, name, result in rows}
+    assert len({result.row()["total_steps"] for result in results.values()}) == 1
+    table = coded(tmp_path / "out").set_index("row")
+    assert list(table.index) == names[1:]
+    ours = results["progressive-167-coded"]
+    line = table.loc["progressive-167-coded"]
+    assert line["lost"] == pytest.approx(100 * (results["dense"].test - ours.test))
+    assert line["with_index"] == pytest.approx((ours.size["data_bits"] + ours.size["index_bits"]) / 8)
+    assert line["data"] < line["with_index"] < line["file"]
+    assert (line["data_printed"], line["with_index_printed"]) == ("0.89KB", "2.73KB")
+    weights = lab.storage.load(tmp_path / "out/seed-0/progressive-167-coded.sparse")
+    levels = {name: w[w != 0].unique().numel() for name, w in weights.items() if w.ndim > 1}
+    assert {name: n <= (4 if name == "fc1.weight" else 8) for name, n in levels.items()} == dict.fromkeys(levels, True)
+    assert "Table 6" not in str(beside(tmp_path / "out", "MNIST"))
 
 
 @pytest.fixture(scope="module")

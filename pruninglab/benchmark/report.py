@@ -14,6 +14,8 @@ from ..results.tables import load
 from .rows import Row
 from .runner import chosen
 
+CODED = ("admm", 6)
+"""The table whose rows are sizes and not accuracies."""
 COLUMNS = ("row", "printed", "table", "paper_accuracy", "n", "accuracy", "low", "high", "sparsity", "verdict")
 
 
@@ -24,18 +26,38 @@ def beside(folder: str | Path, table: str) -> pd.DataFrame:
     the means of the controls: the same number of weights (but for `dense`), and equal steps. The verdict is "reached"
     where the mean, rounded as the paper rounds, is no lower than what is printed.
     """
-    rows, frame = chosen(table, ()), load(folder)
-    if frame.empty:
-        raise DataError(f"no records found in {folder}; run: pruninglab papers {table} --out {folder}.")
-    frame = frame.assign(row=[Path(path).stem for path in frame["path"]])
-    measured: dict[str, Any] = {str(name): of for name, of in frame.groupby("row", sort=False) if name in rows}
+    rows, measured = chosen(table, ()), _measured(folder, table)
     lines = [
         _line(name, row, printed, measured) | _controls(row, rows, measured)
         for name, row in rows.items()
         if name in measured
         for printed in row.printed
+        if printed[:2] != CODED
     ]
     return pd.DataFrame(lines, columns=pd.Index([*COLUMNS, "gradual", "random", "dense"]))
+
+
+def coded(folder: str | Path, table: str = "MNIST") -> pd.DataFrame:
+    """One line for each row of the ADMM paper's Table 6 that has records: what its weights take in bytes.
+
+    `data` are the bytes of values and code books, `with_index` those with the positions of the weights, `file` those of
+    the whole sparse file. The paper's own are beside them. `lost` are points of test accuracy below the dense net of
+    the same seed. All are means over seeds.
+    """
+    found, printed = _measured(folder, table), papers.table(*CODED).set_index("Method")
+    dense = found["dense"].set_index("seed")["test_accuracy"] if "dense" in found else pd.Series(dtype=float)
+    lines = []
+    for name, row in chosen(table, ()).items():
+        for told in (printed.loc[label] for *where, label in row.printed if tuple(where) == CODED and name in found):
+            of = found[name].set_index("seed")
+            lost = 100 * (dense - of["test_accuracy"])
+            line = {"row": name, "n": len(of), "lost": lost.mean(), "lost_printed": told["Acc. Loss"]}
+            for column, bits in {"data": ["data_bits"], "with_index": ["data_bits", "index_bits"]}.items():
+                line[column] = of[bits].sum(axis=1).mean() / 8
+            line |= {"data_printed": told["Total data size"], "with_index_printed": told["Total size w. index"]}
+            lines.append(line | {"file": of["sparse_bytes"].mean()})
+    order = ["row", "n", "lost", "lost_printed", "data", "data_printed", "with_index", "with_index_printed", "file"]
+    return pd.DataFrame(lines, columns=pd.Index(order))
 
 
 def in_words(found: pd.DataFrame) -> Iterator[str]:
@@ -49,6 +71,15 @@ def in_words(found: pd.DataFrame) -> Iterator[str]:
         )
     reached = int(found["verdict"].str.startswith("reached").sum())
     yield f"{reached} of {len(found)} printed rows are reached. The fewest seeds of a row are {found['n'].min()}."
+
+
+def _measured(folder: str | Path, table: str) -> dict[str, Any]:
+    """The records of each row."""
+    rows, frame = chosen(table, ()), load(folder)
+    if frame.empty:
+        raise DataError(f"no records found in {folder}; run: pruninglab papers {table} --out {folder}.")
+    frame = frame.assign(row=[Path(path).stem for path in frame["path"]])
+    return {str(name): of for name, of in frame.groupby("row", sort=False) if name in rows}
 
 
 def _line(name: str, row: Row, printed: tuple[str, int, str], measured: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A row is a function of a `Cell` that returns its last run. `TABLES` has the rows
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from ..methods.penalties.relevance import RelevanceL2
 from ..methods.penalties.sensitivity import Sensitivity
 from ..methods.penalties.soft_sharing import SoftSharing
 from ..recipes.admm import admm
+from ..recipes.deep_compression import deep_compression
 from ..recipes.iterative import iterative
 from ..recipes.progressive import progressive
 from ..recipes.prune_while_accurate import prune_while_accurate
+from ..recipes.quantize import quantize
+from ..storage.levels import Bits
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.run import Run
@@ -123,6 +126,30 @@ def _surgeon(sparsity: float, rounds: int = 3) -> Callable[[Cell], Run]:
     return make
 
 
+def _in_parts(cell: Cell) -> tuple[Cell, dict[str, Any], int]:
+    """A cell for the pruning, which has three rounds, then the files and options of the code, and its epochs."""
+    pruning = cell.epochs * 2 // 9 * 3
+    coding = {"folder": cell.folder / "coded", **cell.options}
+    return replace(cell, epochs=pruning, folder=cell.folder / "pruned"), coding, cell.epochs - pruning
+
+
+def _clustered(prune: Callable[[Cell], Run]) -> Callable[[Cell], Run]:
+    def make(cell: Cell) -> Run:
+        pruning, coding, epochs = _in_parts(cell)
+        return deep_compression(prune(pruning), cell.data, epochs=epochs, **coding).last
+
+    return make
+
+
+def _quantized(prune: Callable[[Cell], Run], bits: Bits) -> Callable[[Cell], Run]:
+    def make(cell: Cell) -> Run:
+        pruning, coding, epochs = _in_parts(cell)
+        each = {"epochs": epochs // 2, "finetune": epochs - epochs // 2}
+        return quantize(prune(pruning), cell.data, bits, **each, **coding).last
+
+    return make
+
+
 def _pulled(sparsity: float, *pulls: Method) -> Callable[[Cell], Run]:
     """A penalty, and magnitude cuts that reach the printed sparsity: the paper's own threshold gives another one."""
     return lambda cell: cell.fit(*pulls, Gradual(Cubic(sparsity), end=0.75))
@@ -184,8 +211,25 @@ MNIST: dict[str, Row] = {
             "333": 0.997,
         }
     ),
+    "iterative-12-coded": Row(
+        "Deep Compression",
+        _clustered(_han(HAN)),
+        1 - 36_280 / 430_500,
+        (("admm", 6, "Iterative pruning (Han et al., 2016)"),),
+    ),
+    "progressive-167-coded": Row(
+        "progressive ADMM, quantized",
+        _quantized(_progressive(40, 97.4, 167), {"conv": 3, "dense": 2, "fc2*": 3}),
+        1 - 1 / 167,
+        (("admm", 6, "Our Method"),),
+    ),
     "variational": Row("variational dropout", _variational(0.996), 0.996, (("bonetta", 3, "Sparse VD [12]"),)),
-    "soft-sharing": Row("soft weight-sharing", _shared, 0.994, (("bonetta", 3, "Ullr. et al., 2017 [2]"),)),
+    "soft-sharing": Row(
+        "soft weight-sharing",
+        _shared,
+        0.994,
+        (("bonetta", 3, "Ullr. et al., 2017 [2]"), ("admm", 6, "Learning to share (Ullrich et al., 2017)")),
+    ),
 }
 
 FASHION: dict[str, Row] = {

@@ -239,6 +239,8 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "flops_before": lambda r: r.flops.get("before"),
     "bytes": lambda r: r.size["bytes"],
     "bzip2_bytes": lambda r: r.size.get("bzip2_bytes"),
+    "data_bits": lambda r: r.size.get("data_bits"),
+    "index_bits": lambda r: r.size.get("index_bits"),
     "payload_bytes": lambda r: r.size.get("payload_bytes"),
     "sparse_bytes": lambda r: r.size.get("sparse_bytes"),
     "steps": lambda r: r.steps["own"],
