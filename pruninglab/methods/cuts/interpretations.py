@@ -21,15 +21,21 @@ floor "text" leaves one of lenet5's 400,000 weights of fc1, and at few weights m
 schedule's final sparsity sets the layers' shares instead.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...layers.flops import layer_of
-from ...masks.choose import count, keep_top, spread
+from ...masks.choose import count, keep_highest, keep_top, spread
 from ...masks.masks import Masks, Sparsity
+from .memory import kth_lowest
 
+Layers = Mapping[str, Tensor]
+ALL = "all layers"
+"""The one layer that all become to be ranked together."""
 Ranked = Literal["text_scores", "formula_scores", "formula_prune_scores", "literal_scores"]
 Interpretation = Literal["text", "formula", "formula_prune", "literal", "off", Ranked]
 
@@ -63,6 +69,17 @@ OTHERS = {
     "literal": Meaning(literal, "kept"),
     "off": Meaning(off, "cut", one_ranking=True),
 }
+
+
+def layer_sizes(masks: Masks, basis: Literal["size", "density"] = "size") -> dict[str, float]:
+    """The number of weights of each layer, or its density; a bias in scope belongs to its weight's layer."""
+    layers: dict[str, list[Tensor]] = {}
+    for name, mask in masks.items():
+        layers.setdefault(layer_of(name), []).append(mask)
+    sizes = {layer: float(sum(m.numel() for m in parts)) for layer, parts in layers.items()}
+    if basis == "size":
+        return sizes
+    return {layer: int(sum(m.sum() for m in parts)) / sizes[layer] for layer, parts in layers.items()}
 
 
 def positions(layers: Iterable[str], layer_index: str = "forward") -> dict[str, int]:
@@ -126,3 +143,33 @@ def _between(total: int, quotas: Sequence[float], least: Sequence[int], most: Se
             counts = fixed | dict(zip(free, shares, strict=True))
             return [counts[i] for i in range(len(most))]
         fixed |= below
+
+
+def as_one_layer(
+    keeps: Mapping[str, int], momentum: Layers, alive: Layers, eligible: Layers, factors: Mapping[str, float]
+) -> tuple[dict[str, int], dict[str, Tensor], Masks, dict[str, Tensor]]:
+    """All layers in one row, to be cut as one layer. The best weight of each stands last, so that it is not cut."""
+    momentum = {name: momentum[name] * factor for name, factor in factors.items()}
+    if len(factors) > 1:
+        best = {name: keep_highest(m, alive[name], 1) for name, m in momentum.items()}
+        momentum = {name: m.masked_fill(best[name], math.inf) for name, m in momentum.items()}
+        eligible = {name: eligible[name] & ~best[name] for name in factors}
+    rows = (_row(momentum, factors), _row(alive, factors), _row(eligible, factors))
+    return {ALL: sum(keeps.values())}, {ALL: rows[0]}, Masks({ALL: rows[1]}), {ALL: rows[2]}
+
+
+def apart(left: Layers, masks: Masks) -> Masks:
+    """The one row as the masks of the layers again."""
+    parts = left[ALL].split([mask.numel() for mask in masks.values()])
+    return Masks({name: part.view_as(masks[name]) for name, part in zip(masks, parts, strict=True)})
+
+
+def common_levels(sizes: Layers, keeps: Mapping[str, int], factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """One threshold of all layers, each in its own measure again."""
+    row = _row({name: sizes[name] * factor for name, factor in factors.items()}, factors)
+    level = kth_lowest(row, len(row) - sum(keeps.values()))
+    return {name: level / factor for name, factor in factors.items()}
+
+
+def _row(layers: Layers, names: Mapping[str, float]) -> Tensor:
+    return torch.cat([layers[name].flatten() for name in names])

@@ -10,12 +10,15 @@ what goes later could not have been low for long. So nearly all that is cut was 
 which itself is held to no threshold. A number makes the count of low epochs bind.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...randomness import generator
+from ...train.run import Run
 
 Mode = Literal["ema", "window_mean", "window_max", "consecutive_below"]
 
@@ -24,6 +27,21 @@ def empty(weight: Tensor, mode: Mode, window: int) -> Tensor:
     """Before the first epoch: one number for each weight, or `window` of them."""
     length = {"ema": (), "consecutive_below": (1,)}.get(mode, (window,))
     return weight.new_zeros(*length, *weight.shape)
+
+
+def no_epochs(weight: Tensor, window: int) -> Tensor:
+    """Before the first epoch: a bit for each epoch of the window, none of them set."""
+    return torch.zeros_like(weight, dtype=torch.int16 if window <= 15 else torch.int64)
+
+
+def one_more(lows: Tensor, low: Tensor, window: int) -> Tensor:
+    """The newest epoch is the lowest bit, and the oldest of the window drops out."""
+    return (lows & (2 ** (window - 1) - 1)) * 2 + low
+
+
+def kth_lowest(values: Tensor, k: int) -> Tensor:
+    """The k-th lowest value, and below all magnitudes for k = 0."""
+    return torch.kthvalue(values.flatten(), k).values if k else values.new_tensor(-1.0)
 
 
 def momentum(past: Tensor, mode: Mode, seen: int, beta: float) -> Tensor:
@@ -57,3 +75,25 @@ def places(sizes: Tensor, watch: int, largest: int, seed: int) -> Tensor:
     chosen = sizes.cpu().argsort(descending=True, stable=True)[ranks]
     others = torch.randperm(len(sizes), generator=generator(seed, "watch"))
     return torch.cat([chosen, others[~torch.isin(others, chosen)][: number - len(chosen)]])
+
+
+def followed(run: Run, watch: int, left: Mapping[str, int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Which weights of each layer are followed, and what will be known of them, nothing yet."""
+    sizes = {name: weight.detach().abs().flatten() for name, weight in run.weights.items()}
+    watched = {name: places(size, watch, 2 * left[name], run.options.seed) for name, size in sizes.items()}
+    return watched, {n: torch.full((run.epochs, 3, len(p)), math.nan) for n, p in watched.items()}
+
+
+def follow(
+    trajectories: Mapping[str, Tensor],  # (epochs, 3, followed)
+    watched: Mapping[str, Tensor],
+    run: Run,
+    momentum: Mapping[str, Tensor],
+    levels: Mapping[str, Tensor],
+) -> None:
+    """Note this epoch's |w|, momentum and threshold; without levels |w| alone."""
+    for name, chosen in watched.items():
+        row = trajectories[name][run.epoch - 1]
+        row[0] = run.weights[name].detach().flatten()[chosen].abs()
+        if levels:
+            row[1], row[2] = momentum[name].flatten()[chosen], levels[name]

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -18,7 +17,18 @@ from ...train.method import Method
 from ...train.run import Run
 from ...typed import BelowOne, Count, CountFromZero, Fraction, Positive, PositiveFraction, Range, Strength
 from . import memory
-from .interpretations import OTHERS, Interpretation, Meaning, keeps, positions
+from .interpretations import (
+    OTHERS,
+    Interpretation,
+    Meaning,
+    apart,
+    as_one_layer,
+    common_levels,
+    keeps,
+    layer_sizes,
+    positions,
+)
+from .memory import kth_lowest
 
 
 def moving_average(average: Tensor, size: Tensor, beta: float) -> Tensor:
@@ -96,18 +106,17 @@ class WeightMom(Method):
         left = self._keeps(run.masks, self.schedule(1.0))  # refused now if a weight for each layer is too many
         self.settled, self.seen, self.not_eligible, self.short_windows = False, 0, 0, 0
         self.past = {name: memory.empty(weight, self.mode, self.window) for name, weight in run.weights.items()}
-        whole = torch.int16 if self.window <= 15 else torch.int64
-        self.lows = {name: torch.zeros_like(weight, dtype=whole) for name, weight in run.weights.items()}
-        self._watch(run, left)
+        self.lows = {name: memory.no_epochs(weight, self.window) for name, weight in run.weights.items()}
+        self.watched, self.trajectories = memory.followed(run, self.watch, left) if self.watch else ({}, {})
 
     def on_epoch(self, run: Run) -> None:
         levels = {} if self.settled else self._note(run)
-        self._follow(run, levels)
-        first, last = (max(round(share * run.epochs), 1) for share in (self.begin, self.end))
-        due = run.epoch >= last or (run.epoch >= first and (run.epoch - first) % self.every_epochs == 0)
-        if due and not self.settled:
-            self.settled = run.epoch >= last
-            self._cut(run, self.schedule(1.0 if self.settled else (run.epoch - first) / (last - first)))
+        if self.watch:
+            memory.follow(self.trajectories, self.watched, run, self.momentum() if levels else {}, levels)
+        progress = self._progress(run)
+        if not self.settled and progress is not None:
+            self.settled = progress == 1
+            self._cut(run, self.schedule(progress))
 
     def _note(self, run: Run) -> dict[str, Tensor]:
         """Bring momentum and eligibility up to this epoch; returns the threshold of each layer."""
@@ -118,25 +127,38 @@ class WeightMom(Method):
                 self.past[name] = moving_average(self.past[name], size, self._beta)
             else:  # the newest over the oldest
                 self.past[name][self.seen % len(self.past[name])] = size
-            self.lows[name] = (self.lows[name] & (2 ** (self.window - 1) - 1)) * 2 + (size <= levels[name])
+            self.lows[name] = memory.one_more(self.lows[name], size <= levels[name], self.window)
         self.seen += 1
         return levels
 
+    def _levels(self, masks: Masks, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Up to which |w| the weights of each layer are low: of so many as it loses by the end, the largest."""
+        if not isinstance(self.threshold, str):
+            return {name: size.new_tensor(self.threshold) for name, size in sizes.items()}
+        keeps = self._keeps(masks, self.schedule(1.0))
+        if factors := self._factors(masks, self.schedule(1.0)):
+            return common_levels(sizes, keeps, factors)
+        return {name: kth_lowest(size, size.numel() - keeps[name]) for name, size in sizes.items()}
+
+    def _progress(self, run: Run) -> float | None:
+        """How far the schedule is, from 0 to 1, if a cut is due after this epoch."""
+        first, last = (max(round(share * run.epochs), 1) for share in (self.begin, self.end))
+        if run.epoch >= last:
+            return 1.0
+        due = run.epoch >= first and (run.epoch - first) % self.every_epochs == 0
+        return (run.epoch - first) / (last - first) if due else None
+
     def _cut(self, run: Run, sparsity: Sparsity) -> None:
-        masks, keeps, eligible = run.masks, self._keeps(run.masks, sparsity), self.eligible()
-        self.short_windows += self.seen < self.window and sum(keeps.values()) < masks.kept
-        rankings, factors = self._rankings(masks, sparsity)
-        momentum = {name: m * factors[name] for name, m in self.momentum().items()}
-        new = Masks()
-        for names in rankings:
-            best = {name: keep_highest(momentum[name], masks[name], int(len(names) > 1)) for name in names}
-            alive = {name: masks[name] & ~best[name] for name in names}
-            cut = sum(int(masks[name].count_nonzero()) - keeps[name] for name in names)
-            left, missed = lowest_cut(_row(momentum, names), _row(alive, names), _row(eligible, names), cut)
-            parts = left.split([masks[name].numel() for name in names])
-            new.update({name: best[name] | part.view_as(best[name]) for name, part in zip(names, parts, strict=True)})
+        keeps, momentum, alive, eligible = self._keeps(run.masks, sparsity), self.momentum(), run.masks, self.eligible()
+        self.short_windows += self.seen < self.window and sum(keeps.values()) < alive.kept
+        if factors := self._factors(run.masks, sparsity):
+            keeps, momentum, alive, eligible = as_one_layer(keeps, momentum, alive, eligible, factors)
+        left = Masks()
+        for name, mask in alive.items():
+            cut = int(mask.count_nonzero()) - keeps[name]
+            left[name], missed = lowest_cut(momentum[name], mask, eligible[name], cut)
             self.not_eligible += missed
-        run.masks = new
+        run.masks = apart(left, run.masks) if factors else left
 
     def momentum(self) -> dict[str, Tensor]:
         """What ranks the weights after the epochs seen so far."""
@@ -149,13 +171,8 @@ class WeightMom(Method):
 
     def of_layers(self, masks: Masks, order: Sequence[str] = ()) -> dict[str, float]:
         """The ratio of each layer by its size (or density) and its place in the order given, else that of the masks."""
-        layers: dict[str, list[Tensor]] = {}  # a bias in scope belongs to its weight's layer
-        for name, mask in masks.items():
-            layers.setdefault(layer_of(name), []).append(mask)
-        sizes = {layer: float(sum(m.numel() for m in parts)) for layer, parts in layers.items()}
-        if self.basis == "density":
-            sizes = {layer: int(sum(m.sum() for m in parts)) / sizes[layer] for layer, parts in layers.items()}
-        places = positions(order or layers, self.layer_index)
+        sizes = layer_sizes(masks, self.basis)
+        places = positions(order or sizes, self.layer_index)
         return importance(sizes, places, self.interpretation, self.depth_exponent)
 
     def __post_init__(self) -> None:
@@ -173,40 +190,14 @@ class WeightMom(Method):
         grows = MEANINGS[self.interpretation].grows
         return keeps(masks, sparsity, self.of_layers(masks, self._order), grows, self.floor)
 
-    def _rankings(self, masks: Masks, sparsity: Sparsity) -> tuple[list[list[str]], dict[str, float]]:
-        """Which layers are ranked together, and what their momenta are multiplied with to be comparable."""
+    def _factors(self, masks: Masks, sparsity: Sparsity) -> dict[str, float]:
+        """What makes the momenta of layers comparable, for one ranking of all; nothing if each has its own."""
         meaning = MEANINGS[self.interpretation]
         if not meaning.one_ranking or isinstance(sparsity, Mapping):
-            return [[name] for name in masks], dict.fromkeys(masks, 1.0)
+            return {}
         ratios = self.of_layers(masks, self._order)
         own = {name: ratios[layer_of(name)] for name in masks}
-        return [list(masks)], own if meaning.grows == "kept" else {name: 1 / ratio for name, ratio in own.items()}
-
-    def _levels(self, masks: Masks, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Up to which |w| the weights of each layer are low."""
-        if not isinstance(self.threshold, str):
-            return {name: size.new_tensor(self.threshold) for name, size in sizes.items()}
-        keeps, levels = self._keeps(masks, self.schedule(1.0)), dict[str, Tensor]()
-        rankings, factors = self._rankings(masks, self.schedule(1.0))
-        for names in rankings:
-            row = _row({name: sizes[name] * factors[name] for name in names}, names)
-            level = _kth(row, len(row) - sum(keeps[name] for name in names))
-            levels |= {name: level / factors[name] for name in names}
-        return levels
-
-    def _watch(self, run: Run, left: Mapping[str, int]) -> None:
-        sizes = {name: weight.detach().abs().flatten() for name, weight in run.weights.items() if self.watch}
-        seed = run.options.seed if self.watch else 0
-        self.watched = {n: memory.places(size, self.watch, 2 * left[n], seed) for n, size in sizes.items()}
-        self.trajectories = {n: torch.full((run.epochs, 3, len(p)), math.nan) for n, p in self.watched.items()}
-
-    def _follow(self, run: Run, levels: Mapping[str, Tensor]) -> None:
-        momentum = self.momentum() if levels and self.watched else {}
-        for name, places in self.watched.items():
-            row = self.trajectories[name][run.epoch - 1]
-            row[0] = run.weights[name].detach().flatten()[places].abs()
-            if levels:
-                row[1], row[2] = momentum[name].flatten()[places], levels[name]
+        return own if meaning.grows == "kept" else {name: 1 / ratio for name, ratio in own.items()}
 
 
 MEANINGS = {"text": Meaning(prunability, "cut"), **OTHERS}
@@ -233,12 +224,3 @@ def importance(
     """The ratio of each layer; its place counts with the power `depth_exponent`."""
     ratio = MEANINGS[interpretation].ratio
     return {layer: ratio(size, sizes.values(), places[layer] ** depth_exponent) for layer, size in sizes.items()}
-
-
-def _row(parts: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    return torch.cat([parts[name].flatten() for name in names])
-
-
-def _kth(values: Tensor, k: int) -> Tensor:
-    """The k-th lowest value, and below all magnitudes for k = 0."""
-    return torch.kthvalue(values, k).values if k else values.new_tensor(-1.0)
