@@ -1,8 +1,9 @@
 """What makes a setting, a function or a set of tensors the same as another: descriptions and hashes of content.
 
-Two settings are equal only if they behave alike. So what can be called is known by its code and its state, alike in
-every process: bytecode with constants, closed-over values and the globals that it reads; an object by the code of its
-class and by what pickling would keep of it. Functions and classes of torch and of this package are known by name.
+Two settings are equal only if they behave alike. So a function is identified by its code and its state, alike in every
+process: bytecode with constants, closed-over values, and the globals that it reads. An object is identified by the code
+of its class and by what pickling would keep of it. Functions and classes of torch and of this package are identified by
+name.
 """
 
 import dis

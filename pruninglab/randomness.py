@@ -1,11 +1,11 @@
 """Randomness that belongs to whoever asked for it.
 
 Every draw is derived from a seed, a purpose and a number (`key`), so that nothing needs to be stored to resume a run.
-Inside `own_randomness` what torch draws from its global generator (weight initialisation, dropout, `torch.rand` in a
-user's criterion) comes from a private generator instead: the global one is neither read nor moved, and since function
-modes belong to a thread, another thread cannot disturb the sequence. The few functions that take no generator
-(attention and recurrent layers with dropout) run with the global one of their device seeded for that call and put back
-after it; only there could a thread that draws at the same moment be felt.
+Torch draws from its global generator: weight initialisation, dropout, `torch.rand` in a user's criterion. Inside
+`own_randomness` these numbers come from a private generator instead, and the global one is neither read nor moved.
+Function modes belong to a thread, so another thread cannot disturb the sequence. A few functions take no generator:
+attention and recurrent layers with dropout. For these the global generator of their device is seeded for the call and
+restored after it. Only there could a thread that draws at the same moment interfere.
 """
 
 import hashlib

@@ -131,8 +131,8 @@ def asked_to_stop(act: Callable[[str], object]) -> Generator[Asked]:
 class Bar(tqdm):
     """tqdm that leaves one deterministic line behind.
 
-    In a notebook it redraws a plain-text display (no widget state to lose, nothing for papermill to hang on); in a log
-    it prints a line now and then instead of one for every refresh.
+    In a notebook it redraws a plain-text display: no widget state is lost, and papermill cannot hang on it. In a log it
+    prints a line now and then, not one for every refresh.
     """
 
     def __init__(self, total: int, label: str, enabled: bool = True):

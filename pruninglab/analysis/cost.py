@@ -31,10 +31,10 @@ def truth(
 ) -> pd.DataFrame:
     """Networks (or runs) side by side, one row each, by the names given; the first is what the others are compared to.
 
-    `parameters` and how many are `nonzero`; `flops` of one image by torch's counter, which a mask does not change;
-    bytes of the dense file, of that after gzip and bzip2, and of the sparse file; and for each size of batch the
-    median time of a forward pass in milliseconds with its 95 % interval and how many times faster than the first it is
-    (see `latency`).
+    `parameters` counts all, `nonzero` those that are not 0. `flops` of one image are by torch's counter, which a mask
+    does not change. Bytes are those of the dense file, of that after gzip and bzip2, and of the sparse file. For each
+    size of batch it has the median milliseconds of a forward pass with the 95 % interval, and how many times faster
+    than the first that is (see `latency`).
     """
     if not batches:
         raise ConfigError("batches=() names no size of batch; expected a list such as (1, 64).")

@@ -1,8 +1,9 @@
 """Whom pruning harms: Hooker et al., "Selective brain damage: measuring the disparate impact of model pruning", 2019.
 
-`impact(dense, pruned, data.test)` compares two populations of networks, of the same training but for the pruning:
-images on which they vote for another label (pruning-identified exemplars), classes that change more than the whole
-does, calibration, and agreement. One network a side says nothing of chance; five and more do.
+`impact(dense, pruned, data.test)` compares two populations of networks, which were trained alike but for the pruning.
+It finds the images on which they vote for another label (pruning-identified exemplars) and the classes that change more
+than the whole does. It also measures calibration and agreement. One network a side says nothing of chance; five and
+more do.
 """
 
 from collections.abc import Sequence
@@ -93,11 +94,11 @@ class Impact:
         """How far each class changes beyond the whole, tested.
 
         `change` is the mean over networks of (recall - accuracy), pruned minus dense; `low` and `high` bound it with
-        probability 1 - level. Welch's test, since the populations need not spread alike; two-sided. `adjusted` is
-        Holm's p-value: with as many tests as classes it keeps the chance of *any* false claim below `level`, and needs
-        no assumption of how the classes depend on each other, which they do through the accuracy that is taken off.
-        Recall is counted in whole images, and a few networks may agree by chance on all of them: each variance is
-        that of the networks and of one more image in the class decided by a coin.
+        probability 1 - level. The test is Welch's, two-sided, since the populations need not spread alike. `adjusted`
+        is Holm's p-value: with as many tests as classes it keeps the chance of *any* false claim below `level`. It
+        assumes nothing of how the classes depend on each other, which they do through the accuracy that is subtracted.
+        Recall is counted in whole images, and a few networks may agree by chance on all of them. Each variance is
+        therefore that of the networks and of one more image in the class, decided by a coin.
         """
         if not self._testable:
             raise ConfigError("a test needs two networks or more in each population; train other seeds.")

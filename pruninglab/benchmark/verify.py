@@ -27,9 +27,9 @@ NETWORK = ".sparse"
 def verify(folder: str | Path) -> pd.DataFrame:
     """One row for each record in `folder` whose network lies beside it.
 
-    `verdict` is "verified" where every test image has the recorded answer and the network has as many weights as the
-    record says; "differs" where it does not; "no data" where the data set is not at hand; "damaged" where a file cannot
-    be read. `images` counts the test images whose answer differs; `measured` is the accuracy on this machine.
+    `verdict` is "verified" if every test image has the recorded answer and the network has as many weights as the
+    record says. Otherwise it is "differs". It is "no data" if the data set is not at hand, and "damaged" if a file
+    cannot be read. `images` counts the test images whose answer differs; `measured` is the accuracy on this machine.
     """
     networks = sorted(Path(folder).rglob(f"*{NETWORK}"))
     if not networks:

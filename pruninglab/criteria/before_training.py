@@ -64,9 +64,9 @@ class SNIP(Checked):
 class GraSP(Checked):
     """w·Hg, what a weight adds to the norm of the gradient: Wang, Zhang and Grosse, "GraSP", 2020.
 
-    The paper removes the highest -w·Hg; here, as everywhere, the higher is kept. g is the gradient of the loss over
-    all `batches`, its logits divided by `temperature`, and H its Hessian, both over every parameter; the authors' code
-    takes the weights of convolutions and linear layers alone.
+    The paper removes the highest -w·Hg; here, as everywhere, the higher is kept. g is the gradient of the loss over all
+    `batches`, its logits divided by `temperature`, and H is its Hessian. Both are over every parameter; the authors'
+    code takes the weights of convolutions and linear layers alone.
 
     >>> _, masks = lab.prune(model, 0.9, lab.criteria.GraSP(), data=data)
     >>> print(f"{masks.density:.0%}")

@@ -32,12 +32,12 @@ MOST_ROWS, MOST_WEIGHTS = 20_000, 10_000
 class OBD(Checked):
     """½·h·w², h the diagonal of the Hessian: LeCun, Denker and Solla, "Optimal brain damage", 1990.
 
-    It is what the loss gains near a minimum when a weight is cut, if the weights did not interact; with the same h for
-    all it is magnitude. h is taken over `batches` batches in eval mode, and `estimate` says how: "gauss_newton", the
-    paper's, is never negative and costs a backward pass for each class of each image, of the cross-entropy alone;
-    "fisher" takes the label of the data for all classes (the empirical Fisher: squared gradients, image by image);
-    "hutchinson" is the mean of z·Hz over `draws` random signs z, without bias and with noise; "exact" costs a pass for
-    each weight, and is for small nets.
+    It is how much the loss rises near a minimum when a weight is cut, if the weights do not interact. With the same h
+    for all it is magnitude. h is taken over `batches` batches in eval mode. `estimate` says how: "gauss_newton", the
+    paper's, is never negative. It is for the cross-entropy alone, and costs a backward pass for each class of each
+    image. "fisher" takes the label of the data in place of all classes (the empirical Fisher: squared gradients, image
+    by image). "hutchinson" is the mean of z·Hz over `draws` random signs z: without bias, but with noise. "exact" costs
+    a pass for each weight, and is for small networks.
 
     >>> _, masks = lab.prune(model, 0.9, lab.criteria.OBD(), data=data)
     >>> print(f"{masks.density:.0%}")

@@ -56,8 +56,8 @@ class Inputs(TorchFunctionMode):
         self.weights, self.names = weights, {id(weight): name for name, weight in weights.items()}
         self.squares, self.until = squares, until
         self.moments: dict[str, Tensor] = {}
-        """Sums over places of the outer products of inputs, groups x inputs x inputs, or of squares, groups x 1 x
-        inputs; in the order in which the network uses the weights."""
+        """Sums over places: of outer products of inputs, (groups, inputs, inputs), or of squares, (groups, 1, inputs).
+        They are in the order in which the network uses the weights."""
         self.places = dict.fromkeys(weights, 0)
         self.uses = dict.fromkeys(weights, 0)
         self.others: dict[str, None] = {}

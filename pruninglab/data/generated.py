@@ -1,9 +1,9 @@
 """Data sets that are drawn instead of downloaded: `strokes` (28x28 grey digits), `textures` (32x32 colour), `sorting`.
 
-All are functions of (n, seed) alone, on every processor: numbers are drawn in float32, which is exact, and all that
-follows is float64, where the last bit of a sine does not reach the rounded pixel. The images are balanced over ten
-classes, and drawn in blocks of whole-tensor operations. The constants that decide how hard they are were set by the
-validation accuracy of a small net, so that pruning is seen.
+All are functions of (n, seed) alone, on every processor. Numbers are drawn in float32, which is exact. All that follows
+is float64, where the last bit of a sine does not reach the rounded pixel. The images are balanced over ten classes, and
+drawn in blocks of whole-tensor operations. The constants that decide how hard they are were set by the validation
+accuracy of a small network, so that pruning shows an effect.
 """
 
 import math

@@ -290,15 +290,15 @@ def compile(
     """A callable with the logits of a pruned network, computed by C code from its surviving weights alone.
 
     The engine takes the tensors that the network takes. Channels that nothing needs are removed first (`structured.
-    shrink`), and batch norms are folded. For each layer it measures a kernel that reads the surviving weights one by
-    one, and one that computes four rows together from all that any of them needs, and keeps the faster. Several images
+    shrink`), and batch norms are folded. For each layer it measures two kernels and keeps the faster. One reads the
+    surviving weights one by one; the other computes four rows together from all that any of them needs. Several images
     are computed side by side. What the engine does not know runs in PyTorch, and so does the whole network where that
     is faster: `report` says what runs where, and how long it takes.
 
-    `example` is the data set or a batch of images (a run brings its own), `masks` are applied first, and `threads` are
-    torch's own by default; they share out the images of a batch. The C code is built once with the system's compiler
-    and kept in the cache folder. Without a compiler PyTorch computes, with a warning. Weights and images are taken to
-    be finite numbers. The engine runs on the CPU, in 32 bits and in eval mode.
+    `example` is the data set or a batch of images (a run brings its own). `masks` are applied first. `threads` are
+    torch's own by default; they share the images of a batch. The C code is built once with the system's compiler and
+    kept in the cache folder. Without a compiler PyTorch computes, with a warning. Weights and images are taken to be
+    finite numbers. The engine runs on the CPU, in 32 bits and in eval mode.
 
         engine = lab.deploy.compile(run)
         logits = engine(images)

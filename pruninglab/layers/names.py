@@ -32,11 +32,11 @@ def prunable(
     """The weights in scope, in order of definition, each once.
 
     They are the matrices of every kind of layer in `layers.kinds`: convolutions, linear, recurrent and attention
-    layers, embeddings. `include` brings in others, `skip` leaves some out, each by names or patterns (`"fc3.weight"`,
-    `"layer1.*"`), by types of layers (`"Embedding"`, `nn.LSTM`) or by the words `"embeddings"` and `"output"`, which is
-    the last layer. What is frozen (`requires_grad=False`) is in scope
-    only by `include`. A weight that several layers share is in scope, and skipped, if that holds for one of them. A
-    parametrized weight appears as its original, under the name that it has without the parametrization.
+    layers, embeddings. `include` adds others and `skip` leaves some out. Both take names or patterns (`"fc3.weight"`,
+    `"layer1.*"`), types of layers (`"Embedding"`, `nn.LSTM`), and the words `"embeddings"` and `"output"`, the last
+    layer. What is frozen (`requires_grad=False`) is in scope only by `include`. A weight that several layers share is
+    in scope, and skipped, if that holds for one of them. A parametrized weight appears as its original, under the name
+    that it has without the parametrization.
 
     >>> list(lab.prunable(model))
     ['fc1.weight', 'fc2.weight', 'fc3.weight']

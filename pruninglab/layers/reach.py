@@ -1,9 +1,9 @@
 """How far the input of a network still reaches: which channels depend on it, and what the others always are.
 
-One pass in which "unknown" is NaN. It is put in as the image and given on by whatever computes with it, and a layer's
+It takes one pass in which "unknown" is NaN. The image is NaN, and whatever computes with NaN gives NaN. A layer's
 output is unknown only where a weight that is not 0 reads something unknown. What comes out as a number is then the same
-for every input, and is that number: the bias of a filter of zeros, what a norm and an activation make of it, and what
-zero padding makes of that at the borders.
+for every input. It is the bias of a filter of zeros, what a norm and an activation make of it, and what zero padding
+makes of that at the borders.
 """
 
 from dataclasses import dataclass

@@ -24,8 +24,8 @@ def of(model: nn.Module) -> Widths:
 def narrow_(model: AnyModel, widths: Mapping[str, Mapping[str, int]]) -> AnyModel:
     """Give a network with new random weights these widths, in place.
 
-    Its weights are multiplied so that they are drawn as for a layer of this many inputs: torch's own layers, and those
-    drawn by He's rule, have a deviation in proportion to 1/√inputs.
+    Its weights are rescaled as if they were drawn for a layer of this many inputs. The standard deviation of torch's
+    own layers, and of those drawn by He's rule, is in proportion to 1/√inputs.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     for name, sizes in widths.items():

@@ -1,6 +1,6 @@
 """Projections onto sparse sets, as pure functions on dicts of tensors: which weights the nearest point of a set keeps.
 
-`project(weights, largest(weights, 0.9))` is the Euclidean projection onto all weights of which a tenth is not zero: the
+`project(weights, largest(weights, 0.9))` is the Euclidean projection onto all weights of which a tenth is not zero. The
 nearest such point keeps the largest as they are and sets the others to 0.
 """
 

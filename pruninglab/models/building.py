@@ -79,11 +79,11 @@ def build(
     """A model for the data's images and classes, on the CPU. The same seed draws the same bits.
 
     `name` is one of `available()`, `transformer`, `gpt`, `torchvision:NAME`, or a function `(shape, classes) ->
-    nn.Module`; `options` are that function's keywords. `weights` is a checkpoint (.safetensors or torch.save); with
+    nn.Module`. `options` are that function's keywords. `weights` is a checkpoint (.safetensors or torch.save). With
     `new_head=True` its last linear layer is left out, so that it may come from data with other classes. `widths` are
-    those of a network from which channels were removed (`structured.shrink(…).widths`, and in its record): the same
-    form with new weights, drawn as for so many inputs. The network carries how it was made as `made_of`, which its
-    records hold.
+    those of a network from which channels were removed (`structured.shrink(…).widths`, and in its record). They give
+    the same form with new weights, drawn as for so many inputs. The network carries how it was made as `made_of`, which
+    its records hold.
 
     >>> model = lab.build('lenet300', data, seed=0)
     >>> sum(p.numel() for p in model.parameters())

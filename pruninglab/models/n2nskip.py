@@ -78,8 +78,8 @@ def n2nskip(
     """VGG16 with four skips: 16,909,898 parameters on 3x32x32 with 10 classes, 1,920,384 of them weights of skips.
 
     `base` is lenet5, alexnet, vgg16, resnet20 or resnet50; `options` are its own; equal seeds draw equal base weights.
-    A skip leads from the input of a block to the first layer of the one `skip_span` blocks later, with that layer's
-    filter size, no bias, its own BatchNorm where the layer has one, a ReLU and max pooling to its size. Blocks are the
+    A skip leads from the input of a block to the first layer of the block `skip_span` later. It has that layer's filter
+    size, no bias, a ReLU, max pooling to the layer's size, and its own BatchNorm if the layer has one. Blocks are the
     stages of VGG16, the residual blocks of a ResNet and the layers of LeNet-5 and AlexNet but their last. A skip into a
     linear layer is linear: AlexNet's own five skips of convolutions go by, and those into its head take the flat
     activation.

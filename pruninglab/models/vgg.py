@@ -1,7 +1,8 @@
 """VGG16 with BatchNorm for small images, with torch's default initialisation.
 
-Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition", 2014, configuration D;
-BatchNorm (Ioffe and Szegedy, 2015) after every convolution and one hidden layer of 512, as pruning papers use on CIFAR.
+Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition", 2014, configuration D. As
+pruning papers use it on CIFAR: with BatchNorm (Ioffe and Szegedy, 2015) after every convolution, and with one hidden
+layer of 512.
 """
 
 from collections import OrderedDict

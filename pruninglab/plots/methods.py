@@ -245,8 +245,8 @@ def gate(run: Run) -> Figure:
 def learned_gates(run: Run, layer: str = "") -> Figure:
     """What the gates of L0 or the noise of variational dropout learned, epoch by epoch.
 
-    Left how log α is distributed, in all layers or in one, and the line beyond which a gate is closed; in the middle
-    the share of gates that are open in each layer; right the strength of the penalty, steered if to a sparsity.
+    Left: the distribution of log α, in all layers or in one, and the line beyond which a gate is closed. Middle: the
+    share of gates that are open in each layer. Right: the strength of the penalty, steered if a sparsity was asked for.
     """
     method = next((m for m in run.methods if isinstance(m, L0 | VariationalDropout) and m.seen), None)
     if method is None:

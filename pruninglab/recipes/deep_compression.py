@@ -42,8 +42,8 @@ def deep_compression(
     with fixed and with Huffman codes. `folder` holds a checkpoint and a record of each stage; the same call goes on
     from them.
 
-    Deviations: position codes have one symbol for a gap that is too long, where the paper inserts a weight of 0, and
-    the cheapest width instead of 8 bits for convolutions and 5 for dense layers.
+    Deviations: where a gap is too long, the paper inserts a weight of 0; here position codes have a symbol for it.
+    Their width is the cheapest one, instead of 8 bits for convolutions and 5 for dense layers.
     """
     weights = in_scope(model.model if isinstance(model, Run) else model, options)
     if bits is None:

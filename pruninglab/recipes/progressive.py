@@ -53,9 +53,9 @@ def progressive(
     best of the three alone. With `"chain"` each round starts from the one before, the first from the dense net.
 
     The paper does not say how many weights it keeps of each layer. For a compression that is a number, `allocation`
-    finds it in the weights that a round starts from: by one global cut with a criterion (`"magnitude"`,
-    `"layer_magnitude"`, …), or by `"sensitivity"`, where cutting each layer alone costs the same on the validation
-    split. No layer becomes empty.
+    finds the shares in the weights that a round starts from. A criterion (`"magnitude"`, `"layer_magnitude"`, …) gives
+    them by one global cut. With `"sensitivity"`, cutting each layer alone costs the same on the validation split. No
+    layer loses all of its weights.
 
     The table has columns `round`, `compression`, `from` (that of the start) and `chosen`. `trials.chosen` are the dense
     run and the best of each round; `trials.costs("round")` is what each round took. `folder` holds a folder for each

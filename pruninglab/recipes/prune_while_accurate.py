@@ -100,16 +100,16 @@ def bonetta(
 ) -> Trials:
     """The paper's experiment by the name of its data, with every setting of its Table 2.
 
-    What is given takes the place of a setting of the paper. `protocol="paper"` trains on all 60,000 images of MNIST and
-    lets the bound, the best state and the end look at the test images, as the authors' code does; the records say so.
+    What is given takes the place of a setting of the paper. `protocol="paper"` trains on all 60,000 images of MNIST.
+    The bound, the best state and the end look at the test images, as in the authors' code; the records say so.
     `"holdout"` holds 5,000 training images out for that, which for FashionMNIST is the paper's protocol too. ImageNet
-    needs `data` and the trained `model`, the authors' one without dropout:
-    `build("torchvision:vgg16", data, weights=PATH, dropout=0.0)`. Given `data` is taken as it is split. Biases are
-    pruned too and count into the sparsity.
+    needs `data` and the trained `model`, the authors' one without dropout: `build("torchvision:vgg16", data,
+    weights=PATH, dropout=0.0)`. Given `data` is taken as it is split. Biases are pruned too and count into the
+    sparsity.
 
-    Deviations: λ falls to 0 within an epoch of the last cut and evaluations are counted anew in each epoch, as in the
-    authors' code; the paper has an exponential decay without a rate, `regularizer=RelevanceL2(1e-3, decay=
-    "exponential")`, and says nothing of the counting. Images of FashionMNIST are normalised by their own mean and
+    Deviations: as in the authors' code, λ falls to 0 within an epoch of the last cut, and evaluations are counted anew
+    in each epoch. The paper has an exponential decay without a rate, `regularizer=RelevanceL2(1e-3,
+    decay="exponential")`, and says nothing of the counting. Images of FashionMNIST are normalised by their own mean and
     deviation, not by those of MNIST. Cutting ends 25 evaluations after the best since the last cut.
     """
     if task == "ImageNet" and (data is None or model is None):

@@ -49,9 +49,9 @@ def scratch(
 
     A `"found"` architecture has the fine-tuned net's own masks, by default of one global cut. Of a `"predefined"` one
     only the number of each layer was given, by default the same share of all, and the places are random. `unit` is
-    `"weight"` or, as in the paper's structured methods, `"channel"`: `sparsity` is then a share of the channels, which
-    `structured.prune` and `shrink` remove, and what is trained anew is the smaller network. By default weights go by
-    magnitude and channels by the norm of their filters. Fine-tuning takes a tenth of the learning rate.
+    `"weight"` or, as in the paper's structured methods, `"channel"`. Then `sparsity` is a share of the channels, which
+    `structured.prune` and `shrink` remove, and the smaller network is trained anew. By default weights go by magnitude
+    and channels by the norm of their filters. Fine-tuning takes a tenth of the learning rate.
 
     "Scratch-E" trains new weights for `epochs`. "Scratch-B", the survey's "Scratch-D", may compute as much as the dense
     training did, and `compute` says what that is. `"flops"` is `epochs` times dense over pruned FLOPs, as in the paper.

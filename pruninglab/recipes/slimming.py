@@ -35,9 +35,9 @@ def slimming(
 
     `prune_fraction` of the channels are removed. What comes out is a smaller plain network, fine-tuned for `finetune`
     epochs at a tenth of the learning rate. `strength` and `begin` are those of `methods.Slimming`, `scope` is that of
-    `structured.prune`. Beside it stand the network as it was, trained without a penalty ("dense"), and the small one
-    with new weights: "Scratch-E" for `epochs`, "Scratch-B" for as much computation as the dense training took. All
-    small networks are charged with the training that found their form.
+    `structured.prune`. "dense" is the network as it was, trained without a penalty. Two more trainings start the small
+    network from new weights: "Scratch-E" for `epochs`, "Scratch-B" for as much computation as the dense training took.
+    All small networks are charged with the training that found their form.
 
     `folder` holds a checkpoint and a record of each training; the same call goes on from them.
     """

@@ -166,8 +166,8 @@ def ended(run: Run, given: Any = None) -> bool:
 class Stages:
     """The trainings of a recipe, one after the other. When one has ended early, those after it are passed over.
 
-    Each record has the tags `recipe`, `method` (the recipe, or what the user's tags say), `stage` (the name of the
-    trial) and its own columns, so that `lab.compare` knows what was only a stage on the way.
+    Each record has the tags `recipe`, `method` (the recipe, or what the user's tags say) and `stage` (the name of the
+    trial), and its own columns. From these `lab.compare` knows what was only a stage on the way.
     """
 
     recipe: str

@@ -119,8 +119,8 @@ def tickets(
 def redrawn(model: nn.Module, seed: int) -> nn.Module:
     """A copy of an untrained model with new random weights: each tensor's own values in a new order.
 
-    Where a layer draws its weights independently of each other, as every layer of torch does, this is a draw from the
-    same distribution, whatever that is, and constants stay constants.
+    Every layer of torch draws its weights independently of each other. For such layers this is a draw from the same
+    distribution, whatever that is. Constants stay constants.
     """
     model = copy.deepcopy(model)
     for name, weight in model.named_parameters():

@@ -52,8 +52,8 @@ class Trial:
 class Trials:
     """All that a recipe trained, in order. Showing it is the table of accuracies and costs.
 
-    `trials["ticket"]` is the last run of that name, or the chosen one where the recipe chose; `trials.last` is the last
-    of all; a loop gives each trial with its `method` and its `run`.
+    `trials["ticket"]` is the last run of that name, or the chosen one if the recipe chose. `trials.last` is the last of
+    all. A loop gives each trial with its `method` and its `run`.
     """
 
     made: list[Trial] = field(default_factory=list)

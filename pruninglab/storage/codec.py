@@ -4,8 +4,8 @@ A tensor is a matrix (first dimension, everything else) of bit patterns, in whic
 are a boolean matrix; its values are the patterns of what is kept, row by row, however the positions are coded. Numbers
 are packed with the most significant bit first, patterns and code books are little-endian.
 
-A coding of positions is named from the outside in: `rows.cols.turn.rice:3` lists the live rows, then the live columns,
-and codes what is left of the matrix, by columns, with `rice:3`.
+A coding of positions is named from the outside in. `rows.cols.turn.rice:3` lists the live rows, then the live columns.
+It codes the rest of the matrix, by columns, with `rice:3`.
 """
 
 import bz2

@@ -1,10 +1,11 @@
 """The sparse file: named tensors, each in its cheapest coding, in one safetensors file of which every byte is checked.
 
-It holds one tensor, `streams`, and metadata that every safetensors reader shows: `format`, `sha256` (its first 16
-digits, of the whole file with zeros in their place) and `contents`, a line for each tensor in the order given: dtype
-(`F32<F16` was float32 and is stored as float16), shape, number of values stored, coding of positions, coding of values,
-bytes of the streams of positions, values and code book (z, l or b behind what zlib, lzma or bz2 made smaller), a
-checksum of these, name. A line `= 3 NAME` is one more name of the tensor in line 3, counted from 0.
+It holds one tensor, `streams`, and metadata that every safetensors reader shows: `format`, `sha256` and `contents`.
+`sha256` is the first 16 digits of the hash of the whole file with zeros in their place. `contents` has a line for each
+tensor, in the order given. A line starts with dtype (`F32<F16` was float32 and is stored as float16), shape, number of
+values stored, coding of positions and coding of values. Then come the bytes of the streams of positions, values and
+code book, with z, l or b behind what zlib, lzma or bz2 made smaller. A checksum of these and the name end the line. A
+line `= 3 NAME` is one more name of the tensor in line 3, counted from 0.
 """
 
 import hashlib

@@ -166,11 +166,11 @@ def huffman_bits(counts: Iterable[int]) -> int:
 def cost(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> pd.DataFrame:
     """What each layer takes in bits, and all together in the last row.
 
-    `values` are the codes of the kept weights and `positions` the gaps between them, each in as many bits as they need:
-    gaps in the width that is cheapest, 0 where nothing is pruned. `book` is 32 bits a level. A layer for which a code
-    book does not pay counts as not quantized, at 32 bits a weight. `huffman` is values and gaps in Huffman codes, and
-    `tables` what canonical codes need to be read: 5 bits a symbol, its length. Biases are in none of it. The sparse
-    file needs less where whole rows or columns are dead, which gaps do not see.
+    `values` are the codes of the kept weights and `positions` the gaps between them, each in as many bits as they need.
+    Gaps have the width that is cheapest, and take 0 bits if nothing is pruned. `book` is 32 bits a level. A layer for
+    which a code book does not pay counts as not quantized, at 32 bits a weight. `huffman` is values and gaps in Huffman
+    codes, and `tables` what canonical codes need to be read: 5 bits a symbol, its length. Biases are in none of it. The
+    sparse file needs less where whole rows or columns are dead, which gaps do not see.
     """
     rows = [{"layer": name, **_cost(weights[name].detach()[mask], mask)} for name, mask in masks.items()]
     table = pd.DataFrame(rows)

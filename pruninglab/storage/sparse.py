@@ -28,12 +28,12 @@ def save(
 ) -> dict[str, int]:
     """Write the sparse file of a model, a run or a state dict, and return its sizes (those of `sizes`, and `rounded`).
 
-    `values` is about the weights (floating point, two dimensions or more): `"exact"` keeps every bit, with a code book
-    of values or of their highest bytes where that is smaller; `"fp32"` is the plain 32 bits; `"codebook"` demands a
-    book for every weight, which is exact too and refused beyond 65,536 distinct values; `"fp16"` and `"bf16"` round to
-    nearest, ties to even, and `rounded` counts what they changed. `others` says the same of biases, norms and floating
-    buffers. Zeros come back as +0.
-    `entropy` (`"zlib"`, `"lzma"`, `"bz2"`) compresses each stream that gets smaller by it.
+    `values` says how the weights (floating point, two dimensions or more) are stored. `"exact"` keeps every bit, with a
+    code book of values or of their highest bytes if that is smaller. `"fp32"` is the plain 32 bits. `"codebook"`
+    demands a book for every weight; it is exact too, and refused beyond 65,536 distinct values. `"fp16"` and `"bf16"`
+    round to nearest, ties to even, and `rounded` counts what they changed. `others` says the same of biases, norms and
+    floating buffers. Zeros come back as +0. `entropy` (`"zlib"`, `"lzma"`, `"bz2"`) compresses each stream that gets
+    smaller by it.
 
     >>> size = lab.storage.save(run, folder / 'net.safetensors')
     >>> sorted(lab.storage.load(folder / 'net.safetensors')) == sorted(run.model.state_dict())
@@ -107,13 +107,13 @@ def state_bytes(model: nn.Module) -> bytes:
 def sizes(model: Source, masks: Mapping[str, Tensor] | None = None, *, compressed: bool = False) -> dict[str, int]:
     """Every number that is quoted of a model as it is, or as it would be under `masks`.
 
-    `parameters`, and how many of them are `nonzero`; `bytes` of the dense safetensors file, whose zeros cost nothing
-    only once it is compressed, and with `compressed` `gzip_bytes` and `bzip2_bytes` of it, which take minutes for large
-    networks; `state_dict_bytes`, what torch.save makes.
-    Of the weights (floating point, two dimensions or more): how many `weights`, `weights_nonzero`, the `data_bits` of
-    values and code books, the `index_bits` of positions, and `payload_bytes`, both in whole bytes: what papers quote.
-    `sparse_bytes`: the whole file that `save` writes, with biases, buffers and header. What concerns that file is left
-    out for a model that it cannot hold.
+    `parameters` counts all, `nonzero` those that are not 0. `bytes` is the size of the dense safetensors file, whose
+    zeros cost nothing only once it is compressed. With `compressed` there are also its `gzip_bytes` and `bzip2_bytes`,
+    which take minutes for large networks. `state_dict_bytes` is what torch.save makes. The next five are of the weights
+    alone (floating point, two dimensions or more). `weights` and `weights_nonzero` count them, `data_bits` are those of
+    values and code books, and `index_bits` those of positions. `payload_bytes` is both in whole bytes: what papers
+    quote. `sparse_bytes`: the whole file that `save` writes, with biases, buffers and header. What concerns that file
+    is left out for a model that it cannot hold.
 
     >>> pruned, masks = lab.prune(model, 0.9)
     >>> size = lab.storage.sizes(pruned)

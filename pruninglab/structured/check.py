@@ -21,8 +21,8 @@ FLOOR = 1e-4  # of the largest logit: in 64 bits a spread below it is too near t
 def difference(small: nn.Module, full: nn.Module, kept: Mapping[str, tuple[Any, ...]], x: Tensor) -> float:
     """The largest difference of their logits, in units of the spread of these over inputs: some of `x`, and noise.
 
-    The networks are compared as they are, and with batch norms that have measured these inputs: in a network that is
-    not trained the image is hardly heard at the end.
+    The networks are compared as they are, and with batch norms that have measured these inputs. Without that, the
+    output of an untrained network hardly depends on the image.
     """
     x = torch.cat([x[:8], _noise(x)])
     return max(_apart(small, full, x), _apart(*_measured(small, full, kept, x), x))

@@ -100,15 +100,15 @@ def shrink(
 ) -> Shrunk:
     """Take out every channel that the logits do not need: a smaller plain network, with equal logits in eval mode.
 
-    A channel goes if all that read it have only zeros for it, or if it is the same whatever the input, and 0 or to be
-    taken up by a bias or by the running mean of the next norm. That is exact where no zero padding comes between: a
-    constant ends at the border of the image. So a channel that still emits one into a padded convolution stays, and
-    the report says so; `silence` is the step that sets such constants to 0. In a residual sum a channel goes if all
-    its members are dead. A layer keeps at least one channel, and the groups of a grouped convolution go as a whole.
+    A channel goes if all that read it have only zeros for it. It also goes if it is constant, and either 0 or absorbed
+    by a bias or by the running mean of the next norm. That is exact where no zero padding comes between: a constant
+    ends at the border of the image. So a channel that still emits one into a padded convolution stays, and the report
+    says so; `silence` is the step that sets such constants to 0. In a residual sum a channel goes if all its members
+    are dead. A layer keeps at least one channel, and the groups of a grouped convolution go as a whole.
 
     `masks` are applied first (a run's own by default). The logits are compared on the example and on noise, also with
-    batch norms that measure these inputs: more than 1e-5 of their spread over inputs apart in 32 bits, and more than
-    1e-9 where it is all done again in 64, is a RunError. `model` is left as it is.
+    batch norms that measure these inputs. It is a RunError if they differ by more than 1e-5 of their spread over inputs
+    in 32 bits, and again by more than 1e-9 in 64. `model` is left as it is.
 
     >>> pruned, masks = lab.structured.prune(model, data, 0.5, 'filter_l2')
     >>> small = lab.structured.shrink(pruned, data, masks)

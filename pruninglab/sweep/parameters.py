@@ -4,9 +4,9 @@
     method: str = "random"  # one of random, magnitude or gradual
 
 The annotation is the type. A help comment may say more: `one of …`, `between … and …`, or the field that the parameter
-sets, such as `WeightMom.mode`, `tickets.rewind` or `fit.optimizer`, whose type then has the choices and the bounds. And
-the words of this package mean everywhere what they say: sparsity and density are shares, seeds and epochs are counted
-from 0, `data_name` and `model_name` are names that `load` and `build` know.
+sets, such as `WeightMom.mode`, `tickets.rewind` or `fit.optimizer`, whose type then has the choices and the bounds. The
+words of this package mean the same everywhere: sparsity and density are shares, and seeds and epochs are counted from
+0. `data_name` and `model_name` are names that `load` and `build` know.
 """
 
 import ast

@@ -102,10 +102,11 @@ class Sweep:
 
         `jobs` cells at a time with `threads` each, by default one for each core; more than there are cores is refused.
         `scheduler` is the address of a running Dask cluster to use instead, `resources` what each cell takes of a
-        worker there, such as {"GPU": 1}. `cell_limit` and `limit` are seconds for each cell and for all: what is then
-        still running is killed, a cell over its own limit has failed, one over the limit of all is missing. A cell that
-        fails leaves the others alone. Ctrl-C lets the running cells end and starts no more; a second one breaks off.
-        SIGTERM and SIGUSR1 let each running cell write its checkpoint, and end the process with exit code 143.
+        worker there, such as {"GPU": 1}. `cell_limit` and `limit` are seconds for each cell and for all. What is then
+        still running is killed. A cell over its own limit counts as failed, one over the limit of all as missing. A
+        cell that fails leaves the others alone. Ctrl-C lets the running cells end and starts no more; a second one
+        breaks off. SIGTERM and SIGUSR1 let each running cell write its checkpoint, and end the process with exit code
+        143.
         """
         check_arguments(Sweep.run, {"jobs": jobs, "threads": threads, "cell_limit": cell_limit, "limit": limit})
         check_writable(self.out / "summary.csv", "out")

@@ -36,7 +36,7 @@ def until_width(
     `most` seeds it ends in any case. All combinations get the same seeds, so that they stay pairs.
 
     Who looks after every seed and stops when the interval happens to be narrow, looks more than once. Each interval is
-    therefore taken at `level` divided by the number of looks, `most - least + 1`: then all of them together hold the
+    therefore taken at `level` divided by the number of looks, `most - least + 1`. Then all of them together hold the
     true mean with probability 1 - `level`, whenever the looking stops. `options` are those of `Sweep.run`.
     """
     if "seed" in given:

@@ -37,19 +37,19 @@ from .training import Training
 def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[FitOptions]) -> Training:
     """Train `model` on `data` with `methods`, and measure what comes out.
 
-    `model` may be a finished `Run`: its model goes on under its masks, and its steps count. What is
-    passed in is left as it is unless `inplace`. `start` is a snapshot to go on from; `epochs` counts from step 0.
-    `loss(logits, y)` is a mean over the batch; `metric(logits, y)` is one value a sample, the higher the better. The
-    history's loss is that mean, without the extra terms of methods.
-    `skip`, `include`, `biases` and `norms` say which weights are in scope, as in `prunable`. `patience` ends after so
-    many epochs without a better validation score; `keep="best"` ends with the best state instead of the last.
-    `found_by` are runs that found the masks: their cost counts as this run's too, as does that of the runs it goes on
-    from. `checkpoint` is a file written every `every_steps` steps (default: each epoch) and resumed from when it is
-    there; the one before it stays beside it, and code that has changed since is refused, unless `other_code`. `record`
-    is a file for the JSON record. `progress` shows a bar; a function in its place is called with the run after every
-    step, at the end of an epoch after its evaluation, and may `run.interrupt()`. Ctrl-C ends the run after its step,
-    with a checkpoint, and so do SIGTERM and SIGUSR1, which then end the process with exit code 143. `eval_batch_size`
-    is halved once if memory is short. `tags` are columns of your own in the record.
+    `model` may be a finished `Run`: its model goes on under its masks, and its steps count. What is passed in is left
+    as it is unless `inplace`. `start` is a snapshot to go on from; `epochs` counts from step 0. `loss(logits, y)` is a
+    mean over the batch; `metric(logits, y)` is one value a sample, the higher the better. The history's loss is that
+    mean, without the extra terms of methods. `skip`, `include`, `biases` and `norms` say which weights are in scope, as
+    in `prunable`. `patience` ends after so many epochs without a better validation score; `keep="best"` ends with the
+    best state instead of the last. `found_by` are runs that found the masks: their cost counts as this run's too, as
+    does that of the runs it goes on from. `checkpoint` is a file written every `every_steps` steps (default: each
+    epoch); the run resumes from it when it is there. The one before it stays beside it. Code that has changed since is
+    refused, unless `other_code`. `record` is a file for the JSON record. `progress` shows a bar; a function in its
+    place is called with the run after every step, at the end of an epoch after its evaluation, and may
+    `run.interrupt()`. Ctrl-C ends the run after its step, with a checkpoint, and so do SIGTERM and SIGUSR1, which then
+    end the process with exit code 143. `eval_batch_size` is halved once if memory is short. `tags` are columns of your
+    own in the record.
 
     >>> run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=2)
     >>> run.status, len(run.history)

@@ -15,7 +15,7 @@ from .run import Run
 class Method:
     """Base of all methods; a subclass is a dataclass whose fields are its hyperparameters.
 
-    State belongs into fields declared `field(init=False)` and is made in `on_start`, keyed by parameter name: every
+    State belongs into fields declared `field(init=False)` and is made in `on_start`, keyed by parameter name. Every
     `fit` works on a fresh copy of the method (`run.methods`), and checkpoints carry these fields. What trains more than
     once is a recipe, not a method; what only scores weights is a criterion. Subclasses are final: compose, or wrap.
     """

@@ -28,11 +28,12 @@ def subgradient(weight: Tensor, kind: str, strength: float) -> Tensor:
 class GroupLasso(Method):
     """Adds λ·Σ‖w_g‖ over groups g of weights to the loss, so that whole groups go to 0 together.
 
-    `over` says which groups: `"filters"`, all that an output channel is made from; `"channels"`, all that reads an
-    input channel; `"rows"` and `"columns"` of the matrix that a linear layer is and a convolution is lowered to (rows
-    are filters, columns of a convolution the paper's shapes: all that reads one place of the filter). For several give
-    the method several times, each with its own λ. The gradient w/‖w_g‖ is added in closed form; that of a group that is
-    0 is 0. `norms` has the share of groups below a hundredth of their layer's largest, by layer and epoch.
+    `over` says which groups. `"filters"` are all weights that make an output channel; `"channels"`, all that read an
+    input channel. `"rows"` and `"columns"` are those of the matrix of a linear layer, or of the matrix to which a
+    convolution is lowered. There rows are filters, and columns are the paper's shapes: all that read one place of the
+    filter. For several kinds of groups give the method several times, each with its own λ. The gradient w/‖w_g‖ is
+    added in closed form; that of a group that is 0 is 0. `norms` has the share of groups below a hundredth of their
+    layer's largest, by layer and epoch.
 
     Nothing is cut: add a method that does, such as `OneShot(0.5, "filter_l2", unit="channel")` in a run that goes on.
 

@@ -14,11 +14,11 @@ from ...train.run import Run
 class Silence(Method):
     """Hold at 0 the biases, and the norms' scales and shifts, of channels whose filters are cut.
 
-    A filter of zeros still gives its bias, and a norm behind it its shift: a constant, which zero padding makes uneven
-    and which is all that keeps `structured.shrink` from taking such a channel out. Put it behind the method that cuts.
-    In a residual sum a channel is silent when all layers that give it are cut there. `entries` has what is held, by
-    parameter name. `structured.silence` does it once, without training. What is frozen stays as it is, and the record
-    says so: such a channel still gives its constant.
+    A filter of zeros still gives its bias, and a norm behind it its shift. That constant, which zero padding makes
+    uneven, is all that keeps `structured.shrink` from removing such a channel. Put this method behind the one that
+    cuts. In a residual sum a channel is silent when all layers that give it are cut there. `entries` has what is held,
+    by parameter name. `structured.silence` does it once, without training. What is frozen stays as it is, and the
+    record says so: such a channel still gives its constant.
     """
 
     entries: dict[str, Tensor] = field(init=False)

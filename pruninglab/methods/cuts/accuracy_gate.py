@@ -22,16 +22,16 @@ class PruneWhileAccurate(Method):
     """Every `every_steps` steps: if validation accuracy is above the bound, cut `prune_fraction` of the survivors.
 
     The bound is `lower_bound`, or `below_dense` under the accuracy at the start, which then has to be a trained net.
-    `counting` says whether the steps are those of the run ("global") or begin anew each epoch ("epoch": with 600 steps
-    an epoch and 250 between evaluations, at 250 and 500 of each, as in the authors' code). Any regularizer goes beside
-    it, and any `criterion` ranks. Each cut takes at least one weight.
+    `counting` says whether the steps are those of the run ("global") or begin anew each epoch ("epoch", as in the
+    authors' code). With 600 steps an epoch and 250 between evaluations, "epoch" evaluates at steps 250 and 500 of each.
+    Any regularizer goes beside it, and any `criterion` ranks. Each cut takes at least one weight.
 
     Cutting ends at the sparsity `target`, if there is one, or at a plateau: when the best accuracy since the last cut
     is `patience` evaluations old (None: never). The run then trains on at the last mask. `evaluations` has each
-    decision: step, accuracy, whether it was accepted, and the weights kept after it. The best state at the mask so far
-    is `run.best` from the evaluation after a cut on; with `restore` each evaluation that fails goes back to it, with
-    what the optimizer remembered then. A run that never cuts, or misses its target, ends as
-    `target_missed`, and its reason says what the bound was and how near accuracy came.
+    decision: step, accuracy, whether it was accepted, and the weights kept after it. `run.best` is the best state at
+    the current mask, from the evaluation after a cut on. With `restore` each evaluation that fails goes back to it, and
+    to what the optimizer remembered then. A run that never cuts, or misses its target, ends as `target_missed`, and its
+    reason says what the bound was and how near accuracy came.
 
     Deviations: the authors end an epoch early when the last 25 accuracies never rise, which hardly occurs.
 

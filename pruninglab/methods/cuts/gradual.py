@@ -20,9 +20,9 @@ from ...typed import Count, Fraction, PositiveFraction
 class Gradual(Method):
     """Cut `cuts` times between the shares `begin` and `end` of the training, along `schedule`; then the mask is frozen.
 
-    The paper renews its masks every n steps; a number of cuts says the same whatever the length of the run.
-    With `reactivate`, as in the authors' code, a pruned weight is remembered with the value that it had, competes in
-    every cut, and comes back with that value when kept ones have fallen below it.
+    The paper renews its masks every n steps; a number of cuts says the same whatever the length of the run. With
+    `reactivate`, as in the authors' code, a pruned weight keeps its last value aside and competes in every cut. It
+    comes back with that value when kept weights have fallen below it.
 
     >>> run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=2)
     >>> print(f"{run.masks.density:.0%} of the weights are left")

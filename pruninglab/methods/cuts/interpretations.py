@@ -2,7 +2,7 @@
 
     I_l = W_l/(l·W_avg)  (1)        W_avg = W_l/ΣW  (2)
 
-Equation 1 contradicts the text beside it, by which early layers matter more and large ones can be pruned more; it also
+By the text, early layers matter more and large ones can be pruned more. Equation 1 contradicts that. It also
 contradicts equation 2, a fraction that the text calls an average. `interpretation` says what they are taken to mean:
 
 "text": a layer's cut share is in proportion to W_l/W_avg·l, W_avg the mean. Both sentences of the text hold.
@@ -16,9 +16,9 @@ the prunability.
 `depth_exponent` is the power of the place l in each of them. `basis`: W_l is the number of weights ("size", equation 1)
 or the layer's "density" (the abstract's "relative sparsity"). `layer_index`: l counts layers in the order in which they
 run; a shortcut's convolution has the place of its block's first ("forward") or one of its own ("sequential"). No layer
-falls below `floor` times the density of all together, or below one weight (in one ranking, one weight alone): without a
-floor "text" leaves one of lenet5's 400,000 weights of fc1, and at few weights most layers stand at it. A dict as the
-schedule's final sparsity sets the layers' shares instead.
+falls below `floor` times the density of all together, or below one weight (in one ranking, one weight alone). Without a
+floor "text" keeps one of the 400,000 weights of lenet5's fc1. At very low densities most layers are at the floor. A
+dict as the schedule's final sparsity sets the layers' shares instead.
 """
 
 import math

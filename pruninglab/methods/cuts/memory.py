@@ -1,8 +1,8 @@
 """What WeightMom remembers of each weight: the momentum of |w|, and the epochs in which |w| was low.
 
-The paper has no formula for either. `mode` is the momentum of |w|: its moving average, bias-corrected ("ema"; `beta`
-None is 1 - 1/window), its mean or maximum over the window, or |w| as it is now, where only low epochs in a row count
-("consecutive_below"). Windows remember `window` + 1 numbers for each weight, the others two.
+The paper has no formula for either. `mode` is the momentum of |w|: its bias-corrected moving average ("ema"; `beta`
+None is 1 - 1/window), or its mean or maximum over the window. "consecutive_below" takes |w| as it is now, and counts
+only low epochs in a row. Windows remember `window` + 1 numbers for each weight, the others two.
 
 `threshold`, up to which |w| is low: "quantile" is the layer's own, at the share that it loses by the end; a number is
 that value of |w| everywhere. The quantile stands at the final share from the first epoch: at the share of the next cut,

@@ -35,10 +35,10 @@ def keep_groups(
 ) -> Masks:
     """As many weights as `sparsity` leaves of those outside the skips, the share `skip_fraction` of them in the skips.
 
-    `scope` is that of `keep_top` in each of the two groups. `granularity="kernel"` takes whole kernels in the skips,
-    from each skip the same share; "channel" gives each channel on a skip's narrower side as many partners, in whole
-    kernels too, as the authors' code does. Shares are rounded up as far as they go, and what is left goes to the base:
-    the sum is exact.
+    `scope` is that of `keep_top` in each of the two groups. `granularity="kernel"` keeps whole kernels in the skips,
+    the same share in each skip. "channel" also keeps whole kernels, as the authors' code does: each channel on a skip's
+    narrower side gets as many partners. Shares are rounded up as far as they go, and what is left goes to the base: the
+    sum is exact.
     """
     check("skip_fraction", skip_fraction, PartialFraction)
     check("granularity", granularity, Unit)

@@ -68,12 +68,12 @@ class SparseGPT(Method):
     """Cut once before the first step, layer by layer, and move what is left so that it makes up for what was cut.
 
     Start from a trained net. H is the second moment of a layer's inputs over `samples` training samples, with
-    `dampening` times the mean of its diagonal added to the diagonal. The inputs of a layer go in their order: where an
-    output does not keep its weight of input j, its weights of the inputs after j move by what the inverse of H says.
-    Which weights go is chosen anew for every `block` inputs, by w²/[H⁻¹]_jj, all outputs together. The layers go one by
-    one: each sees what the pruned layers before it give. `n_of_m=(2, 4)` keeps 2 of every 4 neighbours along the
-    inputs, at sparsity 0.5. `skip=("embeddings", "output")` leaves out what the paper leaves out. `errors` has of each
-    layer the squared error of its output, as a share of the output's square.
+    `dampening` times the mean of its diagonal added to the diagonal. The inputs of a layer are visited in order. If an
+    output loses its weight of input j, its weights of the later inputs move by what the inverse of H says. Which
+    weights go is chosen anew for every `block` inputs, by w²/[H⁻¹]_jj, all outputs together. The layers go one by one:
+    each sees what the pruned layers before it give. `n_of_m=(2, 4)` keeps 2 of every 4 neighbours along the inputs, at
+    sparsity 0.5. `skip=("embeddings", "output")` leaves out what the paper leaves out. `errors` has of each layer the
+    squared error of its output, as a share of the output's square.
 
         lab.fit(dense, data, lab.methods.SparseGPT(0.5), epochs=0, skip=("embeddings", "output"))
 

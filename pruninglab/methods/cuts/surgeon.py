@@ -1,4 +1,4 @@
-"""Optimal brain surgeon: Hassibi and Stork, "Second order derivatives for network pruning", 1993; layer by layer: Dong,
+"""Optimal brain surgeon: Hassibi and Stork, "Second order derivatives for network pruning", 1993. Layer by layer: Dong,
 Chen and Pan, "Learning to prune deep neural networks via layer-wise optimal brain surgeon", 2017.
 """
 
@@ -27,21 +27,22 @@ class OptimalBrainSurgeon(Method):
     """Cut once before the first step, and move what is left so that it makes up for what was cut.
 
     Start from a trained net. Near a minimum with the Hessian H, cutting w_q costs w_q²/(2·[H⁻¹]_qq), if the other
-    weights then move by -w_q/[H⁻¹]_qq·H⁻¹e_q. `form="layer"` takes of each layer the second moment of its inputs as H:
-    the cost is the squared error of its output, here as a share of that without any weight, and what is left of a row
-    becomes its least-squares fit on the kept inputs. `form="full"` takes one H of the loss by all weights in scope, at
-    most 10,000, by `estimate`: "gauss_newton", "fisher" or "exact" (`lab.criteria`). H is the mean over `batches`
-    batches; `dampening` times the mean of its diagonal is added to its diagonal.
+    weights then move by -w_q/[H⁻¹]_qq·H⁻¹e_q. `form="layer"` takes the second moment of a layer's inputs as its H. The
+    cost is then the squared error of the layer's output, here as a share of that without any weight. The kept weights
+    of each row become the least-squares fit on the kept inputs. `form="full"` takes one H of the loss for all weights
+    in scope, at most 10,000, by `estimate`: "gauss_newton", "fisher" or "exact" (`lab.criteria`). H is the mean over
+    `batches` batches; `dampening` times the mean of its diagonal is added to its diagonal.
 
     Cutting goes in `rounds`, each with costs anew: density^(k/rounds) is left after round k. The papers cut one weight
-    a time, which many rounds come near to; in a single one, weights that could stand in for each other go together, and
-    a layer may be emptied. `errors` has for each layer (or for all) the rise of its quadratic as a share of that when
-    everything is cut: with the kept weights as they were, and as they were moved.
+    at a time; many rounds come close to that. In a single round, weights that could replace each other are cut
+    together, and a layer may lose all of its weights. `errors` has the rise of the quadratic for each layer (or for
+    all), as a share of the rise when everything is cut. It has it with the kept weights as they were, and as they were
+    moved.
 
     Deviations: a layer's inputs are those of the uncut net, as in the paper, and its errors add up in the next. The
-    values of what is left are solved for at once, which is what the papers' updates one by one come to. In a large
-    layer (outputs × inputs³ above 3·10¹¹, inputs being the weights of one output) they are solved for by conjugate
-    gradients, all outputs together, and [H⁻¹]_qq is estimated once some inputs have gone: seconds for hours.
+    values of what is left are solved for at once, which is what the papers' updates one by one come to. A large layer
+    has outputs × inputs³ above 3·10¹¹, with inputs the weights of one output. There conjugate gradients solve for all
+    outputs together, and [H⁻¹]_qq is estimated once some inputs have gone: seconds instead of hours.
     """
 
     sparsity: Sparsity

@@ -83,25 +83,25 @@ def mean(log_alpha: Tensor, points: int = 64) -> Tensor:
 class L0(Method):
     """Multiply each weight, or each unit, by a gate that is often exactly 0, and learn how often.
 
-    A gate is drawn once a step from the hard concrete distribution: z = s·(ζ - γ) + γ, clipped to [0, 1], where
-    s = sigmoid((log u - log(1 - u) + log α)/β), u uniform, γ = -0.1, ζ = 1.1, β = 2/3. Training minimizes
-    loss + λ/N·Σ n·P(z > 0), n the weights behind a gate and N training images: the expected number of weights. In
-    validation and in the end a gate is sigmoid(log α)·(ζ - γ) + γ, clipped; the end multiplies it into its weights, and
-    where it is 0 they are cut. `unit="channel"` or `"kernel"` puts one gate before each of these.
+    A gate is drawn once a step from the hard concrete distribution: z = s·(ζ - γ) + γ, clipped to [0, 1]. There s =
+    sigmoid((log u - log(1 - u) + log α)/β), u uniform, γ = -0.1, ζ = 1.1, β = 2/3. Training minimizes loss + λ/N·Σ
+    n·P(z > 0), n the weights behind a gate and N training images: the expected number of weights. In validation and in
+    the end a gate is sigmoid(log α)·(ζ - γ) + γ, clipped; the end multiplies it into its weights, and where it is 0
+    they are cut. `unit="channel"` or `"kernel"` puts one gate before each of these.
 
     λ is `strength` times a ramp from 0 at the first share of the training in `warmup` to 1 at the second. log α begins
-    near log((1 - droprate)/droprate); the paper has `droprate` 0.5 for a LeNet from scratch, here most are open for a
-    trained one. It stays within ±`clip` (4.6 in the authors' code) and has the learning rate `lr`; None is a rate at
-    which log α can travel over about 20 in the run, between the run's own and 0.1.
+    near log((1 - droprate)/droprate). The paper has `droprate` 0.5 for a LeNet from scratch; here most gates begin
+    open, for a trained network. log α stays within ±`clip` (4.6 in the authors' code) and has the learning rate `lr`.
+    None is a rate at which log α can travel over about 20 in the run, between the run's own and 0.1.
 
     With `sparsity`, a share of the units or a schedule, λ is steered until as many gates are closed. Exactly as many
-    units are then cut, by log α, if their gates are less than half open (log α < 0); if too few are, the target is
-    missed and these are cut. A closed gate that is to stay opens to its mean. The cut comes at the share `end` of the
-    training; the rest of it is under the mask. `seen` has what was open, λ, and the distribution of log α, by layer
-    and epoch.
+    units are then cut, by log α, if their gates are less than half open (log α < 0). If too few are, only these are cut
+    and the target is missed. A closed gate that is to stay opens to its mean. The cut comes at the share `end` of the
+    training; the rest of it is under the mask. `seen` has what was open, λ, and the distribution of log α, by layer and
+    epoch.
 
-    Deviations: the paper gates inputs of dense layers and outputs of convolutions, here a unit is an output in both;
-    the test uses no averages of the weights; a weight decay is that of the weights, not that of the open ones.
+    Deviations: the paper gates inputs of dense layers and outputs of convolutions; here a unit is an output in both.
+    The test uses no averages of the weights. A weight decay acts on all weights, not on the open ones alone.
 
     >>> run = lab.fit(model, data, lab.methods.L0(strength=1e-3), epochs=2)
     >>> run.status

@@ -58,22 +58,22 @@ def polynomial(coefficients: Sequence[float], u: Tensor) -> Tensor:
 class VariationalDropout(Method):
     """Learn how much noise each weight bears, and cut those that are noise alone.
 
-    A weight is drawn from N(θ, σ²), where θ is the weight itself and σ² is learned beside it. Training minimizes
-    loss + ω/N·Σ KL, N training images, with the divergence KL from a log-uniform prior, which falls with α = σ²/θ². In
-    the end weights with log α above `threshold` are cut and the others stay θ; validation sees that net all along.
-    What is drawn are the outputs of convolution and linear layers, each by its own mean and variance (local
-    reparametrization). Weights that a layer does not use in this way, as in attention or under a parametrization, and
+    A weight is drawn from N(θ, σ²), where θ is the weight itself and σ² is learned beside it. Training minimizes loss +
+    ω/N·Σ KL, N training images, with the divergence KL from a log-uniform prior, which falls with α = σ²/θ². In the end
+    weights with log α above `threshold` are cut and the others stay θ; validation sees that net all along. What is
+    drawn are the outputs of convolution and linear layers, each by its own mean and variance (local reparametrization).
+    Some layers do not use their weights in this way, as in attention or under a parametrization. Their weights, and
     those that `sampled` names, are drawn themselves, once a step: noisier gradients, at less cost.
 
     ω is `strength` times a ramp from 0 at the first share of the training in `warmup` to 1 at the second. log σ² begins
-    at `initial`, log α is clipped to ±`clip`; `lr` is the learning rate of log σ² (None: that of the run). Start from a
-    trained net. The paper's `strength` is 1, but with few images the whole KL outweighs the loss and nothing is left:
-    0.02 suits a thousand.
+    at `initial`, and log α is clipped to ±`clip`. `lr` is the learning rate of log σ² (None: that of the run). Start
+    from a trained net. The paper's `strength` is 1, but with few images the whole KL outweighs the loss and nothing is
+    left: 0.02 suits a thousand.
 
     With `sparsity`, a number or a schedule, ω is steered from there (None: from 0.02) until as many weights as that are
-    above the threshold. Exactly as many are then cut, by log α, if they have more noise than weight (log α > 0); if too
-    few have, the target is missed and these are cut. The cut comes at the share `end` of the training; the rest of it
-    is under the mask. `seen` has what was open, ω, and the distribution of log α, by layer and epoch.
+    above the threshold. Exactly as many are then cut, by log α, if they have more noise than weight (log α > 0). If too
+    few have, only these are cut and the target is missed. The cut comes at the share `end` of the training; the rest of
+    it is under the mask. `seen` has what was open, ω, and the distribution of log α, by layer and epoch.
 
     Deviations: the KL is within 2e-4 of its integral, the paper's fit within 1e-2. Biases bear no noise. Above the
     threshold a mean is still used in training, which the authors' code omits for LeNet. Beyond the clip log σ² stands.

@@ -63,8 +63,9 @@ class RelevanceL2(Method):
     as printed, λ·α·w²·sgn(|∂²L/∂w²|)/(1 + α·|g|)², with sgn(|∂²L/∂w²|) read as 1 wherever g is not 0. "exact": the true
     gradient of the whole loss, by a second backward pass through the first (a Hessian-vector product).
 
-    `felt` has |g| of the kept weights at the last step of each epoch: by layer the largest, the median, and how many
-    there are in each bin between `EDGES`, the first and the last bin open; beyond 65,536 weights of every n-th alone.
+    `felt` has |g| of the kept weights at the last step of each epoch. For each layer it has the largest, the median,
+    and how many there are in each bin between `EDGES`, the first and the last bin open. Beyond 65,536 weights it takes
+    every n-th.
 
     >>> run = lab.fit(model, data, lab.methods.RelevanceL2(1e-4), lab.methods.OneShot(0.9), epochs=2)
     >>> print(f"{run.masks.density:.0%}")

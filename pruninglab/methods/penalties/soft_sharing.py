@@ -33,8 +33,8 @@ def log_prior(values: Tensor, means: Tensor, log_variances: Tensor, log_proporti
 class LogPrior(torch.autograd.Function):
     """The sum and its derivatives at once, block by block in the cache: a sixth of what autograd takes.
 
-    With z = (w - μ)/σ and the responsibilities r = softmax(log π·N), the derivative with respect to w is -Σ r·z/σ; of
-    the sum with respect to μ it is Σ r·z/σ, to log σ² Σ r·(z² - 1)/2, to log π Σ r.
+    Let z = (w - μ)/σ, and let r = softmax(log π·N) be the responsibilities. The derivative with respect to w is -Σ
+    r·z/σ. That of the sum is Σ r·z/σ with respect to μ, Σ r·(z² - 1)/2 to log σ², and Σ r to log π.
     """
 
     @staticmethod
@@ -92,12 +92,12 @@ def merged(means: Tensor, variances: Tensor, proportions: Tensor, below: float) 
 class SoftSharing(Method):
     """Learn a mixture of Gaussians as the prior of the weights, then put each on the mean of its component.
 
-    Adds -τ/N·(Σ log p(w) + log p(1/σ²)) to the loss, p(w) = Σ π_j·N(w; μ_j, σ_j²), N the number of training images.
-    One component stays at 0 with the proportion `zero`; the other means, all σ and the other proportions are trained
-    beside the weights. Means begin at equal distances over the range of the weights, σ at that distance. In the end a
-    weight whose likeliest component is the one at 0 is cut, and every other becomes the mean of its own: what is kept
-    takes at most `components` - 1 values. Start from a trained net. `lrs` are the learning rates of the means, and of
-    σ and proportions; the paper has 5e-4 for the weights, and Adam.
+    Adds -τ/N·(Σ log p(w) + log p(1/σ²)) to the loss, p(w) = Σ π_j·N(w; μ_j, σ_j²), N the number of training images. One
+    component stays at 0 with the proportion `zero`; the other means, all σ and the other proportions are trained beside
+    the weights. Means begin at equal distances over the range of the weights, σ at that distance. In the end a weight
+    is cut if its likeliest component is the one at 0. Every other weight becomes the mean of its own component, so the
+    kept weights take at most `components` - 1 values. Start from a trained net. `lrs` are the learning rates of the
+    means, and of σ and proportions; the paper has 5e-4 for the weights, and Adam.
 
     Before that, components whose divergence is below `merge_below` become one (None: none do).
 

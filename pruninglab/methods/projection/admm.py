@@ -51,10 +51,10 @@ def summed(u: Tensor, w: Tensor, z: Tensor) -> Tensor:
 class ADMM(Method):
     """Pull the weights W towards a sparse copy Z of themselves, then cut to the largest |W| at the end.
 
-    Minimizes the loss under W = Z, Z sparse, in the scaled form, with U the sum of all differences so far: training
-    minimizes loss + ρ/2·‖W - Z + U‖², and `updates` times in the run, at equal intervals, Z = Π(W + U), the nearest
-    sparse point, and then U = U + W - Z. It starts from Z = Π(W) and U = 0. Every step of the loss is a plain step of
-    the optimizer with ρ·(W - Z + U) added to the gradient, before any adaptive scaling as in the authors' code.
+    Minimizes the loss under W = Z, Z sparse, in the scaled form: U is the sum of all differences so far. Training
+    minimizes loss + ρ/2·‖W - Z + U‖². `updates` times in the run, at equal intervals, Z = Π(W + U), the nearest sparse
+    point, and then U = U + W - Z. It starts from Z = Π(W) and U = 0. Every step of the loss is a plain step of the
+    optimizer with ρ·(W - Z + U) added to the gradient, before any adaptive scaling as in the authors' code.
 
     `rho` is a number (1.5e-3 in the progressive paper, 3e-3 for high rates), a function of progress such as
     `lab.Linear(3e-3, 1.5e-3)`, or a dict from layer patterns to these. Layers that lose no weight have ρ = 0. Weights

@@ -30,8 +30,8 @@ class PGD(Method):
 
     From the share `end` of the training on the mask is frozen, and the rest is masked retraining.
 
-    Deviations: the step is that of the run's optimizer, whose momentum a projection leaves alone, where the papers
-    take plain gradient steps; the papers project to the end, or retrain in a second run.
+    Deviations: the step is that of the run's optimizer, whose momentum a projection leaves alone. The papers take plain
+    gradient steps. They project to the end, or retrain in a second run.
 
     >>> run = lab.fit(model, data, lab.methods.PGD(0.9), epochs=2)
     >>> print(f"{run.masks.density:.0%}")

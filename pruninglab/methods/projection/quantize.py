@@ -1,5 +1,5 @@
 """ADMM quantization: Ye et al., "A unified framework of DNN weight pruning and weight clustering/quantization using
-ADMM", 2018 (arXiv 1811.01907); the numbers of Table 6 in their "Progressive weight pruning of DNNs using ADMM".
+ADMM", 2018 (arXiv 1811.01907). The numbers are in Table 6 of their "Progressive weight pruning of DNNs using ADMM".
 """
 
 import math
@@ -32,20 +32,20 @@ def quantized(v: Tensor, kept: Tensor, bits: int, kind: str, zero: bool) -> tupl
 class Quantize(Method):
     """Pull the kept weights towards a few levels, then put them there, the nearest first, and retrain the others.
 
-    ADMM in the scaled form: ρ·(W - Z + U) is added to the gradient; `updates` times until the share `snap` of the run,
-    Z = Π(W + U), the nearest levels, and then U = U + W - Z; at first Z = Π(W), U = 0. From `snap` to `end` the levels
-    stand, and in `parts` steps the half, three quarters, … and at last all of each layer's weights are put on them,
-    those nearest to their level first. The others, biases and norms train on, to the end of the run.
+    ADMM in the scaled form: ρ·(W - Z + U) is added to the gradient. At first Z = Π(W) and U = 0. `updates` times until
+    the share `snap` of the run, Z = Π(W + U), the nearest levels, and then U = U + W - Z. From `snap` to `end` the
+    levels are fixed. In `parts` steps each layer's weights are put on them: half of them, then three quarters, … and at
+    last all. Those nearest to their level come first. The others, biases and norms train on, to the end of the run.
 
     `bits`: a number from 1 to 8, or a dict of layer patterns, `"conv"` or `"dense"` to numbers. `levels`: `"equal"`
     distances ±q, … ±2^(bits-1)·q, or `"clustered"` by k-means. 0 is no level, so that what is pruned stays pruned and
     what is kept is not, and a code book has at most 2^bits entries. Together with a method that still cuts, 0 counts
     as one more level until that has settled, and no weight is put on a level before. `residuals` as in `ADMM`.
 
-    The progressive paper gives results alone; chosen here: the interval q and the clusters are renewed at every update,
-    so that Π is the exact projection onto all weights with so many levels. Weights are put on their levels in halves
-    (Zhou et al., "Incremental network quantization", 2017). Levels are not trained after that; `SharedWeights` does
-    this in a run that follows.
+    The progressive paper gives results alone. Here the interval q and the clusters are renewed at every update, so that
+    Π is the exact projection onto all weights with so many levels. Weights are put on their levels in halves (Zhou et
+    al., "Incremental network quantization", 2017). Levels are not trained after that; `SharedWeights` does this in a
+    run that follows.
 
     >>> run = lab.fit(model, data, lab.methods.Quantize(3), epochs=2)
     >>> run.status

@@ -47,8 +47,8 @@ class DynamicSurgery(Method):
     """Cut what is small, train it on all the same, and splice it back once it has become large.
 
     The forward pass sees only kept weights; the gradient updates all, with the values of the pruned ones kept `aside`.
-    Each layer has a threshold t of |w|: a kept weight up to `low`·t is cut, a pruned one above `high`·t comes back with
-    the value that it has by then. t is mean + c·deviation of |w| in the layer, and where c comes from is one of two:
+    Each layer has a threshold t of |w|. A kept weight up to `low`·t is cut; a pruned one above `high`·t comes back with
+    the value that it has by then. In each layer t = mean + c·deviation of |w|. One of two settings gives c:
 
     `sparsity`: c is chosen anew each time, the same for all layers, so that exactly so many are left ("global"; in
     another `scope` each layer has its own).

@@ -30,11 +30,11 @@ class GlobalSparseMomentum(Method):
     """In every step only the top |w·g| get their gradient; all weights decay, and so the others vanish by themselves.
 
     As many are active in a step as are to stay, ranked over all layers. The decay, `decay`·w, is added to the gradient
-    and so goes through the optimizer: the paper's rule with `optimizer="sgd", momentum=0.98, decay=5e-4`, whose
-    momentum makes up for the small decay in some tens of thousands of steps. With `coupled=False` a weight that is
-    passive in a step loses the share `decay` of itself, beside the optimizer, which falls with the learning rate; so
-    decay keeps its meaning under Adam and in short runs. At the share `end` of the training all but the largest are
-    cut; `lost` is the share of the squared norm that this took, near 0 where the others had vanished.
+    and so goes through the optimizer. That is the paper's rule with `optimizer="sgd", momentum=0.98, decay=5e-4`: in
+    some tens of thousands of steps the momentum makes up for the small decay. With `coupled=False` a weight that is
+    passive in a step loses the share `decay` of itself, outside the optimizer. The share falls with the learning rate,
+    so decay keeps its meaning under Adam and in short runs. At the share `end` of the training all but the largest
+    weights are cut. `lost` is the share of the squared norm that this removed: near 0 if the others had vanished.
 
     The paper starts from a trained net. Deviations: decay is of the weights that may be cut; give `weight_decay` of
     `fit` for others. The authors' code lets ties be active, too.

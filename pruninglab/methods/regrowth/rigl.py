@@ -27,9 +27,9 @@ class RigL(Method):
     sparse already. Each update drops a share of the kept weights of a layer by |w| and grows as many by |∂L/∂w| of that
     batch, among all that are missing. One that is dropped and grown at once stays as it was; a new one starts at 0, and
     so does what the optimizer remembers of it. The share falls along half a cosine from `drop_fraction` to 0 at the
-    share `end` of the training. `every_steps` is the number of steps from update to update; None is the paper's 100,
-    and fewer in a short run, for ten updates (four, where these would be less than 10 steps apart): a new weight starts
-    at 0, and is the next to go if it has no time to grow.
+    share `end` of the training. `every_steps` is the number of steps from update to update. None is the paper's 100,
+    and fewer in a short run: enough for ten updates, or for four if ten would be less than 10 steps apart. A new weight
+    starts at 0, and would be the next to go if it had no time to grow.
 
     Deviations: the step of an update is taken too, where the authors skip it; so a new weight is moved at once by the
     gradient that chose it. Under Adam, whose count of steps goes on, the first steps of a new weight are larger than
