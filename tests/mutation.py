@@ -1,54 +1,73 @@
 """Mutation testing: would the tests notice a small mistake in the package?
 
-    python tests/mutation.py [--seconds 900] [pruninglab/masks/choose.py …]
+    python tests/mutation.py [--most 40] [--seconds 1800] [pruninglab/masks/choose.py …]
+    python tests/mutation.py pruninglab/masks/choose.py:34      all mutants of this line
 
 A **mutant** is one of these files with one mistake: a comparison is turned or loses its boundary, `+` becomes `-`, a
-number moves by one, `and` becomes `or`, a condition is negated, a function returns nothing. Its code is put into the
-running functions of a forked process that has everything imported already. The matching test files run there until
-one test fails: the mutant is **killed**. A **survivor** is printed with its line. Either a test is missing there, or
-the mutant does the same as the code.
+number moves by one, `and` becomes `or`, a condition is negated, a call is left out, a function returns nothing. First
+the tests that belong to the file run once, and coverage notes which test reaches which line. Then a forked process,
+which has imported and collected everything already, puts each mutant into the running functions and runs the tests
+that reach its line, the quickest first, until one fails: the mutant is **killed**. One that does not come to an end is
+killed too. A **survivor** is printed with its line: a test is missing there. What does the same as the code, and no
+test could notice, stands in `equivalent.py` with the reason.
+
+Of a file with more mutants than `--most`, so many are drawn, always the same ones.
 """
 
 import argparse
 import ast
 import contextlib
 import importlib
+import json
 import os
 import random
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import hypothesis  # noqa: F401 (with what a test file imports, so that a forked process finds it there)
-import matplotlib  # noqa: F401
-import nbformat  # noqa: F401
+import coverage
+import hypothesis
 import pytest
-
-from pruninglab._torchvision import torchvision  # noqa: F401
+from equivalent import EQUIVALENT
 
 ROOT = Path(__file__).parent.parent
-LAWS = ["test_choose.py", "test_masks.py", "test_laws.py", "test_other_projects.py"]
+SCORES = ["criteria", "before_training", "other_projects", "calibrated"]
+CURVED = ["second_order", "criteria"]
+COMPARED_RUNS = ["compare", "fairness", "aggregate"]
 TESTS = {
-    "masks/choose.py": LAWS,
-    "masks/schedules.py": ["test_schedules.py", "test_other_projects.py"],
-    "masks/projections.py": ["test_masks.py", "test_other_projects.py", "test_laws.py", "test_admm.py"],
-    "masks/masks.py": [*LAWS, "test_storage.py"],
-    "layers/flops.py": ["test_results.py", "test_other_projects.py"],
-    "analysis/compare.py": ["test_compare.py"],
-    "analysis/fairness.py": ["test_compare.py", "test_fairness.py"],
-    "train/checkpoints.py": ["test_checkpoints.py", "test_state.py"],
+    "masks/choose.py": ["choose", "masks"],
+    "masks/threshold.py": ["choose", "masks"],
+    "masks/masks.py": ["masks", "choose"],
+    "masks/at_random.py": ["masks", "soundness"],
+    "masks/schedules.py": ["schedules", "other_projects"],
+    "masks/projections.py": ["masks", "other_projects", "admm"],
+    "criteria/weights.py": SCORES,
+    "criteria/gradients.py": SCORES,
+    "criteria/before_training.py": SCORES,
+    "criteria/channels.py": ["channels", "criteria"],
+    "criteria/inputs.py": [*SCORES, *CURVED],
+    "criteria/wanda.py": [*SCORES, *CURVED],
+    "criteria/curvature.py": CURVED,
+    "criteria/quadratic.py": CURVED,
+    "train/checkpoints.py": ["checkpoints", "state"],
+    "analysis/compare.py": COMPARED_RUNS,
+    "analysis/fairness.py": COMPARED_RUNS,
+    "analysis/statistics.py": COMPARED_RUNS,
+    "layers/flops.py": ["results", "other_projects", "layers", "any"],
+    "layers/calls.py": ["results", "other_projects", "layers", "any"],
 }
-QUICK = {
-    "test_laws.py": "chosen or names_that_end or large_numbers or infinities or fraction or some_layers or torch_s_own",
-    "test_other_projects.py": "not known_networks and not level and not rounds and not training_sparse",
-}
-"""Of files that take long, the tests that matter for the masks."""
+"""The files, and of the tests those that say most about them."""
+BAR = 0.1
+"""A file with a larger share of survivors fails."""
 
-COMPARED: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
+SWAPPED: dict[type[ast.AST], list[Any]] = {
     ast.Lt: [ast.LtE, ast.Gt],
     ast.LtE: [ast.Lt, ast.Gt],
     ast.Gt: [ast.GtE, ast.Lt],
@@ -59,109 +78,156 @@ COMPARED: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
     ast.NotIn: [ast.In],
     ast.Is: [ast.IsNot],
     ast.IsNot: [ast.Is],
-}
-COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
+    ast.Add: [ast.Sub],
+    ast.Sub: [ast.Add],
+    ast.Mult: [ast.Div],
+    ast.Div: [ast.Mult],
+    ast.FloorDiv: [ast.Mult],
+    ast.Mod: [ast.Mult],
+    ast.Pow: [ast.Mult],
+    ast.BitAnd: [ast.BitOr],
+    ast.BitOr: [ast.BitAnd],
+    ast.And: [ast.Or],
+    ast.Or: [ast.And],
 }
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """The file with one mistake, and what was changed at which line."""
+    """One mistake in a file: at which line, what was changed, and where in the tree."""
 
-    tree: ast.Module
     line: int
+    lines: frozenset[int]
+    """Those of the statement: a test that reaches one of them reaches the mistake."""
+    text: str
+    """The line as it is."""
     before: str
     after: str
+    tree: ast.Module
+    holder: Any
+    key: Any
+    new: ast.AST
+
+    @property
+    def reason(self) -> str | None:
+        """Why no test can notice it, if that is so."""
+        return EQUIVALENT.get((self.text, self.before, self.after))
+
+    def code(self, path: Path) -> CodeType:
+        """The file with this mistake; the tree is as it was afterwards."""
+        old = self.put(self.new)
+        try:
+            return compile(self.tree, str(path), "exec")
+        finally:
+            self.put(old)
+
+    def put(self, node: ast.AST) -> ast.AST:
+        """Into its place in the tree; returns what was there."""
+        held, key = (self.holder, self.key) if isinstance(self.holder, list) else (vars(self.holder), self.key)
+        before, held[key] = held[key], node
+        return before
+
+    def __str__(self) -> str:
+        return f"{self.line}: {self.before!r} as {self.after!r}"
 
 
 def variants(node: ast.AST) -> Iterator[ast.AST]:
     """What could stand in the place of this node by mistake."""
-    if isinstance(node, ast.Compare):
-        for kind in COMPARED.get(type(node.ops[0]), []):
-            yield ast.Compare(node.left, [kind(), *node.ops[1:]], node.comparators)
-    elif isinstance(node, ast.BinOp) and type(node.op) in COMPUTED:
-        yield ast.BinOp(node.left, COMPUTED[type(node.op)](), node.right)
-    elif isinstance(node, ast.AugAssign) and type(node.op) in COMPUTED:
-        yield ast.AugAssign(node.target, COMPUTED[type(node.op)](), node.value)
-    elif isinstance(node, ast.BoolOp):
-        yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.Invert | ast.USub):
-        yield node.operand
-    elif isinstance(node, ast.IfExp):
-        yield ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
-    elif isinstance(node, ast.If):
-        yield ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield ast.Constant(not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        yield ast.Constant(node.value + 1)
-    elif isinstance(node, ast.Return) and node.value is not None:
-        yield ast.Return(ast.Constant(None))
+    match node:
+        case ast.Compare():
+            for kind in SWAPPED.get(type(node.ops[0]), []):
+                yield ast.Compare(node.left, [kind(), *node.ops[1:]], node.comparators)
+        case ast.BinOp():
+            for kind in SWAPPED.get(type(node.op), []):
+                yield ast.BinOp(node.left, kind(), node.right)
+        case ast.AugAssign():
+            for kind in SWAPPED.get(type(node.op), []):
+                yield ast.AugAssign(node.target, kind(), node.value)
+        case ast.BoolOp():
+            yield ast.BoolOp(SWAPPED[type(node.op)][0](), node.values)
+        case ast.UnaryOp(ast.Not() | ast.Invert() | ast.USub()):
+            yield node.operand
+        case ast.IfExp():
+            yield ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+        case ast.If():
+            yield ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+        case ast.Constant(bool()):
+            yield ast.Constant(not node.value)
+        case ast.Constant(int() | float() as number):
+            yield ast.Constant(number + 1)
+        case ast.Return() if node.value is not None:
+            yield ast.Return(ast.Constant(None))
+        case ast.Expr(ast.Call()):
+            # without `super()` a method would have no `__class__`, and its code would not fit the running function
+            yield ast.Expr(ast.Name("super", ast.Load())) if "super()" in ast.unparse(node) else ast.Pass()
 
 
-def places(tree: ast.Module) -> Iterator[tuple[ast.AST, str, int | None]]:
-    """Where a node can be replaced: in the bodies of functions, but for messages, docstrings and annotations."""
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef) and function.name not in ("__repr__", "_repr_html_"):
-            for statement in range(len(function.body)):
-                yield from inside(function, "body", statement)
+Place = tuple[Any, Any, ast.AST, range]
 
 
-def inside(parent: ast.AST, field: str, index: int | None) -> Iterator[tuple[ast.AST, str, int | None]]:
-    node = getattr(parent, field) if index is None else getattr(parent, field)[index]
+def places(function: ast.FunctionDef) -> Iterator[Place]:
+    """Where a node can be replaced: in the body, but for messages, docstrings and annotations."""
+    for index, statement in enumerate(function.body):
+        yield from inside(function.body, index, statement, range(0))
+
+
+def inside(holder: Any, key: Any, node: Any, lines: range) -> Iterator[Place]:
     if not isinstance(node, ast.AST) or isinstance(node, ast.Raise | ast.JoinedStr | ast.FunctionDef):
         return
     if isinstance(node, ast.keyword) and node.arg == "strict":  # where lengths are equal it says nothing
         return
-    yield parent, field, index
+    if isinstance(node, ast.stmt):
+        body = getattr(node, "body", None)
+        last = body[0].lineno if body else (node.end_lineno or node.lineno) + 1
+        lines = range(node.lineno, max(last, node.lineno + 1))
+    yield holder, key, node, lines
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns", "type_params"):
-            for at in range(len(value)) if isinstance(value, list) else [None]:
-                yield from inside(node, name, at)
+            if isinstance(value, list):
+                for index, part in enumerate(value):
+                    yield from inside(value, index, part, lines)
+            else:
+                yield from inside(node, name, value, lines)
 
 
 def mutants(path: Path) -> list[Mutant]:
     source = path.read_text(encoding="utf-8")
-    found = []
-    for number, (parent, field, index) in enumerate(places(ast.parse(source))):
-        node: Any = getattr(parent, field) if index is None else getattr(parent, field)[index]
-        for which, made in enumerate(variants(node)):
-            tree = ast.parse(source)
-            other, name, at = next(p for i, p in enumerate(places(tree)) if i == number)
-            old: Any = getattr(other, name) if at is None else getattr(other, name)[at]
-            new = next(v for i, v in enumerate(variants(old)) if i == which)
-            ast.copy_location(new, old)
-            if at is None:
-                setattr(other, name, new)
-            else:
-                getattr(other, name)[at] = new
-            shown = (ast.unparse(n).splitlines()[0] for n in (node, made))
-            found.append(Mutant(ast.fix_missing_locations(tree), node.lineno, *shown))
+    tree, text, found = ast.parse(source), source.splitlines(), []
+    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+    for function in (f for f in functions if f.name not in ("__repr__", "_repr_html_")):
+        for holder, key, node, lines in places(function):
+            for new in variants(node):
+                ast.fix_missing_locations(ast.copy_location(new, node))
+                before, after = (ast.unparse(n).splitlines()[0] for n in (node, new))
+                line = vars(node)["lineno"]
+                found.append(
+                    Mutant(line, frozenset(lines), text[line - 1].strip(), before, after, tree, holder, key, new)
+                )
     return found
+
+
+def drawn(path: Path, most: int, line: int | None) -> list[Mutant]:
+    every = [mutant for mutant in mutants(path) if line in (None, mutant.line)]
+    return sorted(random.Random(0).sample(every, min(most, len(every))), key=lambda mutant: mutant.line)
 
 
 def functions(module: ModuleType) -> dict[str, FunctionType]:
     """Every function of a module by its qualified name, those of its classes too."""
     found: dict[str, FunctionType] = {}
-    holders: list[Any] = [
-        module,
-        *(v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__),
-    ]
-    for holder in holders:
-        for value in vars(holder).values() if hasattr(holder, "__dict__") else ():
-            for part in (value, *(getattr(value, name, None) for name in ("fget", "__func__", "__wrapped__", "func"))):
+    made_here = [v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__]
+    for holder in (module, *made_here):
+        for value in list(getattr(holder, "__dict__", {}).values()):
+            for part in unwrapped(value):
                 if isinstance(part, FunctionType) and part.__module__ == module.__name__:
                     found[part.__qualname__] = part
     return found
+
+
+def unwrapped(value: Any) -> Iterator[Any]:
+    yield value
+    for name in ("fget", "__func__", "__wrapped__", "func"):
+        if (inner := getattr(value, name, None)) is not None and inner is not value:
+            yield from unwrapped(inner)
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -171,76 +237,159 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(constant)
 
 
-def put_in(mutant: Mutant, module: ModuleType, path: Path) -> None:
-    """Give the running functions the code of the file with the mistake."""
-    made = {code.co_qualname: code for code in codes(compile(mutant.tree, str(path), "exec"))}
-    for name, function in functions(module).items():
-        if name in made and made[name].co_freevars == function.__code__.co_freevars:
-            function.__code__ = made[name]
-
-
-def killed(mutant: Mutant, module: ModuleType, path: Path, tests: list[list[str]], limit: float) -> bool:
-    """Whether a test fails, or the tests do not come to an end, in a process of their own."""
+def forked(work: Callable[[], int], limit: float) -> int | None:
+    """What `work` returns in a process of its own; None if it did not come to an end."""
     child = os.fork()
     if not child:
-        code = 1
+        code = 70
         with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:
+            os.setpgid(0, 0)
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
-            put_in(mutant, module, path)
-            code = int(any(run(arguments) for arguments in tests))
+            code = work()
         os._exit(code)
     end = time.monotonic() + limit
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return status != 0
-        time.sleep(0.02)
-    os.kill(child, 9)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return True
+    return None
 
 
-def run(arguments: list[str]) -> int:
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--tb=no", *arguments]))
+def first_failure(session: pytest.Session, items: Sequence[pytest.Item]) -> str | None:
+    """Run these tests up to the first that fails."""
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return item.nodeid
+    return None
 
 
-def commands(name: str) -> list[list[str]]:
-    chosen = QUICK if name.startswith("masks") else {}
-    return [[str(ROOT / "tests" / t), *(["-k", chosen[t]] if t in chosen else [])] for t in TESTS[name]]
+class Mutating:
+    """Takes the place of the loop over the tests."""
+
+    def __init__(self, path: Path, module: ModuleType, chosen: list[Mutant], end: float):
+        self.path, self.module, self.chosen, self.end = path, module, chosen, end
+        self.reached: dict[str, list[int]] = {}
+        self.took: dict[str, float] = {}
+        self.kills: Counter[str] = Counter()
+        self.passed = False
+
+    def pytest_collection(self) -> None:
+        """A failure is enough: it need not be made small."""
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile("first failure", phases=phases)  # of the rest, what conftest.py says
+        hypothesis.settings.load_profile("first failure")
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:
+            sys.exit(f"{self.path}: its tests cannot be collected")
+        self.measure(session)
+        tried, killed, alike, alive = 0, 0, 0, []
+        for mutant in self.chosen:
+            if mutant.reason:
+                alike += 1
+                continue
+            if time.monotonic() > self.end:
+                break
+            tried += 1
+            why = self.survives(session, mutant)
+            killed += why is None
+            if why is not None:
+                alive.append(mutant)
+                print(f"  {self.path.relative_to(ROOT)}:{mutant}{why}", flush=True)
+        print(
+            f"{self.path.relative_to(ROOT)}: {len(mutants(self.path))} mutants, {len(self.chosen)} drawn, "
+            f"{alike} the same as the code, {tried} tried, {killed} killed, "
+            f"{len(alive)} survived ({len(alive) / max(tried, 1):.0%})",
+            flush=True,
+        )
+        self.passed = len(alive) <= BAR * tried
+        return True
+
+    def survives(self, session: pytest.Session, mutant: Mutant) -> str | None:
+        """None if a test notices the mutant; else what to say of it."""
+        made = {code.co_qualname: code for code in codes(mutant.code(self.path))}
+        running = [(f, made[name]) for name, f in functions(self.module).items() if name in made]
+        if any(f.__code__.co_freevars != code.co_freevars for f, code in running):
+            return ", which does not fit the running function"
+        items = [item for item in session.items if not mutant.lines.isdisjoint(self.reached[item.nodeid])]
+        if not items:
+            return ", which no test reaches"
+        items.sort(key=lambda item: (-self.kills[item.nodeid], self.took[item.nodeid]))
+        with tempfile.NamedTemporaryFile("r") as file:
+
+            def work() -> int:
+                for function, code in running:
+                    function.__code__ = code
+                failed = first_failure(session, items)
+                Path(file.name).write_text(failed or "", encoding="utf-8")
+                return int(failed is not None)
+
+            end = forked(work, 20 + 5 * sum(self.took[item.nodeid] for item in items))
+            if end == 1:
+                self.kills[file.read()] += 1
+        return "" if end == 0 else None
+
+    def measure(self, session: pytest.Session) -> None:
+        """Which lines each test reaches, and how long it takes."""
+        with tempfile.NamedTemporaryFile("r") as file:
+            if forked(lambda: self.traced(session, Path(file.name)), 1200) != 0:
+                sys.exit(f"{self.path}: its tests fail as it is: {file.read() or 'in 20 minutes no end'}")
+            self.reached, self.took = json.load(file)
+
+    def traced(self, session: pytest.Session, file: Path) -> int:
+        tracer = coverage.Coverage(data_file=None, include=[str(self.path)], config_file=False)
+        tracer.start()
+        took = {}
+        for item, following in zip(session.items, [*session.items[1:], None], strict=True):
+            tracer.switch_context(item.nodeid)
+            began = time.monotonic()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            took[item.nodeid] = time.monotonic() - began
+            if session.testsfailed:
+                file.write_text(item.nodeid, encoding="utf-8")
+                return 1
+        tracer.stop()
+        reached: dict[str, list[int]] = {item.nodeid: [] for item in session.items}
+        for line, tests in tracer.get_data().contexts_by_lineno(str(self.path)).items():
+            for test in tests:
+                reached[test].append(line)
+        file.write_text(json.dumps([reached, took]), encoding="utf-8")
+        return 0
+
+
+def mutate(file: str, most: int, end: float, folder: str) -> bool:
+    name, _, line = file.removeprefix("pruninglab/").partition(":")
+    module = importlib.import_module("pruninglab." + name.removesuffix(".py").replace("/", "."))
+    path = ROOT / "pruninglab" / name
+    plugin = Mutating(path, module, drawn(path, most, int(line) if line else None), end)
+    files = [str(ROOT / "tests" / f"test_{test}.py") for test in TESTS[name]]
+    quiet = ["-s", "-qq", "--tb=short", "--assert=plain", f"--rootdir={ROOT}", f"--basetemp={folder}/tests"]
+    quiet += (f"-pno:{unused}" for unused in ("cacheprovider", "xdist", "nbval", "cov"))
+    pytest.main([*quiet, *files], plugins=[plugin])
+    return plugin.passed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="*", default=[f"pruninglab/{name}" for name in TESTS])
-    parser.add_argument("--seconds", type=float, default=900, help="when to stop; mutants come in random order")
+    parser.add_argument("--most", type=int, default=40, help="mutants of one file")
+    parser.add_argument("--seconds", type=float, default=1800, help="when to stop")
     chosen = parser.parse_args()
-    end = time.monotonic() + chosen.seconds
+    end, passed = time.monotonic() + chosen.seconds, True
     for number, file in enumerate(chosen.files):
-        path = ROOT / file
-        name = file.removeprefix("pruninglab/")
-        module = importlib.import_module("pruninglab." + name.removesuffix(".py").replace("/", "."))
-        tests = commands(name)
-        began = time.monotonic()
-        if killed(Mutant(ast.parse(path.read_text(encoding="utf-8")), 0, "", ""), module, path, tests, 600):
-            sys.exit(f"{file}: its tests fail as it is")
-        limit = 10 + 5 * (time.monotonic() - began)
-        drawn = mutants(path)
-        random.Random(0).shuffle(drawn)
         share = time.monotonic() + (end - time.monotonic()) / (len(chosen.files) - number)
-        tried, survivors = 0, []
-        for mutant in drawn:
-            if time.monotonic() > share:
-                break
-            tried += 1
-            if not killed(mutant, module, path, tests, limit):
-                survivors.append(mutant)
-                print(f"  {file}:{mutant.line}: {mutant.before!r} as {mutant.after!r}", flush=True)
-        print(
-            f"{file}: {tried} of {len(drawn)} mutants tried, {tried - len(survivors)} killed, "
-            f"{len(survivors)} survived ({len(survivors) / max(tried, 1):.0%})",
-            flush=True,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            child = os.fork()  # each file begins with the same state
+            if not child:
+                os._exit(int(not mutate(file, chosen.most, share, folder)))
+            passed &= os.waitpid(child, 0)[1] == 0
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":

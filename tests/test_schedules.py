@@ -23,6 +23,12 @@ def test_rises_to_exactly_the_final_sparsity(schedule):
     assert schedule(2) == 0.9
 
 
+def test_the_end_is_exact_whatever_the_curve_rounds_to():
+    kinds = (lab.Constant, lab.Linear, lab.Cubic, lab.Exponential, lab.Narang)
+    pairs = [(i / 101, final / 97) for i in range(0, 60, 7) for final in range(60, 97)]
+    assert [(kind, pair) for kind in kinds for pair in pairs if kind(pair[1], pair[0])(1.0) != pair[1]] == []
+
+
 def test_values_by_hand():
     assert lab.Linear(0.8)(0.25) == pytest.approx(0.2)
     assert lab.Cubic(0.8)(0.5) == pytest.approx(0.8 * (1 - 0.5**3))

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from equivalent import EQUIVALENT
+from mutation import TESTS, drawn, mutants
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -190,3 +192,13 @@ def test_tests_that_share_something_go_to_one_worker() -> None:
     file, test = NETWORK.strip("[").split("::")
     assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
     assert all((ROOT / "tests" / name).is_file() for name in WHOLE if name.startswith("test_"))
+
+
+def test_mutants_that_are_explained_are_still_mutants() -> None:
+    """And each file has its tests, and the mutants drawn of it are always the same ones."""
+    package = ROOT / "pruninglab"
+    found = {(m.text, m.before, m.after) for name in TESTS for m in mutants(package / name)}
+    assert EQUIVALENT.keys() - found == set()
+    assert [t for tests in TESTS.values() for t in tests if not (ROOT / f"tests/test_{t}.py").is_file()] == []
+    one, two = (list(map(str, drawn(package / "masks/choose.py", 5, None))) for _ in range(2))
+    assert one == two
