@@ -2,6 +2,7 @@
 
 import ast
 import json
+import operator
 import re
 import statistics
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from normalise_notebooks import WIDGET_VIEW, found, normalise, text
+
+import pruninglab as lab
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PICTURE = r'src="data:image/[^"]+"'
@@ -150,6 +153,26 @@ def test_each_notebook_leads_to_its_neighbours() -> None:
 def test_the_index_has_every_notebook_in_order() -> None:
     listed = re.findall(r"^\| \[(\w+)\]\(\1\.ipynb\) \|.+\| \d+ \|", (NOTEBOOKS / "README.md").read_text(), re.M)
     assert listed == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_the_glossary_leads_to_where_each_word_is_explained() -> None:
+    rows = re.findall(r"^\| (.+) \| .+ \| (.+) \| \[\d+\]\((\w+)\.ipynb\) \|$", glossary(), re.M)
+    assert len(rows) > 40
+    assert [term for term, *_ in rows] == sorted((term for term, *_ in rows), key=str.lower)
+    pages = {path.stem: nbformat.read(path, as_version=4).cells for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    prose = {name: "\n".join(c.source for c in cells if c.cell_type == "markdown") for name, cells in pages.items()}
+    for term, names, page in rows:
+        for word in term.split(", "):
+            assert word.lower() in prose[page].lower(), f"{page} does not have {word}"
+            bold = re.compile(rf"(?<!- )\*\*{re.escape(word)}\*\*", re.I)
+            assert not [name for name in prose if name < page and bold.search(prose[name])], word
+        for name in re.findall("`([^`]+)`", names):
+            known = operator.attrgetter(name[4:])(lab) if name.startswith("lab.") else name
+            assert known is not name or any(name in cell.source for cell in pages[page]), f"{page} does not have {name}"
+
+
+def glossary() -> str:
+    return (NOTEBOOKS / "README.md").read_text(encoding="utf-8").partition("## Glossary")[2]
 
 
 OTHERS = {
