@@ -155,7 +155,7 @@ def show(pattern: str, csv: Path | None) -> None:
 
 def measure(given: argparse.Namespace) -> int:
     """Train the rows of a table, or list them; 0 if every row has its record."""
-    from .benchmark import TABLES, describe_table, run_table
+    from .benchmark import TABLES, describe_table, estimate, run_table
 
     if not given.table:
         for name in TABLES:
@@ -163,8 +163,13 @@ def measure(given: argparse.Namespace) -> int:
         return 0
     print(describe_table(given.table, given.rows), flush=True)
     options = {"precision": given.precision} if given.precision else {}
-    for seed, name, result in run_table(given.table, given.seeds, given.out, given.work, only=given.rows, **options):
-        print(f"seed {seed}  {name:<18}{result.status:<15}val {result.val:.2%}  test {result.test:.2%}  "
+    options |= {"only": given.rows, "data": given.data}
+    if given.estimate:
+        print(estimate(given.table, **options))
+        return 0
+    options |= {"weights": given.weights}
+    for seed, name, result in run_table(given.table, given.seeds, given.out, given.work, **options):
+        print(f"seed {seed}  {name:<22}{result.status:<15}val {result.val:.2%}  test {result.test:.2%}  "
               f"{result.size['nonzero']:,} parameters left", flush=True)  # fmt: skip
     return 0
 
@@ -184,6 +189,9 @@ def _add_measure(commands: Any) -> None:
     add("--rows", nargs="+", default=[], metavar="ROW", help="some of the rows (default: all)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
     add("--precision", choices=("fp32", "bf16"), help="bf16 is faster where the processor has it")
+    add("--data", default="", metavar="folder:PATH", help="the images of a table of ImageNet")
+    add("--weights", type=Path, metavar="FILE", help="the dense network that a table of ImageNet starts from")
+    add("--estimate", action="store_true", help="train a few steps, and say how long a seed takes here")
     add("--out", type=Path, default=Path("runs/papers"), help="folder for the records")
     add("--work", type=Path, default=Path("runs/papers-work"), help="folder for the checkpoints to go on from")
 

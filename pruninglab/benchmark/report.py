@@ -85,8 +85,8 @@ def _measured(folder: str | Path, table: str) -> dict[str, Any]:
 def _line(name: str, row: Row, printed: tuple[str, int, str], measured: dict[str, Any]) -> dict[str, Any]:
     paper, number, label = printed
     told, digits = _accuracy(paper, number, label)
-    of = measured[name]
-    low, mean, high = interval(of["test_accuracy"].to_numpy(float))
+    of, top5 = measured[name], any(t.metric == "top-5" for t in papers.TABLES if (t.paper, t.number) == (paper, number))
+    low, mean, high = interval(of["test_top5" if top5 else "test_accuracy"].to_numpy(float))
     missed = told - round(mean, digits)
     counted = "sparsity_weights_and_biases" if paper == "bonetta" else "sparsity_weights"
     return {
@@ -124,6 +124,8 @@ def _controls(row: Row, rows: dict[str, Row], measured: dict[str, Any]) -> dict[
 def _accuracy(paper: str, number: int, label: str) -> tuple[float, int]:
     """As a fraction, and how many of its digits are printed."""
     printed: Any = papers.table(paper, number)
-    (text,) = printed.loc[printed.iloc[:, 0] == label, [c for c in printed if str(c).startswith("Accuracy")]].iloc[0]
+    first = printed.iloc[:, 0]
+    named = (first == label) | (first + " " + printed["Rate"] == label if "Rate" in printed else False)
+    (text,) = printed.loc[named, [c for c in printed if "Acc" in str(c)]].iloc[0]
     digits = text.rstrip("%")
     return float(digits) / 100, len(digits.partition(".")[2]) + 2

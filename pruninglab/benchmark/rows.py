@@ -1,6 +1,6 @@
 """What is trained for each row of a table. All rows of one seed start from one dense net and take equal steps.
 
-A row is a function of a `Cell` that returns its last run. `TABLES` has the rows by name; their order is that of a run.
+A row is a function of a `Cell` that returns its last run.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,8 +58,25 @@ class Row:
     sparsity: float = 0.0
     """Of the weights."""
     printed: tuple[tuple[str, int, str], ...] = ()
-    """The paper, the table and the row that this one is measured against."""
+    """The paper, the table and the row that this one is measured against. Two rows of one name differ by their rate."""
     tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one network and data set by name, in the order of a run."""
+
+    rows: Mapping[str, Row]
+    data: str = ""
+    """Its name; without one, the data set is a folder of images that is named by whoever runs the table."""
+    model: str = "lenet5"
+    checkpoint: str = ""
+    """The file of dense weights to start from. Without one, each seed trains its own for `start` epochs."""
+    start: int = 4
+    epochs: int = 33
+    """Of each row."""
+    val: float = 1 / 12
+    options: Mapping[str, Any] = field(default_factory=lambda: {"weight_decay": 5e-5})
 
 
 def _dense(cell: Cell) -> Run:
@@ -86,18 +103,22 @@ def _variational(sparsity: float) -> Callable[[Cell], Run]:
     return lambda cell: cell.fit(VariationalDropout(sparsity, end=0.75))
 
 
-def _relevance(sparsity: float, bound: float, fraction: float = 0.04) -> Callable[[Cell], Run]:
+def _relevance(
+    sparsity: float, bound: float, fraction: float = 0.04, every: int = 55, strength: float = 1e-3
+) -> Callable[[Cell], Run]:
     def make(cell: Cell) -> Run:
-        gate = PruneWhileAccurate(bound, target=sparsity, prune_fraction=fraction, every_steps=55, patience=None)
-        each: dict[str, Any] = {"regularizer": RelevanceL2(1e-3), "epochs": cell.epochs - 10, "finetune": 10}
+        gate = PruneWhileAccurate(bound, target=sparsity, prune_fraction=fraction, every_steps=every, patience=None)
+        tuned = cell.epochs * 10 // 33
+        each: dict[str, Any] = {"epochs": cell.epochs - tuned, "finetune": tuned, "regularizer": RelevanceL2(strength)}
         options = {**cell.options, "biases": True, "weight_decay": 0.0}
         return prune_while_accurate(cell.dense, cell.data, gate, folder=cell.folder, **each, **options).last
 
     return make
 
 
-def _admm(sparsity: float | Mapping[str, float], finetune: int = 12) -> Callable[[Cell], Run]:
+def _admm(sparsity: float | Mapping[str, float]) -> Callable[[Cell], Run]:
     def make(cell: Cell) -> Run:
+        finetune = cell.epochs * 12 // 33
         each: dict[str, Any] = {"epochs": cell.epochs - finetune, "finetune": finetune, "folder": cell.folder}
         return admm(cell.dense, cell.data, sparsity, **each, **cell.options).last
 
@@ -242,6 +263,3 @@ FASHION: dict[str, Row] = {
     "lobster": Row("LOBSTER", _pulled(0.957, LOBSTER(1e-4)), 0.957, (("bonetta", 4, "Tart. et al., 2021 [4]"),)),
     **_controls(**{"12": 0.915, "14": 0.93, "23": 0.957, "32": 0.969}),
 }
-
-TABLES: dict[str, dict[str, Row]] = {"MNIST": MNIST, "FashionMNIST": FASHION}
-"""The tables by the name of their data set, and the rows of each by name."""

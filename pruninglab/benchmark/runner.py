@@ -1,5 +1,6 @@
 """Run the rows of a table, seed by seed. What has a record is not trained again, what was broken off goes on."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,17 @@ from ..models.building import build
 from ..recipes.stages import dense_start
 from ..results.record import Result
 from ..storage import sparse
+from ..train.fit import fit
+from ..train.options import Options
 from ..train.run import Run
-from .rows import TABLES, Cell, Row
+from .rows import Cell, Row, Table
+from .tables import TABLES
 from .verify import NETWORK
 
-START, EPOCHS = 4, 33
 SHIPPED = 1 << 16
 """A pruned network whose sparse file has at most so many bytes is kept beside its record."""
+TRIED = 3
+"""Steps by which a table is estimated, after one that is not counted."""
 
 
 def run_table(
@@ -27,25 +32,30 @@ def run_table(
     work: str | Path,
     *,
     only: Sequence[str] = (),
-    start: int = START,
-    epochs: int = EPOCHS,
+    data: str = "",
+    weights: str | Path | None = None,
+    start: int | None = None,
+    epochs: int | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, str, Result]]:
     """Seed, row and record of each row of `table` for each seed, as they are done.
 
-    All rows of a seed start from one dense net of `start` epochs and take `epochs` more. `out` gets one record for each
-    row, and its network where that is small; `work` has the checkpoints to go on from.
+    All rows of a seed start from one dense net of `start` epochs and take `epochs` more; without these, as the table
+    has them. A table of ImageNet takes `data="folder:PATH"`, and starts from `weights`, a checkpoint of torchvision.
+    `out` gets one record for each row, and its network where that is small; `work` has the checkpoints to go on from.
     """
-    rows = chosen(table, only)
+    asked, rows = known(table), chosen(table, only)
     for seed in seeds:
-        given = {"seed": seed, "weight_decay": 5e-5, "progress": False, **options}
+        given = {"seed": seed, "progress": False, **asked.options, **options}
         home, made = Path(out, f"seed-{seed}"), Path(work, f"seed-{seed}")
         missing = {name: row for name, row in rows.items() if not (home / f"{name}.json").exists()}
         if not missing:
             continue
-        data = load(table, seed=seed, val=1 / 12)
-        dense = dense_start(build("lenet5", data, seed=seed), data, epochs=start, folder=made / "start", **given)
-        cell = Cell(data, dense, epochs, made, given)
+        images = load(_data(table, data), seed=seed, val=asked.val)
+        model = build(asked.model, images, seed=seed, weights=_weights(table, weights))
+        began = asked.start if start is None else start
+        dense = dense_start(model, images, epochs=began, folder=made / "start", **given)
+        cell = Cell(images, dense, epochs or asked.epochs, made, given)
         for name, row in missing.items():
             run = row.make(replace(cell, folder=made / name))
             if run.status == "interrupted":
@@ -53,14 +63,40 @@ def run_table(
             yield seed, name, keep(run, row, home / name)
 
 
-def describe_table(table: str, only: Sequence[str] = (), start: int = START, epochs: int = EPOCHS) -> str:
+def describe_table(table: str, only: Sequence[str] = ()) -> str:
     """What a table has, and what it takes."""
-    rows = chosen(table, only)
-    lines = [f"{table}: {len(rows)} rows, for each seed {start} + {len(rows)} x {epochs} epochs of LeNet-5"]
+    asked, rows = known(table), chosen(table, only)
+    begins = f"the weights in {asked.checkpoint}" if asked.checkpoint else f"{asked.start} epochs"
+    lines = [
+        f"{table}: {len(rows)} rows of {asked.model}, for each seed {begins} and {len(rows)} x {asked.epochs} epochs"
+    ]
     for name, row in rows.items():
         beside = "; ".join(f"{paper}, Table {number}: {line}" for paper, number, line in row.printed)
-        lines.append(f"  {name:<18}{row.method:<22}{row.sparsity:>7.2%}  {beside}".rstrip())
+        lines.append(f"  {name:<22}{row.method:<28}{row.sparsity:>7.2%}  {beside}".rstrip())
     return "\n".join(lines)
+
+
+def estimate(table: str, only: Sequence[str] = (), data: str = "", **options: Any) -> str:
+    """How long a seed takes on this machine, by a few steps of the dense net.
+
+    Methods cost up to a few times more than their steps. The time is that of one process.
+    """
+    asked, rows = known(table), chosen(table, only)
+    given: dict[str, Any] = {**asked.options, **options}
+    images = load(_data(table, data), val=asked.val)
+    size = min(given.get("batch_size", Options(epochs=1).batch_size), len(images.train))
+    moments: list[float] = []
+
+    def note(run: Run) -> None:
+        moments.append(time.perf_counter())
+        if len(moments) > TRIED:
+            run.interrupt()
+
+    given |= {"batch_size": size, "progress": note}
+    fit(build(asked.model, images), images, epochs=1, **given)
+    each = (moments[-1] - moments[0]) / max(len(moments) - 1, 1)
+    steps = len(images.train) // size * (asked.start + len(rows) * asked.epochs)
+    return f"{each:.3g} s a step of {size} images, {steps:,} steps a seed: about {each * steps / 3600:,.1f} hours."
 
 
 def keep(run: Run, row: Row, path: Path) -> Result:
@@ -73,10 +109,31 @@ def keep(run: Run, row: Row, path: Path) -> Result:
     return run.result
 
 
-def chosen(table: str, only: Sequence[str]) -> dict[str, Row]:
+def known(table: str) -> Table:
     if table not in TABLES:
-        raise ConfigError(f"there are no rows for {table!r}; expected one of {', '.join(TABLES)}.")
-    rows = TABLES[table]
+        raise ConfigError(f"there is no table {table!r}; expected one of {', '.join(TABLES)}.")
+    return TABLES[table]
+
+
+def chosen(table: str, only: Sequence[str]) -> dict[str, Row]:
+    rows = known(table).rows
     if unknown := set(only) - set(rows):
         raise ConfigError(f"{table} has no row {', '.join(sorted(unknown))}; expected some of {', '.join(rows)}.")
     return {name: row for name, row in rows.items() if not only or name in only}
+
+
+def _data(table: str, given: str) -> str:
+    if not (name := given or TABLES[table].data):
+        raise ConfigError(
+            f"{table} is measured on ImageNet, which has to be at hand: give data='folder:PATH' (--data folder:PATH) "
+            "for PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg."
+        )
+    return name
+
+
+def _weights(table: str, given: str | Path | None) -> str | Path | None:
+    if given is None and (name := TABLES[table].checkpoint):
+        raise ConfigError(
+            f"the rows of {table} start from a trained network: give weights= (--weights), say torchvision's {name}."
+        )
+    return given
