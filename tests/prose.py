@@ -1,5 +1,7 @@
-"""What the tests of the prose read: sentences, words and numbers of a text in Markdown."""
+"""What the tests of the prose read: sentences, words and numbers of a text in Markdown or of a module."""
 
+import ast
+import inspect
 import re
 from collections.abc import Iterator
 
@@ -38,3 +40,22 @@ def numbers(markdown: str) -> list[str]:
     """Numbers in prose and headings: `99.0` of "99.0 %", none of `LeNet-5`, code, formulas or links."""
     text = NOT_PROSE.sub("", markdown)
     return NUMBER.findall(re.sub(r"^\s*\d+\.\s", "", SPAN.sub("x", LINK.sub(r"\1", text)), flags=re.MULTILINE))
+
+
+def said_by(module: ast.Module) -> Iterator[str]:
+    """Docstrings of all kinds, those under a constant too, and messages of errors."""
+    for node in ast.walk(module):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield _without_examples(inspect.cleandoc(text))
+            case ast.Raise(exc=ast.Call(args=[ast.Constant(value=str(text)), *_])):
+                yield text
+            case ast.Raise(exc=ast.Call(args=[ast.JoinedStr(values=parts), *_])):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)
+            case _:
+                pass
+
+
+def _without_examples(docstring: str) -> str:
+    prose = re.sub(r"^>>>.*?(?:\n\n|\Z)", "\n\n", docstring, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^ {4}.*$", "", prose, flags=re.MULTILINE)

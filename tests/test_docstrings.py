@@ -1,5 +1,6 @@
 """Examples in docstrings run, and say what they print. A reader's `model`, `data`, `dense` and `run` are at hand."""
 
+import ast
 import doctest
 import inspect
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from make_book import ROOMS
+from prose import said_by, sentences, words
 
 import pruninglab as lab
 
@@ -63,3 +65,31 @@ def test_no_example_is_lost() -> None:
 
 
 SHOWN = 80
+
+
+def test_no_sentence_of_a_docstring_or_an_error_is_longer_than_30_words() -> None:
+    files = sorted(Path(lab.__file__).parent.rglob("*.py"))
+    texts = [(path.name, text) for path in files for text in said_by(ast.parse(path.read_text(encoding="utf-8")))]
+    assert len(texts) > 1000
+    assert [(name, one) for name, text in texts for one in sentences(text) if words(one) > 30] == []
+
+
+def test_what_a_module_says_is_found() -> None:
+    module = '''
+"""One."""
+LEVEL = 1
+"""Two."""
+def f(x):
+    """Three.
+
+    >>> f(1)
+    2
+
+        an indented line
+
+    Four.
+    """
+    raise ValueError(f"no {x} here")
+'''
+    found = [one for text in said_by(ast.parse(module)) for one in sentences(text)]
+    assert sorted(found) == ["Four.", "One.", "Three.", "Two.", "no x here"]

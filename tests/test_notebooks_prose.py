@@ -108,6 +108,13 @@ def test_no_stated_number_is_left_over() -> None:
         assert stated - known(path) <= used, name
 
 
+def test_the_other_pages_have_short_sentences_too() -> None:
+    files = [*NOTEBOOKS.parent.glob("*.md"), *NOTEBOOKS.rglob("*.md")]
+    said = [(path.name, one) for path in files for one in sentences(path.read_text(encoding="utf-8"))]
+    assert {"README.md", "CONTRIBUTING.md", "guide.md"} <= {name for name, _ in said}
+    assert [(name, one) for name, one in said if words(one) > LONGEST_SENTENCE] == []
+
+
 # The checker itself.
 
 
