@@ -85,6 +85,7 @@ def behind(name: str) -> set[str]:
 METHODS = [name for name, path in FILES.items() if room(name) == "methods" and path.name != "__init__.py"]
 MANY = {
     "methods.projection.admm": 14,
+    "methods.cuts.interpretations": 14,
     "methods.noise.targeted_dropout": 14,
     "methods.projection.code_books": 14,
     "methods.channels.silence": 15,
