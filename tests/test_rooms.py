@@ -84,6 +84,7 @@ def behind(name: str) -> set[str]:
 
 METHODS = [name for name, path in FILES.items() if room(name) == "methods" and path.name != "__init__.py"]
 MANY = {
+    "methods.cuts.interpretations": 14,
     "methods.projection.admm": 14,
     "methods.cuts.interpretations": 14,
     "methods.noise.targeted_dropout": 14,
