@@ -183,6 +183,16 @@ def check(folder: Path) -> int:
     return int(bool({"differs", "damaged"} & set(found["verdict"])))
 
 
+def export_c(network: Path, out: Path, bits: int | None) -> None:
+    """Write a network that lies beside its record as one C file."""
+    from .benchmark.verify import recorded_network
+    from .deploy import export_c as written
+
+    model, data = recorded_network(network)
+    made = written(model, out, data, bits=bits)
+    print(f"{made}\nA program that reads a file of images: cc -O3 -std=c99 -DDRIVER {out} -o {out.with_suffix('')}")
+
+
 def _add_measure(commands: Any) -> None:
     add = commands.add_parser("papers", help="train the rows of a paper's table, each by its own method").add_argument
     add("table", nargs="?", default="", help="without one, all tables are listed")
@@ -241,6 +251,7 @@ EXAMPLES = {
     "  pruninglab sweep study.ipynb --grid grid.toml --out runs/grid --cell-limit 10m --retry-failed\n",
     "papers": "examples:\n  pruninglab papers\n  pruninglab papers MNIST --seeds 0 1 2\n",
     "verify": "example:\n  pruninglab verify runs/papers\n",
+    "export-c": "example:\n  pruninglab export-c runs/papers/MNIST/seed-0/relevance.sparse net.c --bits 4\n",
     "new": "example:\n  pruninglab new my_study --folder notebooks\n",
     "completion": "examples:\n  source <(pruninglab completion bash)\n"
     "  pruninglab completion fish > ~/.config/fish/completions/pruninglab.fish\n",
@@ -271,6 +282,10 @@ def parser_of() -> argparse.ArgumentParser:
     _add_measure(commands)
     command = commands.add_parser("verify", help="measure networks that lie beside their records again")
     command.add_argument("folder", type=Path)
+    command = commands.add_parser("export-c", help="write a network that lies beside its record as one C file")
+    command.add_argument("network", type=Path, help="the sparse file, beside its record")
+    command.add_argument("out", type=Path, help="the C file")
+    command.add_argument("--bits", type=int, choices=range(2, 9), help="of each weight (default: floats of 32)")
     command = commands.add_parser("completion", help="print what lets a shell complete commands and options")
     command.add_argument("shell", choices=SHELLS)
     for name, command in commands.choices.items():
@@ -297,6 +312,8 @@ def do(given: argparse.Namespace) -> int:
             return measure(given)
         case "verify":
             return check(given.folder)
+        case "export-c":
+            export_c(given.network, given.out, given.bits)
         case "completion":
             print(script(parser_of(), given.shell), end="")
     return 0

@@ -148,6 +148,13 @@ def test_the_command_says_what_differs(kept, capsys):
     assert main(["verify", str(kept.parent / "nothing")]) == 2
 
 
+def test_a_network_beside_its_record_becomes_a_c_file(kept, tmp_path, capsys):
+    assert main(["export-c", str(kept / "a.sparse"), str(tmp_path / "net.c"), "--bits", "4"]) == 0
+    assert "bytes of RAM" in capsys.readouterr().out
+    assert "int net_class(const float *image)" in (tmp_path / "net.c").read_text()
+    assert main(["export-c", str(kept / "nothing.sparse"), str(tmp_path / "net.c")]) == 2
+
+
 def test_what_has_a_record_is_not_trained_again(digits, tmp_path, monkeypatch):
     each = {"only": ["dense"], "start": 1, "epochs": 1}
     assert len(list(run_table("MNIST", [0], tmp_path / "out", tmp_path / "work", **each))) == 1

@@ -236,6 +236,20 @@ def test_rounds_take_turns_and_ratios_are_within_rounds(monkeypatch):
     assert (table.loc["a", "ms_low"], table.loc["a", "ms_high"]) == pytest.approx((2 * 2**2, 2 * 2**8))
 
 
+def test_what_is_called_is_timed_even_if_it_has_a_network_inside():
+    """An engine has one, which is not what it computes with."""
+
+    class Engine:
+        model, calls = nn.Linear(1, 1), 0
+
+        def __call__(self, x):
+            self.calls += 1
+
+    engine = Engine()
+    assert len(analysis.latency({"engine": engine, "plain": engine.model}, torch.zeros(2, 1), rounds=6, warm=1)) == 2
+    assert engine.calls == 7
+
+
 def test_measuring_leaves_the_mode_and_says_what_it_needs(data):
     model = lab.build("lenet5", data).train()
     analysis.latency({"net": model}, torch.zeros(2, *data.shape), rounds=6)

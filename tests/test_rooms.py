@@ -16,7 +16,7 @@ ROOMS = (
     *("analysis", "methods", "recipes", "benchmark", "plots", "widgets", "sweep", "console", "__init__", "__main__"),
 )
 """From the ground up. A room imports only from rooms before it."""
-COMMANDS = ("new", "sweep", "data", "demo", "report", "_write_page", "show", "measure", "check")
+COMMANDS = ("new", "sweep", "data", "demo", "report", "_write_page", "show", "measure", "check", "export_c")
 """Commands of `__main__` import what they need when they are called: the others stay quick."""
 
 

@@ -35,7 +35,7 @@ ZOO: dict[str, Any] = {
 }
 ROOMS = (
     *("", "masks", "criteria", "data", "models", "storage", "results", "train", "structured", "analysis", "methods"),
-    *("recipes", "plots", "widgets", "sweep"),
+    *("deploy", "recipes", "plots", "widgets", "sweep"),
 )
 MADE_HERE = {  # results of the package, and words for types: nobody writes their arguments
     *("Method", "Schedule", "Masks", "Result", "Run", "Training", "Snapshot", "Cut", "Trial", "Trials", "Comparison"),
@@ -46,6 +46,8 @@ MADE_HERE = {  # results of the package, and words for types: nobody writes thei
         "TensorBoard",
         "Tracker",
         "Attached",
+        "Engine",
+        "CFile",
         "Pruner",
         "Aggregate",
         "McNemar",
@@ -298,6 +300,10 @@ def right(w: World) -> dict[str, dict[str, Any]]:
         "structured.semi_structured": {"model": w.net},
         "structured.shrink": {"model": w.slim, "example": None, "masks": None, "groups": None},
         "structured.silence": {"model": w.slim, "example": None, "masks": None},
+        "deploy.compile": {"model": w.slim, "example": None, "masks": None, "threads": 1},
+        "deploy.export_c": {"model": w.slim, "path": w.folder / "n.c", "example": None, "masks": None, "bits": None},
+        "deploy.export_onnx": {"model": w.slim, "path": w.folder / "n.onnx", "example": None, "masks": None},
+        "deploy.export_program": {"model": w.slim, "example": None, "masks": None},
         "analysis.aggregate": {
             "runs": w.compared.runs.assign(method="a"),
             "by": "method",

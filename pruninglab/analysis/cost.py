@@ -59,22 +59,27 @@ def truth(
 
 @checked
 def latency(
-    models: Mapping[str, nn.Module | HasModel], x: Tensor, rounds: Rounds = 21, warm: CountFromZero = 3
+    models: Mapping[str, nn.Module | HasModel | Callable[[Tensor], Any]],
+    x: Tensor,
+    rounds: Rounds = 21,
+    warm: CountFromZero = 3,
 ) -> pd.DataFrame:
     """Milliseconds of a forward pass over the batch `x`: median, 95 % interval of the median, times faster than first.
 
     The networks take turns in every round, so that a machine that slows down slows all; `faster` is the median of the
     ratios within rounds, between `faster_low` and `faster_high`. The first `warm` rounds do not count. The intervals
-    are those of order statistics, without an assumption about how times are distributed.
+    are those of order statistics, without an assumption about how times are distributed. Beside networks and runs this
+    takes whatever gives something for `x` when it is called: an engine of `deploy.compile`, or another runtime.
     """
     if not models:
         raise ConfigError("there is nothing to measure; give at least one model.")
-    plain = _plain(models)
-    calls = {name: _call(model, x) for name, model in plain.items()}
-    times: dict[str, list[float]] = {name: [] for name in plain}
+    called = {name: model if callable(model) else model.model for name, model in models.items()}
+    calls = {name: _call(model, x) for name, model in called.items()}
+    times: dict[str, list[float]] = {name: [] for name in called}
     with ExitStack() as modes, torch.inference_mode():
-        for model in plain.values():
-            modes.enter_context(evaluating(model))
+        for model in called.values():
+            if isinstance(model, nn.Module):
+                modes.enter_context(evaluating(model))
         for number in range(warm + rounds):
             for name, call in calls.items():
                 began = time.perf_counter()
@@ -91,8 +96,8 @@ def latency(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _call(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    device = _device(model)
+def _call(model: Callable[[Tensor], Any], x: Tensor) -> Callable[[], None]:
+    device = _device(model) if isinstance(model, nn.Module) else x.device
     x = x.to(device)
 
     def call() -> None:

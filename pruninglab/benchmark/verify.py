@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ..data.dataset import Data
@@ -66,10 +67,21 @@ def _verified(path: Path) -> dict[str, Any]:
         return row | {"verdict": "damaged", "said": str(error)}
 
 
-def _measured(path: Path, record: Result, data: Data, expected: np.ndarray) -> dict[str, Any]:
+def recorded_network(path: str | Path) -> tuple[nn.Module, Data]:
+    """The network of a sparse file, and its data, as the record beside it says."""
+    record = Result.read(Path(path).with_suffix(".json"))
+    data = _data(record)
+    return _network(Path(path), record, data), data
+
+
+def _network(path: Path, record: Result, data: Data) -> nn.Module:
     made = record.config["model"]
     model = build(made["name"], data, seed=made.get("seed", 0), widths=made.get("widths"), **made.get("options", {}))
-    sparse.load(path, model)
+    return sparse.load(path, model)
+
+
+def _measured(path: Path, record: Result, data: Data, expected: np.ndarray) -> dict[str, Any]:
+    model = _network(path, record, data)
     nonzero = sum(int((p != 0).sum()) for p in model.parameters())
     answers, narrow = Answers(), record.config["precision"] == "bf16"
     model.eval()

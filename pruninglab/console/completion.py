@@ -37,7 +37,7 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str],
     for action in groups._group_actions:
         helps = {choice.dest: choice.help or "" for choice in action._get_subactions()}
         for name, command in action.choices.items():
-            words = [option for one in command._actions for option in (*one.option_strings, *(one.choices or ()))]
+            words = [str(word) for one in command._actions for word in (*one.option_strings, *(one.choices or ()))]
             yield name, words, helps.get(name, "")
 
 

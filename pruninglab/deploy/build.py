@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..data.stored import cache_folder
 
 SOURCE = Path(__file__).with_name("engine.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+PORTABLE = ("-O3", "-std=c99", "-shared", "-fPIC")
 LIMIT = 120
 """Seconds for the compiler: far more than it takes."""
 
@@ -46,6 +48,14 @@ def library() -> ctypes.CDLL:
         except OSError as error:
             refused = f"{folder} cannot hold compiled code ({error})"
     raise Unbuilt(refused)
+
+
+def portable(source: Path) -> ctypes.CDLL:
+    """A C file as a library, built for any processor of this kind and gone with the process."""
+    built = _own_folder() / f"{hashlib.sha256(source.read_bytes()).hexdigest()[:24]}.so"
+    if not built.exists():
+        _build(built, source, PORTABLE)
+    return ctypes.CDLL(str(built))
 
 
 @cache
@@ -82,20 +92,20 @@ def _processor() -> str:
     return "|".join([platform.machine(), platform.processor(), *(first[key] for key in sorted(first))])
 
 
-def _build(path: Path) -> None:
+def _build(path: Path, source: Path = SOURCE, flags: Sequence[str] = FLAGS) -> None:
     """Into a file of its own, which is then renamed: processes that build at once do not see each other's halves."""
     number, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(number)
     part = Path(name)
     try:
-        command = [compiler(), *FLAGS, str(SOURCE), "-o", name]
+        command = [compiler(), *flags, str(source), "-o", name]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
         except subprocess.TimeoutExpired:
             raise Unbuilt(f"{command[0]} took more than {LIMIT} seconds") from None
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise Unbuilt(f"{command[0]} could not build the engine: {said.strip()}")
+            raise Unbuilt(f"{command[0]} could not build {source.name}: {said.strip()}")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

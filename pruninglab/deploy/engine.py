@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from .. import _html
 from ..errors import ConfigError
 from ..train.run import Run
+from ..typed import Count, checked
 from . import build
 from .graph import Foreign, Layer, Network, Shape
 from .lowering import Untraceable, lower
@@ -280,12 +281,13 @@ class Engine:
         return f"<b>{_html.cell(repr(self))}</b>" + _html.table(list(table), table.round(4).astype(str).values.tolist())
 
 
+@checked
 def compile(
     model: nn.Module | Run,
     example: Example | None = None,
     masks: Mapping[str, Tensor] | None = None,
     *,
-    threads: int | None = None,
+    threads: Count | None = None,
 ) -> Engine:
     """A callable with the logits of a pruned network, computed by C code from its surviving weights alone.
 
@@ -303,8 +305,6 @@ def compile(
         engine = lab.deploy.compile(run)
         logits = engine(images)
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}; expected at least 1, or None for as many as torch uses.")
     return Engine(plain(model, example, masks), images(model, example), threads)
 
 

@@ -40,6 +40,12 @@ class Layer:
     def weighted(self) -> bool:
         return self.weight is not None
 
+    def before_pooling(self, read: Shape) -> Pair:
+        """Rows and columns that a convolution computes of an image of this shape."""
+        sides = zip(read[1:], self.padding, self.dilation, self.kernel, self.stride, strict=True)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sides)
+        return height, width
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias in 32 bits, with the scale inside."""
         assert self.weight is not None

@@ -220,7 +220,7 @@ class Plan:
         else:
             height, width = (n * (layer.pool or 1) for n in out.shape[1:])
             if layer.pool:
-                height, width = self._before_pooling(layer, source)
+                height, width = layer.before_pooling(source.shape)
             read, entries = self._convolved(layer, weight.numpy(), source)
             full = weight[0].numel() * layer.groups
         number, positions = len(self.operations), ((height - 1) * read.pitch + width) * self.lanes
@@ -242,11 +242,6 @@ class Plan:
         """Where the numbers of a flattened image lie, from its first pixel on."""
         channel, y, x = np.unravel_index(features, source.shape)
         return channel * source.plane + y * source.pitch + x
-
-    def _before_pooling(self, layer: Layer, source: Place) -> Pair:
-        sides = zip(source.shape[1:], layer.padding, layer.dilation, layer.kernel, layer.stride, strict=True)
-        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sides)
-        return height, width
 
     def _convolved(self, layer: Layer, weight: np.ndarray, source: Place) -> tuple[Place, Any]:
         """What a convolution reads, and for each of its weights the row, the offset in cells and the value."""

@@ -236,7 +236,7 @@ def _given(model: nn.Module | Run, example: Example | None) -> tuple[nn.Module, 
             f"got a {type(model).__name__} and a {type(example).__name__}; expected a torch.nn.Module or a finished "
             "Run, and the data set or a batch of its images."
         )
-    return model, example.to(next(iter(model.parameters())).device)
+    return model, example.to(next(iter(model.parameters()), example).device)
 
 
 def _masked(

@@ -4,6 +4,8 @@ Fang et al., "DepGraph: towards any structural pruning", CVPR 2023.
 """
 
 import copy
+import importlib
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,8 +193,7 @@ def _coupled(model: nn.Module, x: Tensor) -> list[Group]:
 
 def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pads"]:
     """torch-pruning's graph of a copy in which everything has a gradient; the copy; where it begins and ends."""
-    import torch_pruning
-
+    torch_pruning = _torch_pruning()
     traced = copy.deepcopy(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(True)
@@ -216,13 +217,24 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[Any, nn.Module, list[Any], "_Pa
 
     graph = torch_pruning.DependencyGraph()
     with torch.enable_grad():
-        graph.build_dependency(traced, start, forward_fn=forward, customized_pruners=kinds, verbose=False)  # pyright: ignore[reportArgumentType]
+        graph.build_dependency(traced, start, forward_fn=forward, customized_pruners=kinds, verbose=False)
     for module in padding:
         node = graph.module2node[module]
         for dependency in node.dependencies:
             if dependency.target in node.inputs:
                 dependency.index_mapping[0] = _Below(pads.inputs[module])
     return graph, traced, ends, pads
+
+
+def _torch_pruning() -> Any:
+    """torch-pruning, without timm and all of torchvision, which it would import to count what nobody asks it for."""
+    if "torch_pruning" not in sys.modules and "timm" not in sys.modules:
+        sys.modules["timm"] = None  # pyright: ignore[reportArgumentType] (Python's word for "there is none")
+        try:
+            return importlib.import_module("torch_pruning")
+        finally:
+            del sys.modules["timm"]
+    return importlib.import_module("torch_pruning")
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
