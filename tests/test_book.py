@@ -76,7 +76,11 @@ def test_the_book_has_no_dead_link_no_missing_image_and_no_error_in_the_console(
     """Each page in a real browser, with a place for each link within the book; one of them in the dark as well."""
     sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     address, folder = site
-    pages = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.html") if "_modules" not in path.parts)
+    pages = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.html")
+        if not {"_modules", "_static"} & set(path.parts)
+    )
     assert {"index.html", "search.html", "notebooks/05_admm.html", "reference/masks.html"} <= set(pages)
     faults: list[str] = []
     anchors: dict[str, set[str]] = {}
@@ -92,6 +96,10 @@ def test_the_book_has_no_dead_link_no_missing_image_and_no_error_in_the_console(
             faults += [f"{name}: no image {image}" for image in page.evaluate(broken)]
             anchors[name] = set(page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
             links |= {(name, href) for href in page.evaluate("[...document.links].map(a => a.href)")}
+            page.set_viewport_size({"width": 420, "height": 1000})
+            if wider := page.evaluate("document.documentElement.scrollWidth - innerWidth"):
+                faults.append(f"{name}: {wider} pixels wider than a telephone")
+            page.set_viewport_size({"width": 1300, "height": 1000})
         page.goto(address + "search.html?q=sparsity")
         page.locator("#search-results a").first.wait_for(timeout=60_000)
         page.emulate_media(color_scheme="dark")

@@ -1,5 +1,6 @@
 """Settings of the book for Sphinx. `make book` copies pages and notebooks beside this file and builds them."""
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings write `name`, as Markdown does
 autodoc_typehints = "none"
 autodoc_member_order = "alphabetical"
-autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
+autodoc_default_options = {"members": True, "undoc-members": False}
 suppress_warnings = ["docutils", "ref.ref", "myst.header"]  # docstrings are prose, not reStructuredText
 html_math_renderer = "mathml"  # browsers draw it themselves: the pages need nothing from elsewhere
 
@@ -57,5 +58,23 @@ def _block(writer: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+def _as_markdown(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Two things that docstrings write as in Markdown: |w| is a formula, and an indented paragraph is code."""
+    written: list[str] = []
+    for line in lines:
+        code = line.startswith((" ", ">>>"))
+        if line.startswith("    ") and written and not written[-1]:
+            written += ["::", ""]
+        written.append(line if code else re.sub(r"(`[^`]*`)|\|", lambda found: found.group(1) or r"\|", line))
+    lines[:] = written
+
+
+def _of_others(_app: Any, _what: str, _name: str, member: Any, _skip: bool, _options: Any) -> bool | None:
+    """What matplotlib writes into its subclasses is not of this package."""
+    return True if str(getattr(member, "__module__", "")).startswith("matplotlib") else None
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", _as_markdown)
+    app.connect("autodoc-skip-member", _of_others)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

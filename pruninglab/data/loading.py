@@ -76,7 +76,7 @@ def load(
     workers: CountFromZero = 2,
     unreadable: Literal["refuse", "skip"] = "refuse",
 ) -> Data:
-    """A data set by name: those of `available()`, or `folder:PATH` for PATH/train/CLASS/*.jpg and the like.
+    """A data set by name: those of `available()`, or `folder:PATH` for `PATH/train/CLASS/*.jpg` and the like.
 
     `train` and `test` are numbers of images: how many to draw, or a subset with every class in its share. `val` is the
     share of the training images held out by `seed`; nothing else depends on the seed. `val="test"` holds nothing out
