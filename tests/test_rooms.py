@@ -86,7 +86,6 @@ METHODS = [name for name, path in FILES.items() if room(name) == "methods" and p
 MANY = {
     "methods.cuts.interpretations": 14,
     "methods.projection.admm": 14,
-    "methods.cuts.interpretations": 14,
     "methods.noise.targeted_dropout": 14,
     "methods.projection.code_books": 14,
     "methods.channels.silence": 15,

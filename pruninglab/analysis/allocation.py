@@ -40,8 +40,8 @@ def fitting(
 ) -> dict[str, float]:
     """The sparsity of each layer with which the run fits into the sparse file's `bytes`, or into `flops` a sample.
 
-    As many weights as fit are kept, shared out as in `budget`. Bytes are those of the whole file with 32 bits a value,
-    so that training under this cut cannot make it larger; FLOPs are those on kept weights.
+    As many weights as fit are kept, shared among the layers as in `budget`. Bytes are those of the whole file with 32
+    bits a value, so training under these masks cannot make it larger. FLOPs are those on kept weights.
     """
     if (bytes is None) == (flops is None):
         raise ConfigError("give either bytes= or flops= as the budget.")
@@ -74,9 +74,9 @@ def fitting(
 def sensitivity(
     run: Run, shares: Sequence[BelowOne] = SHARES, split: Literal["train", "val", "test"] = "val"
 ) -> pd.DataFrame:
-    """Loss and accuracy when one layer alone is cut by magnitude at each of `shares`, and as it is.
+    """Loss and accuracy when one layer alone is cut by magnitude at each of `shares`, and when it is not.
 
-    The others stay as they are, and nothing is retrained: what is measured is how much a layer can spare at once.
+    The others stay as they are, and nothing is retrained. So it measures how much a layer can lose at once.
     """
     now = run.evaluate(split)
     rows = []

@@ -249,16 +249,17 @@ def compare(
     counted: str = "weights",
     allow: str | Sequence[str] = (),
 ) -> Comparison:
-    """Runs side by side if that is fair, else a ConfigError that says which differ and in what.
+    """Runs side by side if that is fair. Otherwise a ConfigError says which runs differ, and in what.
 
-    `by` is the column that names the methods; without it they are the methods with their settings but for how much is
-    cut. `counted` is of what sparsity is taken: "weights", "weights_and_biases" or "all". `allow` lists what may differ
-    all the same (`allow="lr"`, say; a refusal names the word). The comparison then says so and shows it in a column. A
-    method that has several runs of one seed only by that difference gets it into its name. With "seeds" only those that
-    all methods have are compared, or, if there is none, each two methods by those that both have.
+    `by` is the column that names the methods. Without it, runs with the same method and settings form one group,
+    whatever their sparsity. `counted` says what sparsity counts: "weights", "weights_and_biases" or "all". `allow`
+    lists what may differ anyway, such as `allow="lr"`; a refusal names the word. The comparison then says so and shows
+    it in a column. If that difference alone gives a method several runs of one seed, it becomes part of the method's
+    name. With "seeds" the comparison uses only seeds that all methods have. If there is none, each two methods are
+    compared by those that both have.
 
-    The folder of a recipe holds a record of each training. Those that a later one went on from, and trials that the
-    recipe did not choose, are left out, unless `allow` has "steps" or `by` is "stage".
+    The folder of a recipe holds a record of each training. Two kinds are left out: those that a later training
+    continues, and trials that the recipe did not choose. `allow="steps"` or `by="stage"` includes them.
 
     Records of a study may lie under a file `study.toml`. It says what differs there on purpose, and why.
     """

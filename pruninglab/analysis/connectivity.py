@@ -67,9 +67,10 @@ def heat(graph: Graph, start: np.ndarray, t: Strength) -> np.ndarray:
 def channel_graph(model: nn.Module) -> tuple[Graph, int]:
     """The symmetric weights W between channels, and how many of these, the first, are inputs of the network.
 
-    A channel is one output of a convolution or a linear layer; what a skip connection gives belongs to the channels
-    that it joins. An edge weighs the sum of |w| over the kernel, or over the pixels of a channel for a linear layer
-    behind convolutions. Norms and activations are passed over; a residual sum hands on the channels of both its ways.
+    A channel is one output of a convolution or a linear layer. What a skip connection gives belongs to the channels
+    that it joins. The weight of an edge is the sum of |w| over the kernel. For a linear layer behind convolutions it is
+    the sum over the pixels of a channel. Norms and activations are skipped. A residual sum passes on the channels of
+    both branches.
     """
     graph = fx.symbolic_trace(model).graph
     layers = {node: module for node in graph.nodes if (module := _layer(model, node)) is not None}

@@ -74,7 +74,7 @@ def norm_scale(model: nn.Module, batches: Batches | None = None) -> dict[str, Te
 class FilterTaylor(OfGradients):
     """|Σ w·g| over each filter: the first-order change of the loss when all of it is cut, as by Molchanov 2019.
 
-    The sum is what a gate on the channel would feel, so that what cancels inside a filter does not count.
+    The sum is the gradient of a gate on the channel, so values that cancel inside a filter do not count.
     """
 
     def __call__(self, model: nn.Module, batches: Batches | None) -> dict[str, Tensor]:

@@ -34,8 +34,8 @@ def enhanced(
 ) -> Trials:
     """Gradual magnitude pruning for `longer` times the epochs, with the weights where the paper found them needed.
 
-    The first convolution stays dense, the last layer is cut by 80 % at most, and all others by the same share, such
-    that the whole has `sparsity`. `folder` holds a checkpoint and a record; the same call goes on from them.
+    The first convolution stays dense, and the last layer loses at most 80 %. All others lose the same share, so that
+    the whole network reaches `sparsity`. `folder` holds a checkpoint and a record; the same call goes on from them.
     """
     weights = in_scope(model.model if isinstance(model, Run) else model, options)
     target = shares(weights, sparsity, layers_in_order(model, data, weights, options))

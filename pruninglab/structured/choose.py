@@ -109,9 +109,10 @@ class Coupled:
     """A criterion by which all layers that share a channel score it alike, so that a cut takes or leaves it whole.
 
     For runs: `Gradual(lab.Cubic(0.5), Coupled("filter_l1", groups), unit="channel")`, with `Silence()` behind it and
-    `skip=groups.fixed`. The score of a channel is its place in the order in which `structured.prune` would cut, which
-    also says what `scope` means. The best channel of each layer stays, and so do all that are fixed. A sparsity counts
-    a channel in every layer that gives it; the last one to go may be cut in some of its layers only, and stays then.
+    `skip=groups.fixed`. The score of a channel is its place in the order in which `structured.prune` would remove
+    channels; `scope` means the same there. The best channel of each layer is kept, and so are all that are fixed. A
+    sparsity counts a channel in every layer that gives it. The last channel may be cut in only some of its layers; then
+    `structured.shrink` keeps it.
     """
 
     criterion: CriterionName | Criterion

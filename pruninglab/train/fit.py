@@ -37,19 +37,25 @@ from .training import Training
 def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[FitOptions]) -> Training:
     """Train `model` on `data` with `methods`, and measure what comes out.
 
-    `model` may be a finished `Run`: its model goes on under its masks, and its steps count. What is passed in is left
-    as it is unless `inplace`. `start` is a snapshot to go on from; `epochs` counts from step 0. `loss(logits, y)` is a
-    mean over the batch; `metric(logits, y)` is one value a sample, the higher the better. The history's loss is that
-    mean, without the extra terms of methods. `skip`, `include`, `biases` and `norms` say which weights are in scope, as
-    in `prunable`. `patience` ends after so many epochs without a better validation score; `keep="best"` ends with the
-    best state instead of the last. `found_by` are runs that found the masks: their cost counts as this run's too, as
-    does that of the runs it goes on from. `checkpoint` is a file written every `every_steps` steps (default: each
-    epoch); the run resumes from it when it is there. The one before it stays beside it. Code that has changed since is
-    refused, unless `other_code`. `record` is a file for the JSON record. `progress` shows a bar; a function in its
-    place is called with the run after every step, at the end of an epoch after its evaluation, and may
-    `run.interrupt()`. Ctrl-C ends the run after its step, with a checkpoint, and so do SIGTERM and SIGUSR1, which then
-    end the process with exit code 143. `eval_batch_size` is halved once if memory is short. `tags` are columns of your
-    own in the record.
+    What is passed in is left as it is unless `inplace`. `model` may be a finished `Run`: then training continues its
+    model under its masks, and its steps count. `start` is a snapshot to continue from; `epochs` counts from step 0.
+
+    **What is trained.** `loss(logits, y)` is a mean over the batch, and the history's loss is that mean without the
+    extra terms of methods. `metric(logits, y)` is one value a sample, the higher the better. `skip`, `include`,
+    `biases` and `norms` say which weights are in scope, as in `prunable`. `eval_batch_size` is halved once if memory is
+    short.
+
+    **When it ends.** `patience` ends the run after so many epochs without a better validation score. `keep="best"` ends
+    it with the best state instead of the last. Ctrl-C ends it after the current step, with a checkpoint. SIGTERM and
+    SIGUSR1 do the same, and then end the process with exit code 143.
+
+    **What it writes.** `record` is a file for the JSON record, and `tags` are columns of your own in it. `checkpoint`
+    is a file written every `every_steps` steps (default: each epoch), with the one before it beside it. The run resumes
+    from it when it is there. Code that has changed since is refused, unless `other_code`. `found_by` are runs that
+    found the masks. Their cost counts as this run's too, as does that of the runs that it continues.
+
+    **What it shows.** `progress` shows a bar. A function in its place is called with the run after every step; at the
+    end of an epoch, after its evaluation. It may call `run.interrupt()`.
 
     >>> run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=2)
     >>> run.status, len(run.history)
@@ -144,7 +150,7 @@ def prune(
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest scores set to 0, and the masks: `fit(pruned, data, masks=masks)` trains on.
 
-    `data` is for criteria that take gradients; `masks` are those that hold already (a run's own by default); the rest
+    `data` is for criteria that take gradients. `masks` are those that already hold (a run's own by default). The rest
     is as in `keep_top`.
 
     >>> pruned, masks = lab.prune(model, 0.9)

@@ -20,13 +20,13 @@ def subgradient(scale: Tensor, strength: float) -> Tensor:
 
 @dataclass
 class Slimming(Method):
-    """Adds λ·Σ|γ| over the scales γ of all batch norms to the loss, so that channels that are not needed fall silent.
+    """Adds λ·Σ|γ| over the scales γ of all batch norms to the loss, so that unneeded channels fall silent.
 
     The gradient of the term is λ·sgn(γ), added after the backward pass; at γ = 0 it is 0. Afterwards the criterion
-    `"norm_scale"` ranks channels by |γ|, all layers together: `structured.prune(run, data, 0.7, "norm_scale")` cuts
-    them, and `structured.shrink` takes them out. `strength` is λ, 1e-4 to 1e-5 in the paper with SGD; Adam scales its
-    steps by the gradients, so that other values suit. `begin` sets all γ at the start, 0.5 in the authors' code; by
-    default they are as the network has them. `scales` has |γ| of every channel, by layer, at the end of each epoch.
+    `"norm_scale"` ranks the channels of all layers together by |γ|. `structured.prune(run, data, 0.7, "norm_scale")`
+    cuts them, and `structured.shrink` removes them. `strength` is λ, 1e-4 to 1e-5 in the paper with SGD. Adam scales
+    its steps by the gradients, so it needs other values. `begin` sets all γ at the start, 0.5 in the authors' code. By
+    default they start as the network has them. `scales` has |γ| of every channel, by layer, at the end of each epoch.
     """
 
     strength: Strength = 1e-4

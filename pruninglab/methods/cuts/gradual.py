@@ -20,7 +20,7 @@ from ...typed import Count, Fraction, PositiveFraction
 class Gradual(Method):
     """Cut `cuts` times between the shares `begin` and `end` of the training, along `schedule`; then the mask is frozen.
 
-    The paper renews its masks every n steps; a number of cuts says the same whatever the length of the run. With
+    The paper renews its masks every n steps. A number of cuts means the same for runs of every length. With
     `reactivate`, as in the authors' code, a pruned weight keeps its last value aside and competes in every cut. It
     comes back with that value when kept weights have fallen below it.
 

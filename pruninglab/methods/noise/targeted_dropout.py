@@ -20,11 +20,11 @@ from . import steering
 class TargetedDropout(Method):
     """Drop the smallest weights at random while training, so that the net learns to do without; then cut them.
 
-    In every step each of the share `sparsity` (γ) of lowest magnitude is left out of the forward pass with the
-    probability `drop` (α), and gets no gradient then. `unit="channel"` drops and cuts whole units by their norm
-    (the paper's unit form). A schedule as `sparsity` raises γ with the progress of the run ("ramping"). At the share
-    `end` of the training the same share is cut, and the rest is training under the mask. Validation sees all weights;
-    nothing is rescaled, for what is dropped is to matter little.
+    The candidates are the share `sparsity` (γ) of the weights with the lowest magnitude. In every step each candidate
+    is left out of the forward pass with the probability `drop` (α), and gets no gradient then. `unit="channel"` drops
+    and cuts whole units by their norm (the paper's unit form). A schedule as `sparsity` raises γ with the progress of
+    the run ("ramping"). At the share `end` of the training the candidates are cut; then training continues under the
+    mask. Validation sees all weights. Nothing is rescaled, because the dropped weights should matter little.
 
     Deviations: candidates are the smallest of each layer (or of `scope`), the paper's those of each unit's inputs.
 

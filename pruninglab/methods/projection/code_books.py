@@ -17,14 +17,14 @@ from ...train.run import Run
 class SharedWeights(Method):
     """Give the kept weights of a layer 2^bits values that they share, and train these values.
 
-    Before the first step each weight is put on the nearest of its layer's k-means centres; from then on it stays in
-    that cluster. A value's gradient is the sum over its cluster, given to every member, so that the optimizer moves
-    all of them as one. `bits` as in `Quantize`; the paper's are 8 for convolutions and 5 for dense layers. `centres`
-    is where k-means begins: `"linear"` (the paper's choice) is between the least and the greatest weight at equal
-    distances, `"best"` finds the clusters with the least squared error. A layer that has no more than 2^bits values
-    already keeps these: after `Quantize`, this trains its levels.
+    Before the first step each weight is set to the nearest of its layer's k-means centres. From then on it stays in
+    that cluster. Every member gets the sum of the gradients over its cluster, so the optimizer moves all of them as
+    one. `bits` as in `Quantize`; the paper's are 8 for convolutions and 5 for dense layers. `centres` is where k-means
+    begins. `"linear"`, the paper's choice, puts them at equal distances between the least and the greatest weight.
+    `"best"` finds the clusters with the least squared error. A layer that already has no more than 2^bits values keeps
+    these: after `Quantize`, this trains its levels.
 
-    A pruned weight has no value to share and stays pruned; it is best to prune before.
+    A pruned weight has no value to share and stays pruned, so prune first.
 
     >>> run = lab.fit(model, data, lab.methods.SharedWeights(3), epochs=2)
     >>> run.status

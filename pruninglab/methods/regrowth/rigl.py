@@ -24,16 +24,16 @@ class RigL(Method):
     """Train at one sparsity; now and then drop each layer's smallest weights, and grow where the gradient is largest.
 
     It starts from a random mask whose layers have the shares of `scope`, or from the run's masks where these are as
-    sparse already. Each update drops a share of the kept weights of a layer by |w| and grows as many by |∂L/∂w| of that
-    batch, among all that are missing. One that is dropped and grown at once stays as it was; a new one starts at 0, and
-    so does what the optimizer remembers of it. The share falls along half a cosine from `drop_fraction` to 0 at the
-    share `end` of the training. `every_steps` is the number of steps from update to update. None is the paper's 100,
-    and fewer in a short run: enough for ten updates, or for four if ten would be less than 10 steps apart. A new weight
-    starts at 0, and would be the next to go if it had no time to grow.
+    sparse already. Each update drops the share of a layer's kept weights with the smallest |w|. It grows as many of the
+    missing ones: those with the largest |∂L/∂w| in that batch. A weight that is dropped and grown at once stays as it
+    was. A new one starts at 0, and so does what the optimizer remembers of it. The share falls along half a cosine,
+    from `drop_fraction` to 0 at the share `end` of the training. `every_steps` is the number of steps from update to
+    update. None is the paper's 100, and fewer in a short run: enough for ten updates, or for four if ten would be less
+    than 10 steps apart. A new weight starts at 0, and would be the next to go if it had no time to grow.
 
-    Deviations: the step of an update is taken too, where the authors skip it; so a new weight is moved at once by the
-    gradient that chose it. Under Adam, whose count of steps goes on, the first steps of a new weight are larger than
-    others, three to seven times in the first hundred.
+    Deviations: the authors skip the optimizer's step at an update. Here it is taken, so a new weight is moved at once
+    by the gradient that chose it. Adam's count of steps goes on. So the first hundred steps of a new weight are three
+    to seven times larger than others.
 
     >>> run = lab.fit(model, data, lab.methods.RigL(0.9, every_steps=2), epochs=2)
     >>> print(f"{run.masks.density:.0%}")

@@ -43,17 +43,18 @@ def update(
 class SparseMomentum(Method):
     """Train at one sparsity; once an epoch drop each layer's smallest weights, and grow where momentum is largest.
 
-    The momentum is a moving average of the dense gradient (`beta`), of missing weights too. What all layers drop
-    together, a share that falls along half a cosine from `drop_fraction` to 0, is handed out in proportion to the mean
-    |momentum| of each layer's kept weights, and grows in a layer where the |momentum| of the missing is largest. So
-    weights move between layers, and their number stays. It starts from a random mask whose layers have the shares of
-    `scope`, or from the run's masks where these are as sparse already. `every_steps` is the number of steps from update
-    to update, None an epoch. A new weight starts at 0, and so does what the optimizer remembers of it.
+    The momentum is a moving average of the dense gradient (`beta`), of missing weights too. The share that is dropped
+    falls along half a cosine from `drop_fraction` to 0. All layers together grow as many weights as they dropped. Each
+    layer's part is in proportion to the mean |momentum| of its kept weights. Within a layer, the missing weights with
+    the largest |momentum| grow. So weights move between layers, and their number stays. It starts from a random mask
+    whose layers have the shares of `scope`, or from the run's masks if these are as sparse already. `every_steps` is
+    the number of steps from update to update, None an epoch. A new weight starts at 0, and so does what the optimizer
+    remembers of it.
 
     Deviations: the momentum is the method's own whatever the optimizer; the authors take the optimizer's, under Adam
     divided by the root of its second moment. They drop less of a layer that is nearly full; here it regrows what it
-    dropped. What has no gradient in that step does not grow: it may lead nowhere, and stay 0. Their last update comes
-    after training, an epoch's here in the first step of the next.
+    dropped. A weight without a gradient in that step does not grow: it may lead nowhere, and stay 0. Their last update
+    comes after training; here an epoch's update comes in the first step of the next.
 
     >>> run = lab.fit(model, data, lab.methods.SparseMomentum(0.9), epochs=2)
     >>> print(f"{run.masks.density:.0%}")
