@@ -115,6 +115,15 @@ def test_the_other_pages_have_short_sentences_too() -> None:
     assert [(name, one) for name, one in said if words(one) > LONGEST_SENTENCE] == []
 
 
+def test_headings_are_there_to_which_the_browser_test_scrolls() -> None:
+    """It takes minutes, so a heading with new words is found here."""
+    source = Path(__file__).with_name("test_browser.py").read_text(encoding="utf-8")
+    wanted = re.findall(r'bring\(page, "([^"]+)"\)', source)
+    assert wanted
+    headings = re.findall(r"^### (.+)", "\n\n".join(markdown(NOTEBOOKS / "16_workbench.ipynb").values()), re.M)
+    assert [text for text in wanted if not any(text in heading for heading in headings)] == []
+
+
 # The checker itself.
 
 
