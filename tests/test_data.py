@@ -343,7 +343,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
         raise OSError("no space left on device")
 
     monkeypatch.setenv("PRUNINGLAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert len(load("strokes", train=20, test=10).test) == 10
     assert list(tmp_path.iterdir()) == []
 

@@ -327,8 +327,16 @@ def test_a_damaged_file_in_the_cache_is_built_again(monkeypatch, tmp_path):
     built.parent.mkdir()
     built.write_bytes(b"not code")
     assert isinstance(build.library(), ctypes.CDLL)
-    assert len(built.read_bytes()) > 1000
-    assert [path.name for path in built.parent.iterdir()] == [built.name]
+    whole = built.read_bytes()
+    assert len(whole) > 1000
+    assert sorted(path.name for path in built.parent.iterdir()) == [built.name, f"{built.name}.sha256"]
+    monkeypatch.setattr(build, "_build", lambda path: pytest.fail("it was built again"))
+    build.library()
+    harmed = built.with_name("harmed.so")  # not the one that this process runs
+    harmed.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    build._checksum(built).replace(build._checksum(harmed))
+    with pytest.raises(OSError, match="altered"):
+        build._loaded(harmed)
 
 
 @pytest.mark.slow
@@ -341,7 +349,7 @@ def test_two_processes_that_build_at_once_both_get_the_whole_file(tmp_path):
     ]
     widths = [process.communicate()[0].strip() for process in started]
     assert widths[0] == widths[1] in ("4", "8", "16")
-    assert len(list((tmp_path / "engine").iterdir())) == 1
+    assert len(list((tmp_path / "engine").iterdir())) == 2
 
 
 def test_norms_sums_activations_and_pools_are_drawn_into_the_layer_before():

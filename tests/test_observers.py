@@ -1,6 +1,7 @@
 """What a run reports to, and that reporting changes nothing of it."""
 
 import csv
+import shutil
 from typing import Any
 
 import pytest
@@ -63,3 +64,19 @@ def test_tensorboard_reads_what_a_run_wrote(tmp_path):
 def test_a_tracker_that_cannot_be_called_is_refused():
     with pytest.raises(lab.ConfigError, match=r"expected a function of \(numbers, step=…\)"):
         Tracker("mlflow")
+
+
+@pytest.mark.parametrize("watcher", [CSVLog, TensorBoard])
+def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, watcher):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+
+    def lose(run: lab.Run) -> None:
+        if run.step == 5:
+            shutil.rmtree(folder)
+            folder.write_text("a file where the folder was")
+
+    options: dict[str, Any] = FIT | {"progress": lose}
+    with pytest.warns(RuntimeWarning, match=r"logs.* could not be written"):
+        run = lab.fit(net(), DATA, watcher(folder / "run"), **options)
+    assert (run.status, len(run.history), len(run.result.warnings)) == ("done", 3, 1)

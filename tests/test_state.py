@@ -1,10 +1,8 @@
-"""State files: whatever is written comes back as it was, or is refused before writing; every flipped bit is noticed."""
+"""State files: whatever is written comes back as it was, or is refused before writing."""
 
 import math
 import os
-import random
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,41 +104,6 @@ def test_zeros_and_masks_take_little_room_and_come_back_to_the_bit(tmp_path, kin
 
 def bits(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def flipped(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("kind", ["snapshot", "checkpoint", "record"])
-def test_every_flipped_bit_is_noticed_and_the_file_is_named(blobs, tmp_path, kind):
-    model, path = nn.Sequential(nn.Linear(10, 4)), tmp_path / "file.x"
-    options: Any = {"epochs": 1, "progress": False}
-    run = lab.fit(model, blobs, lab.methods.OneShot(0.5), checkpoint=tmp_path / "c", record=tmp_path / "r", **options)
-    run.snapshot().save(tmp_path / "s")
-    source = tmp_path / {"snapshot": "s", "checkpoint": "c", "record": "r"}[kind]
-    read: dict[str, Any] = {
-        "snapshot": lambda: lab.Snapshot.load(path),
-        "checkpoint": lambda: lab.fit(model, blobs, lab.methods.OneShot(0.5), checkpoint=path, **options),
-        "record": lambda: lab.Result.read(path),
-    }
-    whole = source.read_bytes()
-    path.write_bytes(whole)
-    read[kind]()
-    chance = random.Random(0)
-    header = range(8 * 400)
-    bits = chance.sample(range(8 * len(whole)), 40) + chance.sample(header, 40) + list(range(64))
-    for bit in bits:
-        path.write_bytes(whole)
-        flipped(path, bit)
-        with pytest.raises(lab.DataError, match=r"file\.x"):
-            read[kind]()
-    for size in (0, 5, 300, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(lab.DataError, match=r"file\.x"):
-            read[kind]()
 
 
 def test_a_forged_structure_is_a_data_error(tmp_path):

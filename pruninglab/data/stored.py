@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import inspect
+import io
 import os
 import pickle
 import tempfile
@@ -21,6 +22,8 @@ from torch import Tensor
 from .. import _torchvision
 from ..errors import ConfigError, DataError
 
+DIGEST = 32
+"""Bytes of checksum at the beginning of a file in the cache."""
 Pairs = tuple[Tensor, Tensor]  # images and labels
 
 
@@ -38,23 +41,27 @@ def cached(draw: Callable[[int, int], Pairs], n: int, seed: int) -> Pairs:
     """`draw(n, seed)`, read from the cache folder where it lies there whole. The cache may fail, the set may not."""
     source = inspect.getsource(inspect.getmodule(draw) or draw)
     version = hashlib.sha256(source.encode()).hexdigest()[:8]  # a changed generator is another set
-    path = cache_folder() / f"{draw.__name__}-{n}-{seed}-{version}.npz"
-    with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:  # broken in many ways
-        x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
-        if len(x) == len(y) == n:
-            return x, y
+    path = cache_folder() / f"{draw.__name__}-{n}-{seed}-{version}.data"
+    with contextlib.suppress(Exception):  # broken in many ways
+        content = memoryview(path.read_bytes())
+        if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
+            with np.load(io.BytesIO(content[DIGEST:])) as file:
+                return torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
     x, y = draw(n, seed)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        packed = io.BytesIO()
+        np.savez(packed, x=x.numpy(), y=y.numpy())
+        content = packed.getvalue()
         with _replacing(path) as temporary:
-            np.savez(temporary, x=x.numpy(), y=y.numpy())
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
     return x, y
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Generator[Path]:
     """A temporary name that becomes `path` at the end, or goes: nobody ever reads half a file."""
-    handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".npz", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=path.stem, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)

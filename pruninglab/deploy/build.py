@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..data.stored import cache_folder
+from ..storage.files import write_atomic
 
 SOURCE = Path(__file__).with_name("engine.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-pthread")
@@ -39,7 +40,7 @@ def library() -> ctypes.CDLL:
     for folder in (where, _own_folder()):
         try:
             return _loaded(folder / built)
-        except OSError:  # not there yet, cut off, not writable, or a file system that runs no code
+        except OSError:  # not there yet, altered, not writable, or a file system that runs no code
             pass
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,11 +108,22 @@ def _build(path: Path, source: Path = SOURCE, flags: Sequence[str] = FLAGS) -> N
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise Unbuilt(f"{command[0]} could not build {source.name}: {said.strip()}")
         part.replace(path)
+        write_atomic(_checksum(path), _digest(path))
     finally:
         part.unlink(missing_ok=True)
 
 
+def _checksum(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
+
+
 def _loaded(path: Path) -> ctypes.CDLL:
+    if _checksum(path).read_bytes() != _digest(path):  # a changed bit of code may do anything
+        raise OSError(f"{path} was altered since it was built")
     library = ctypes.CDLL(str(path))
     library.run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2 + [ctypes.c_void_p, ctypes.c_int]
     library.run.restype = None

@@ -44,15 +44,15 @@ def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> No
         "status": run.status if run.status == "stopped" else "running",
         "reason": run.reason if run.status == "stopped" else "",
     }
-    _keep(run, path, lambda: files.save_state(path, state, keep_previous=True))
+    keep(run, path, lambda: files.save_state(path, state, keep_previous=True))
 
 
 def write_record(run: Run, path: str | Path) -> None:
     """Write the record of a run; where that cannot be, the run says so and is not lost."""
-    _keep(run, Path(path), lambda: run.save(path))
+    keep(run, Path(path), lambda: run.save(path))
 
 
-def _keep(run: Run, path: Path, write: Callable[[], object]) -> None:
+def keep(run: Run, path: Path, write: Callable[[], object]) -> None:
     """Write a file of a run. Where that fails, the run goes on in memory and says so once; it tries again next time."""
     try:
         if not path.parent.exists():

@@ -1,12 +1,14 @@
 """Where the numbers of a run go while it trains. An observer is a method that only looks: no record knows of it."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..storage.files import check_writable
+from ..storage.files import check_writable, write_atomic
+from .checkpoints import keep
 from .method import Method
 from .run import Run
 
@@ -32,11 +34,12 @@ class CSVLog(Method):
 
     def on_epoch(self, run: Run) -> None:
         rows = [{k: v for k, v in entry.items() if isinstance(v, int | float)} for entry in run.history]
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(self.path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+        path = Path(self.path)
+        keep(run, path, lambda: write_atomic(path, text.getvalue().encode()))
 
 
 @dataclass
@@ -51,9 +54,13 @@ class TensorBoard(Method):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigError("TensorBoard needs the package tensorboard; install it, or take CSVLog.") from None
-        with SummaryWriter(str(self.folder), filename_suffix=f".{run.epoch}") as writer:
-            for name, value in numbers(run).items():
-                writer.add_scalar(name, value, run.step)
+
+        def write() -> None:
+            with SummaryWriter(str(self.folder), filename_suffix=f".{run.epoch}") as writer:
+                for name, value in numbers(run).items():
+                    writer.add_scalar(name, value, run.step)
+
+        keep(run, Path(self.folder), write)
 
 
 @dataclass
