@@ -9,7 +9,8 @@ function make(kind, parent, options = {}) {
 
 function begin(el) {
   el.classList.add("pl");
-  el.dataset.lmSuppressShortcuts = "true";  // JupyterLab leaves arrows and letters to what has the focus here
+  // JupyterLab leaves arrows and letters to an element that says so itself: it asks the target before any of its parents.
+  el.addEventListener("focusin", ({ target }) => { target.dataset.lmSuppressShortcuts = "true"; });
 }
 
 function ink(element) {
