@@ -167,11 +167,25 @@ def measure(given: argparse.Namespace) -> int:
     if given.estimate:
         print(estimate(given.table, **options))
         return 0
-    options |= {"weights": given.weights}
+    if given.jobs or given.scheduler:
+        return _on_workers(given)
+    options |= {"weights": given.weights, "budget": given.budget, "protocol": given.protocol}
     for seed, name, result in run_table(given.table, given.seeds, given.out, given.work, **options):
         print(f"seed {seed}  {name:<22}{result.status:<15}val {result.val:.2%}  test {result.test:.2%}  "
               f"{result.size['nonzero']:,} parameters left", flush=True)  # fmt: skip
     return 0
+
+
+def _on_workers(given: argparse.Namespace) -> int:
+    from .sweep.papers import run_rows
+
+    paths = ("weights", "out", "work")
+    told = {name: Path(value).absolute() for name in paths if (value := getattr(given, name))}
+    told |= {name: value for name in ("precision", "data", "budget", "protocol") if (value := getattr(given, name))}
+    arguments = [f"--{name}={value}" for name, value in told.items()]
+    where = {"only": given.rows, "jobs": given.jobs, "scheduler": given.scheduler}
+    failed = run_rows(given.table, given.seeds, told["out"], arguments, **where)
+    return int(bool(failed))
 
 
 def check(folder: Path) -> int:
@@ -199,6 +213,15 @@ def _add_measure(commands: Any) -> None:
     add("--rows", nargs="+", default=[], metavar="ROW", help="some of the rows (default: all)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
     add("--precision", choices=("fp32", "bf16"), help="bf16 is faster where the processor has it")
+    add("--budget", choices=("full", "quick"), default="full", help="quick takes a third of the epochs")
+    add("--protocol", choices=("holdout", "paper"), default="holdout", help="paper chooses on the test images")
+    add(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="rows at a time, each in a process of one thread",
+    )
+    add("--scheduler", metavar="ADDRESS", help="a running Dask cluster, tcp://host:8786, whose workers see the folders")
     add("--data", default="", metavar="folder:PATH", help="the images of a table of ImageNet")
     add("--weights", type=Path, metavar="FILE", help="the dense network that a table of ImageNet starts from")
     add("--estimate", action="store_true", help="train a few steps, and say how long a seed takes here")

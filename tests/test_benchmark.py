@@ -170,6 +170,21 @@ def test_what_there_is_not_is_refused_by_name(table, only, tmp_path):
         next(run_table(table, [0], tmp_path, tmp_path, only=only))
 
 
+@pytest.mark.slow
+def test_rows_on_workers(tmp_path, capsys):
+    """Each in a process of its own, from one dense network, and none again that has its record."""
+    command = ["papers", "MNIST", "--data", "digits", "--seeds", "0", "--budget", "quick"]
+    command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--jobs", "2", "--rows"]
+    assert main([*command, "dense", "random-12"]) == 0
+    assert "2 rows to train; 2 workers of 1 thread" in capsys.readouterr().out
+    found = lab.results.load(tmp_path / "out").set_index("method")
+    assert len(set(found["end_hash"])) == 2
+    assert len(set(found["total_steps"])) == 1
+    assert main([*command, "dense", "gradual-12"]) == 0
+    assert "1 row to train" in capsys.readouterr().out
+    assert len(list((tmp_path / "work/seed-0/start").glob("*.safetensors"))) == 1
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """A folder as ImageNet has it, of drawn patterns."""

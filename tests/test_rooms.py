@@ -16,7 +16,19 @@ ROOMS = (
     *("analysis", "methods", "recipes", "benchmark", "plots", "widgets", "sweep", "console", "__init__", "__main__"),
 )
 """From the ground up. A room imports only from rooms before it."""
-COMMANDS = ("new", "sweep", "data", "demo", "report", "_write_page", "show", "measure", "check", "export_c")
+COMMANDS = (
+    "new",
+    "sweep",
+    "data",
+    "demo",
+    "report",
+    "_write_page",
+    "show",
+    "measure",
+    "check",
+    "export_c",
+    "_on_workers",
+)
 """Commands of `__main__` import what they need when they are called: the others stay quick."""
 
 
@@ -84,8 +96,8 @@ def behind(name: str) -> set[str]:
 
 METHODS = [name for name, path in FILES.items() if room(name) == "methods" and path.name != "__init__.py"]
 MANY = {
-    "methods.cuts.interpretations": 14,
     "methods.projection.admm": 14,
+    "methods.cuts.interpretations": 14,
     "methods.noise.targeted_dropout": 14,
     "methods.projection.code_books": 14,
     "methods.channels.silence": 15,

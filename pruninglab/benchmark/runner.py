@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..data.loading import load
 from ..errors import ConfigError
@@ -15,16 +15,20 @@ from ..storage import sparse
 from ..train.fit import fit
 from ..train.options import Options
 from ..train.run import Run
+from ..typed import Count, CountFromZero, checked
 from .rows import Cell, Row, Table
 from .tables import TABLES
 from .verify import NETWORK
 
+Budget = Literal["full", "quick"]
+Protocol = Literal["holdout", "paper"]
 SHIPPED = 1 << 16
 """A pruned network whose sparse file has at most so many bytes is kept beside its record."""
 TRIED = 3
 """Steps by which a table is estimated, after one that is not counted."""
 
 
+@checked
 def run_table(
     table: str,
     seeds: Sequence[int],
@@ -34,24 +38,28 @@ def run_table(
     only: Sequence[str] = (),
     data: str = "",
     weights: str | Path | None = None,
-    start: int | None = None,
-    epochs: int | None = None,
+    start: CountFromZero | None = None,
+    epochs: Count | None = None,
+    budget: Budget = "full",
+    protocol: Protocol = "holdout",
     **options: Any,
 ) -> Iterator[tuple[int, str, Result]]:
     """Seed, row and record of each row of `table` for each seed, as they are done.
 
     All rows of a seed start from one dense net of `start` epochs and take `epochs` more; without these, as the table
-    has them. A table of ImageNet takes `data="folder:PATH"`, and starts from `weights`, a checkpoint of torchvision.
-    `out` gets one record for each row, and its network where that is small; `work` has the checkpoints to go on from.
+    has them, or with `budget="quick"` a third of it. `protocol="paper"` holds no images out and chooses on the test
+    images, as some papers do; its records say so. A table of ImageNet takes `data="folder:PATH"`, and starts from
+    `weights`, a checkpoint of torchvision. `out` gets one record for each row, and its network where that is small;
+    `work` has the checkpoints to go on from.
     """
-    asked, rows = known(table), chosen(table, only)
+    asked, rows = _within(known(table), budget), chosen(table, only)
     for seed in seeds:
         given = {"seed": seed, "progress": False, **asked.options, **options}
         home, made = Path(out, f"seed-{seed}"), Path(work, f"seed-{seed}")
         missing = {name: row for name, row in rows.items() if not (home / f"{name}.json").exists()}
         if not missing:
             continue
-        images = load(_data(table, data), seed=seed, val=asked.val)
+        images = load(_data(table, data), seed=seed, val="test" if protocol == "paper" else asked.val)
         model = build(asked.model, images, seed=seed, weights=_weights(table, weights))
         began = asked.start if start is None else start
         dense = dense_start(model, images, epochs=began, folder=made / "start", **given)
@@ -120,6 +128,10 @@ def chosen(table: str, only: Sequence[str]) -> dict[str, Row]:
     if unknown := set(only) - set(rows):
         raise ConfigError(f"{table} has no row {', '.join(sorted(unknown))}; expected some of {', '.join(rows)}.")
     return {name: row for name, row in rows.items() if not only or name in only}
+
+
+def _within(table: Table, budget: Budget) -> Table:
+    return table if budget == "full" else replace(table, start=-(-table.start // 3), epochs=table.epochs // 3)
 
 
 def _data(table: str, given: str) -> str:

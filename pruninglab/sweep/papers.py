@@ -1,0 +1,79 @@
+"""The rows of a paper's table on Dask workers, each row of each seed in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..benchmark.runner import chosen
+from ..errors import RunError
+from .plan import _Cluster
+
+STOPPED = (-signal.SIGINT, 130, 143)
+"""Exit codes of a row that wrote its checkpoint and ended."""
+
+
+def run_rows(
+    table: str,
+    seeds: Sequence[int],
+    out: Path,
+    arguments: Sequence[str],
+    *,
+    only: Sequence[str] = (),
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    say: Callable[[str], object] = print,
+) -> list[str]:
+    """Train what has no record in `out`, `jobs` rows at a time with one thread each; the names of those that failed.
+
+    `arguments` are those of `pruninglab papers` besides table, rows and seeds. The rows of a seed wait for its dense
+    network, which one of them trains. When this is ended, the running rows write their checkpoints.
+    """
+    todo = [f"{seed}/{name}" for seed in seeds for name in chosen(table, only)]
+    todo = [cell for cell in todo if not Path(out, f"seed-{cell}.json").exists()]
+    failed: list[str] = []
+    if not todo:
+        return failed
+    import distributed
+
+    with ExitStack() as stack:
+        cluster = _Cluster.local(stack, jobs, 1) if scheduler is None else _Cluster.at(stack, scheduler)
+        say(f"{len(todo)} row{'s' * (len(todo) > 1)} to train; {cluster.said}")
+        stack.callback(_end_all)
+        cells = {cluster.client.submit(train_row, table, cell, [*arguments], pure=False): cell for cell in todo}
+        for future in distributed.as_completed(list(cells)):
+            code, said = future.result()
+            say(said)
+            if code in STOPPED:
+                raise RunError(f"{cells[future]} was ended from outside; the same command goes on with it.")
+            failed += [cells[future]] if code else []
+    return failed
+
+
+_running: set["subprocess.Popen[str]"] = set()
+
+
+def train_row(table: str, cell: str, arguments: list[str]) -> tuple[int, str]:
+    """One row in a process of its own, where this is called: its exit code, and the last line that it printed."""
+    seed, _, name = cell.partition("/")
+    command = [sys.executable, "-m", "pruninglab", "papers", table, "--rows", name, "--seeds", seed, *arguments]
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    process = subprocess.Popen(
+        command, env={**os.environ, **one}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    _running.add(process)
+    try:
+        printed, _ = process.communicate()
+    finally:
+        _running.discard(process)
+    lines = printed.strip().splitlines() or [""]
+    return process.returncode, lines[-1] if not process.returncode else f"{cell} failed: {lines[-1]}"
+
+
+def _end_all() -> None:
+    """Ask what still runs to write its checkpoint and end."""
+    for process in list(_running):
+        process.terminate()
