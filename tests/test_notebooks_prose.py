@@ -3,12 +3,15 @@
 import json
 import re
 import statistics
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from normalise_notebooks import found
 from prose import numbers, sentences, words
+
+import pruninglab as lab
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 LONGEST_SENTENCE, MEAN_SENTENCE, LONGEST_CELL = 30, 18, 150
@@ -113,6 +116,18 @@ def test_the_other_pages_have_short_sentences_too() -> None:
     said = [(path.name, one) for path in files for one in sentences(path.read_text(encoding="utf-8"))]
     assert {"README.md", "CONTRIBUTING.md", "guide.md"} <= {name for name, _ in said}
     assert [(name, one) for name, one in said if words(one) > LONGEST_SENTENCE] == []
+
+
+def test_the_glossary_is_in_order_and_true() -> None:
+    """Each term is in its notebook, and each name in code exists."""
+    glossary = (NOTEBOOKS / "README.md").read_text(encoding="utf-8").split("## Glossary")[1]
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \| \[\d\d\]\((\S+)\) \|$", glossary, re.M)
+    assert len(rows) == len(re.findall(r"^\| ", glossary, re.M)) - 1  # the line of headings
+    assert [term.lower() for term, _, _ in rows] == sorted(term.lower() for term, _, _ in rows)
+    text = {page: "\n".join(markdown(NOTEBOOKS / page).values()).lower() for _, _, page in rows}
+    assert [term for terms, _, page in rows for term in terms.lower().split(", ") if term not in text[page]] == []
+    for name in re.findall(r"`lab\.([\w.]+)`", glossary):
+        assert attrgetter(name)(lab)
 
 
 def test_headings_are_there_to_which_the_browser_test_scrolls() -> None:
