@@ -198,6 +198,12 @@ CASES = [
     if kind != "lenet5" or "-" not in name
 ]
 """Variants of a method do without the network that has nothing which the others have not; these take turns."""
+RECIPE_CASES = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] * ((i + j) % len(NETS) > 0))
+    for i, kind in enumerate(NETS)
+    for j, name in enumerate(RECIPES)
+]
+"""Each recipe on one network; on the others it is a long test."""
 Net = tuple[nn.Module, lab.Data]
 
 
@@ -266,7 +272,7 @@ def test_methods(net, name, tmp_path, monkeypatch):
     assert of_resumed == of_run
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("net", "name"), RECIPE_CASES, indirect=["net"])
 def test_recipes(net, name, tmp_path):
     (model, data), (recipe, sparsity) = net, RECIPES[name]
     if why := REFUSED.get((vars(model)["made_of"]["name"], name)):

@@ -182,7 +182,8 @@ OTHERS = {
 """The first notebook has others in the test of `pruninglab demo`."""
 
 
-@pytest.mark.parametrize("name", [pytest.param("02_before_training", marks=pytest.mark.slow), "16_workbench"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["02_before_training", "16_workbench"])
 def test_papermill_runs_them_with_other_parameters(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.ipynb"
     how = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False, "execution_timeout": 300}

@@ -142,6 +142,7 @@ def started(source: Path, out: Path) -> tuple[subprocess.Popen[str], Path, list[
     return process, work, psutil.Process(process.pid).children(recursive=True)
 
 
+@LONG
 def test_a_sweep_ends_with_a_checkpoint_of_each_cell(notebook, tmp_path):
     source = notebook(PARAMETERS, TRAINS)
     process, work, below = started(source, tmp_path / "out")

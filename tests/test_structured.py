@@ -92,10 +92,11 @@ LARGE = (
     "resnet50",
     *(f"torchvision:{n}" for n in ("densenet121", "regnet_y_400mf", "efficientnet_b0", "convnext_tiny")),
 )
+LONG = {name for name in NETS if name in LARGE or name.startswith("torchvision:")}
 SHARES = [
     pytest.param(name, share, marks=[pytest.mark.slow] * slow)
     for name in NETS
-    for share, slow in ((0.3, name in LARGE), (0.6, False), (0.9, name in LARGE))
+    for share, slow in ((0.3, name in LONG), (0.6, name == "resnet50"), (0.9, name in LARGE))
 ]
 
 
@@ -145,7 +146,9 @@ def constant(model: nn.Module, batches: object) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("change", [lambda model: model, heavy], ids=["new", "heavy"])
+@pytest.mark.parametrize(
+    "change", [pytest.param(lambda model: model, marks=pytest.mark.slow, id="new"), pytest.param(heavy, id="heavy")]
+)
 def test_no_group_collapses_and_the_count_is_exact(family, change):
     size = NETS[family]
     model, x = change(lab.build(family, colour(size), seed=0)), images(1, 3, size, size)
