@@ -249,6 +249,14 @@ def _add_sweep(commands: Any) -> None:
     add("--dry-run", action="store_true", help="list the cells and how long they may take")
 
 
+def run(given: argparse.Namespace) -> None:
+    """Run one notebook or script; under torchrun in several processes that train together."""
+    from .console.run_file import run_file
+
+    if executed := run_file(given.file, given.settings, given.out):
+        print(f"Executed notebook: {executed}")
+
+
 def new(name: str, folder: Path) -> None:
     """Write a notebook with the six sections of the course, ready to run."""
     from .console.template import write_notebook
@@ -275,6 +283,8 @@ EXAMPLES = {
     "papers": "examples:\n  pruninglab papers\n  pruninglab papers MNIST --seeds 0 1 2\n",
     "verify": "example:\n  pruninglab verify runs/papers\n",
     "export-c": "example:\n  pruninglab export-c runs/papers/MNIST/seed-0/relevance.sparse net.c --bits 4\n",
+    "run": "examples:\n  pruninglab run study.ipynb sparsity=0.95 --out runs/study.ipynb\n"
+    "  torchrun --nproc-per-node=2 -m pruninglab run study.ipynb\n",
     "new": "example:\n  pruninglab new my_study --folder notebooks\n",
     "completion": "examples:\n  source <(pruninglab completion bash)\n"
     "  pruninglab completion fish > ~/.config/fish/completions/pruninglab.fish\n",
@@ -293,6 +303,10 @@ def parser_of() -> argparse.ArgumentParser:
     command = commands.add_parser("new", help="write a notebook to begin a study with")
     command.add_argument("name", help="of the study, such as my_study")
     command.add_argument("--folder", type=Path, default=Path(), help="where to write it (default: here)")
+    command = commands.add_parser("run", help="run one notebook or script; under torchrun on several devices")
+    command.add_argument("file", type=Path, help="a notebook or a script")
+    command.add_argument("settings", nargs="*", help="parameters of the notebook, name=value; arguments of the script")
+    command.add_argument("--out", type=Path, help="the executed notebook (default: in runs, under its own name)")
     commands.add_parser("data", help="list the data sets and where they stand")
     command = commands.add_parser("results", help="print records as a table")
     command.add_argument("pattern", help="a folder, a file, or a pattern such as 'runs/**'")
@@ -321,6 +335,8 @@ def do(given: argparse.Namespace) -> int:
     match given.command:
         case "demo":
             demo(given.out)
+        case "run":
+            run(given)
         case "new":
             new(given.name, given.folder)
         case "data":

@@ -12,6 +12,8 @@ import hashlib
 import random
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,29 @@ _CHANCE: dict[Any, tuple[tuple[int, str], tuple[int, str] | None]] = {
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Those samples of a batch that one of several processes computes."""
+
+    first: int
+    here: int
+    samples: int
+    """Of the whole batch."""
+    counts: bool = True
+    """False for a sample that is only there so that no share is empty."""
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.here)
+
+    def of(self, rows: int) -> tuple[int, slice]:
+        """How many rows of a tensor the whole batch has where the share has `rows`, and which of them are its own."""
+        if rows % self.here:
+            return rows, slice(None)
+        each = rows // self.here
+        return each * self.samples, slice(each * self.first, each * self.first + rows)
+
+
 class own_randomness(TorchFunctionMode):
     """Draw from a private generator in this block and this thread; `reseed` starts it anew."""
 
@@ -83,11 +108,23 @@ class own_randomness(TorchFunctionMode):
         self.seeds = self.source if self.device.type == "cpu" else torch.Generator().manual_seed(seed)
         self._handlers: dict[Any, Any] = dict.fromkeys(_SOURCED, self._sourced)
         self._handlers |= dict.fromkeys(_DROPOUT, self._drop) | dict.fromkeys(_FORKED, self._forked)
+        self.share: Share | None = None
+        """In a network that computes a share of a batch: what is drawn for samples is drawn for the whole batch."""
 
     def reseed(self, purpose: str, number: int) -> None:
         seed = key(self.seed, purpose, number)
         self.source.manual_seed(seed)
         self.seeds.manual_seed(seed)
+
+    @contextmanager
+    def also(self, handlers: Mapping[Any, Any]) -> Generator[None]:
+        """In this block these functions, too, are called as `handler(self, function, args, kwargs)`."""
+        before = self._handlers
+        self._handlers = before | {function: partial(handler, self) for function, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            self._handlers = before
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = self._handlers.get(func)
@@ -100,7 +137,8 @@ class own_randomness(TorchFunctionMode):
             return func(*args, **kwargs)
         if _device_of(args, kwargs) != self.device:  # weights drawn on the CPU for a run on a GPU
             return self._forked(func, args, kwargs)
-        return func(*args, **{**kwargs, "generator": self.source})
+        kwargs = {**kwargs, "generator": self.source}
+        return func(*args, **kwargs) if self.share is None else _drawn_for(self.share, func, args, kwargs)
 
     def _drop(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if _device_of(args, kwargs) != self.device:
@@ -116,16 +154,35 @@ class own_randomness(TorchFunctionMode):
             return input
         leading = input.ndim if sample is None else 1 if input.ndim == sample and sample != 3 else 2
         shape = (*input.shape[:leading], *(1 for _ in input.shape[leading:]))
+        own = slice(None)
+        if self.share is not None and shape:
+            rows, own = self.share.of(shape[0])
+            shape = (rows, *shape[1:])
         keep = torch.empty(shape, device=input.device, dtype=input.dtype)
         keep.bernoulli_(1 - p, generator=self.source).div_(max(1 - p, 1e-30))
+        keep = keep[own] if self.share is not None and shape else keep
         return input.mul_(keep) if inplace else input * keep
 
     def _forked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not _draws(func, args, kwargs):
             return func(*args, **kwargs)
         seed = int(torch.randint(2**62, (), generator=self.seeds, device="cpu"))
+        seed += self.share.first if self.share else 0  # no two shares draw the same
         with _seeded(_device_of(args, kwargs), seed):
             return func(*args, **kwargs)
+
+
+def _drawn_for(share: Share, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The share's rows of what `func` draws for the whole batch; a function that goes by its input is as ever."""
+    if func in (torch.rand, torch.randn) and args:
+        first, *others = args[0] if isinstance(args[0], tuple | list) else args
+        rows, own = share.of(first)
+        return func(rows, *others, **kwargs)[own]
+    if getattr(func, "__name__", "").endswith("_") and isinstance(args[0], Tensor) and args[0].ndim:
+        rows, own = share.of(len(args[0]))
+        whole = torch.empty((rows, *args[0].shape[1:]), dtype=args[0].dtype, device=args[0].device)
+        return args[0].copy_(func(whole, *args[1:], **kwargs)[own])
+    return func(*args, **kwargs)
 
 
 def _draws(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:

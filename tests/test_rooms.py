@@ -18,6 +18,7 @@ ROOMS = (
 """From the ground up. A room imports only from rooms before it."""
 COMMANDS = (
     "new",
+    "run",
     "sweep",
     "data",
     "demo",

@@ -20,12 +20,15 @@ from ..storage import files, locks
 from ..terminal import alert
 from ..version import __version__
 from .method import Method, state_of
+from .ranks import current, is_first
 from .run import Cut, Run, load_optimizer, optimizer_state
 from .snapshot import Snapshot
 
 
 def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> None:
     """All that the next step depends on, in one file. Random numbers follow from seed and step and need no place."""
+    if not is_first():
+        return
     state = {
         "config": run.config,
         "code": _code(run),
@@ -49,7 +52,8 @@ def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> No
 
 def write_record(run: Run, path: str | Path) -> None:
     """Write the record of a run; where that cannot be, the run says so and is not lost."""
-    keep(run, Path(path), lambda: run.save(path))
+    if is_first():
+        keep(run, Path(path), lambda: run.save(path))
 
 
 def keep(run: Run, path: Path, write: Callable[[], object]) -> None:
@@ -108,7 +112,8 @@ def resume(run: Run, path: Path, other_code: bool = False) -> tuple[float, int]:
     if "epoch_so_far" not in state:
         raise DataError(f"{path} is a state file, but no checkpoint of a run; give another checkpoint=, or delete it.")
     try:
-        _compare(run, path, state, other_code)
+        if is_first():
+            _compare(run, path, state, other_code)
         return _set(run, state)
     except (ConfigError, DataError):
         raise
@@ -187,7 +192,9 @@ def _code(run: Run) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     """What changes the last bits of a result and nothing else."""
     known = environment("cpu")
-    return {name: known[name] for name in ("threads", "threads_between_operations", "instructions", "libraries")}
+    several = {"processes": ranks.count} if (ranks := current()) else {}
+    names = ("threads", "threads_between_operations", "instructions", "libraries")
+    return {name: known[name] for name in names} | several
 
 
 _OWN_CODE = re.compile(r"(?<=\w)(?<!\barray) [0-9a-f]{8}\b")

@@ -1,7 +1,6 @@
 """What `fit` refuses before it trains, and what it finds when the loss is not a number."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,11 +35,6 @@ def check_inputs(model: Any, data: Any, options: Options, inplace: bool) -> None
         raise ConfigError(f"model is a {type(source).__name__}; expected a torch.nn.Module or a finished Run.")
     if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ConfigError(f"model is wrapped in {type(source).__name__}; give the network within it, `model.module`.")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ:
-        raise ConfigError(
-            f"this is process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} of a distributed run, and each would "
-            "train the whole network on all images. Start it without torchrun; many runs at a time are a sweep."
-        )
     check_plain(source)
     if broken := [name for name, p in source.named_parameters() if not bool(torch.isfinite(p).all())]:
         raise ConfigError(

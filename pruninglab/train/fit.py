@@ -28,6 +28,7 @@ from .evaluate import Shuffled, loss_arguments, scored
 from .machine import channels_last, interruptible, make_optimizer, settings
 from .method import Method, fresh
 from .options import FitOptions, Options, Session, resolved, signature
+from .ranks import called, current, is_first, join, together
 from .record import _config, _hash_of, _proof, _result, _start
 from .run import Run, load_optimizer
 from .snapshot import Snapshot
@@ -54,6 +55,9 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     from it when it is there. Code that has changed since is refused, unless `other_code`. `found_by` are runs that
     found the masks. Their cost counts as this run's too, as does that of the runs that it continues.
 
+    **Where it runs.** `devices` trains on so many devices of this machine, each with its share of every batch. What is
+    defined in a notebook needs `torchrun --nproc-per-node=N -m pruninglab run FILE` instead.
+
     **What it shows.** `progress` shows a bar. A function in its place is called with the run after every step; at the
     end of an epoch, after its evaluation. It may call `run.interrupt()`.
 
@@ -61,15 +65,32 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     >>> run.status, len(run.history)
     ('done', 2)
     """
+    join()
     chosen, session = resolved(options)
     check_inputs(model, data, chosen, session.inplace)
     own = sorted(map(fresh, methods), key=lambda method: method.observes)  # who only looks, looks last
     check_length(own, chosen.epochs)
-    with torch.inference_mode(False), torch.enable_grad():
+    helped = together(session.devices, session.place, lambda: _call(model, data, own, options))
+    with torch.inference_mode(False), torch.enable_grad(), helped:
         return _fitted(_begun(model, data, own, chosen, session), model, session)
 
 
 fit.__signature__ = signature(fit)
+
+
+def _call(model: nn.Module | Run, data: Data, methods: list[Method], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What another process needs to train along: all but what this one alone writes and shows."""
+    source, masks = (model.model, model.masks) if isinstance(model, Run) else (model, None)
+    mine = ("record", "tags", "found_by", "inplace", "devices", "device", "progress")
+    along = {"masks": masks} | {k: v for k, v in options.items() if k not in mine}
+    device = str(options.get("device", "auto")).partition(":")[0]
+    return {"given": (source, data, *methods), "options": {**along, "device": device, "progress": False}}
+
+
+def help_out(folder: str, number: int, count: int) -> None:
+    """Train along with the process that has started this one."""
+    call = called(folder, number, count)
+    fit(*call["given"], **call["options"])
 
 
 def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: Options, session: Session) -> Training:
@@ -78,6 +99,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
     origin, before = _start(parent, source, session, data, options.loss)
     run = Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
+    run.ranks = current()
     for note in data.notes:
         run.warn(f"data: {note}")
     return run
@@ -85,12 +107,19 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
 
 def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training:
     path = Path(session.checkpoint) if session.checkpoint else None
-    with checkpoints.alone(path), settings(run.device), channels_last(run.model, run.device), run.calling():
+    with (
+        checkpoints.alone(path if is_first() else None),
+        settings(run.device),
+        channels_last(run.model, run.device),
+        run.calling(),
+    ):
         given = session.masks
         if given is None:
             given = session.start.masks if session.start else _left_by(model, run)
         _set_out(run, session.start, given)
-        loss_sum, seen = checkpoints.resume(run, path, session.other_code) if path else (0.0, 0)
+        with run.in_turn():
+            loss_sum, seen = checkpoints.resume(run, path, session.other_code) if path else (0.0, 0)
+        run.check_ranks("before the first step")
         with interruptible(run) as asked:
             _train(run, loss_sum, seen, path, session.every_steps or run.steps_per_epoch, session.progress)
         _finish(run)
@@ -198,7 +227,7 @@ def _train(
             checkpoints.save(run, checkpoint, float(losses), seen, time.perf_counter() - began)
         return run.step
 
-    with Bar(run.steps, run.name, progress is True) as bar:
+    with Bar(run.steps, run.name, progress is True and is_first()) as bar:
         bar.update(run.step)
         last = False
         while run.epoch < run.epochs and run.going:
@@ -237,7 +266,8 @@ def _keeps(run: Training, due: bool) -> bool:
 
 def _logits(run: Training) -> Tensor:
     try:
-        logits = run.net(run.x)
+        with run.sharing():
+            logits = run.net(run.x)
         return logits if isinstance(logits, Tensor) else logits_of(logits)  # of Inception, while it trains
     except ValueError as error:
         if len(run.x) > 1:
@@ -253,6 +283,7 @@ def _step(run: Training, broken: Tensor) -> Tensor:
     with run.randomness:
         run.randomness.reseed("step", run.step)
         loss = _backward(run) if run.options.accumulate == 1 else _backward_in_parts(run)
+        run.gather_gradients()
         with torch.no_grad():
             for m in run.methods:
                 m.on_grad(run)
@@ -305,7 +336,7 @@ def _batches(run: Training) -> Iterator[tuple[Tensor, Tensor]]:
 def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
     """Evaluate, note, keep the best, and let the methods act."""
     run.epoch += run.between_epochs
-    val = run.evaluate("val")
+    val = run.measured("val")
     run.note_epoch(loss, val)
     bar.set_postfix_str(f"val {percent(val)}, sparsity {run.sparsity:.3f}", refresh=False)
     if culprit := _not_finite(run, loss, val["loss"]):
@@ -315,6 +346,7 @@ def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
     if run.settled:
         run.remember(val["accuracy"])
     run.act_on_epoch()
+    run.check_ranks(f"at the end of epoch {run.epoch}")
     patience, best = run.options.patience, run.best
     if patience and best and run.settled and run.step - best.step >= patience * run.steps_per_epoch:
         run.stop(f"no better validation score in {patience} epochs")

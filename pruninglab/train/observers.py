@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..storage.files import check_writable, write_atomic
 from .checkpoints import keep
 from .method import Method
+from .ranks import is_first
 from .run import Run
 
 
@@ -33,6 +34,8 @@ class CSVLog(Method):
         self.path = check_writable(self.path, "path")
 
     def on_epoch(self, run: Run) -> None:
+        if not is_first():
+            return
         rows = [{k: v for k, v in entry.items() if isinstance(v, int | float)} for entry in run.history]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
@@ -50,6 +53,8 @@ class TensorBoard(Method):
     observes: ClassVar[bool] = True
 
     def on_epoch(self, run: Run) -> None:
+        if not is_first():
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -78,4 +83,5 @@ class Tracker(Method):
             raise ConfigError(f"Tracker: log={self.log!r}; expected a function of (numbers, step=…).")
 
     def on_epoch(self, run: Run) -> None:
-        self.log(numbers(run), step=run.step)
+        if is_first():
+            self.log(numbers(run), step=run.step)

@@ -84,6 +84,7 @@ class Session:
     record: str | Path | None = None
     tags: Mapping[str, str | float | bool | None] = field(default_factory=dict)
     device: str | torch.device = "auto"
+    devices: Count = 1
     inplace: bool = False
     progress: bool | Callable[[Any], None] = True
 
@@ -137,6 +138,7 @@ class TrainingOptions(TypedDict, total=False):
     other_code: bool
     tags: Mapping[str, str | float | bool | None]
     device: str | torch.device
+    devices: int
     progress: bool | Callable[[Any], None]
 
 

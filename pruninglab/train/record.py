@@ -20,6 +20,7 @@ from ..results.record import LITTLE, Result
 from ..storage import sparse
 from .method import Method, state_of
 from .options import LATER, Session
+from .ranks import current
 from .run import Costs, Run, optimizer_state
 from .snapshot import Snapshot
 
@@ -45,7 +46,7 @@ def _result(
         status=run.status,
         reason=run.reason,
         config=run.config,
-        environment=environment(str(run.device)),
+        environment=environment(str(run.device)) | ({"processes": ranks.count} if (ranks := current()) else {}),
         origin=run.origin,
         scope=scope,
         tags=run.tags,

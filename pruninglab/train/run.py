@@ -1,7 +1,7 @@
 """`Run`, the one argument that methods get: the state of one training, its weights, and the verbs on masks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -281,6 +281,10 @@ class Run(ABC):
         """End after this step with what was reached, as Ctrl-C does; a checkpoint goes on from here."""
         self.interrupted, self.interrupted_by = True, by
 
+    def over_ranks(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Gradients that a method took by itself, of the whole batch: over several processes their mean."""
+        return gradients
+
     def batched(self, order: Any) -> list[Any]:
         """An epoch's order in batches; a last one of a single image joins the one before, for BatchNorm's sake."""
         size = self.options.batch_size
@@ -325,7 +329,7 @@ class Run(ABC):
         self.result.status, self.result.reason, self.result.target = self.status, self.reason, before.result.target
 
     def save(self, path: str | Path) -> Path:
-        """Write the record."""
+        """Write the record; of several processes the first one does."""
         return self.result.save(path)
 
     def __repr__(self) -> str:

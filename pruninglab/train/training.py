@@ -1,7 +1,7 @@
 """`Training`: a `Run` that scores, evaluates and remembers. `fit` makes it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError, RunError
-from ..identity import short_hash
+from ..identity import short_hash, tensor_hash
 from ..layers.calls import Inputs, calling
 from ..layers.hooks import evaluating
 from ..masks.masks import units
@@ -20,7 +20,9 @@ from ..randomness import own_randomness
 from ..results.answers import Answers
 from ..results.record import Result
 from .evaluate import Batches, OutOfMemory, Shuffled, evaluate, memory_watched, scored
+from .method import state_of
 from .options import Options
+from .ranks import Ranks, mean
 from .run import Run, optimizer_state
 from .snapshot import Snapshot
 
@@ -35,6 +37,8 @@ class Training(Run):
     """To the images of the test split, when that was evaluated last."""
 
     def __post_init__(self) -> None:
+        self.ranks: Ranks | None = None
+        self.asked_by, self._shares = "", False
         self.randomness = own_randomness(self.options.seed, self.device)
         self.answers = None
         super().__post_init__()
@@ -59,6 +63,40 @@ class Training(Run):
                 return not isinstance(self.model(x), Tensor)
         except Exception:  # it is said, with the reason, by the trial of one batch
             return False
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """In this block, of several processes each computes its share of a batch, and has the logits of all of it."""
+        return self.ranks.sharing(self.model, self.randomness) if self.ranks else nullcontext()
+
+    def in_turn(self) -> AbstractContextManager[None]:
+        """In this block the first process is alone; the others follow."""
+        return self.ranks.in_turn() if self.ranks else nullcontext()
+
+    def over_ranks(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return mean(self.ranks, gradients) if self.ranks else gradients
+
+    def gather_gradients(self) -> None:
+        """The gradients of this step become those of the whole batch; and all processes hear if one is to stop."""
+        if self.ranks is None:
+            return
+        trained = dict.fromkeys(p for group in self.optimizer.param_groups for p in group["params"])
+        if self.ranks.average_([p.grad for p in trained if p.grad is not None], bool(self.asked_by)):
+            super().interrupt(self.asked_by or "another process of it")
+
+    def interrupt(self, by: str = "the user") -> None:
+        if self.ranks is None:
+            super().interrupt(by)
+        self.asked_by = by  # several processes end after the same step
+
+    def check_ranks(self, when: str) -> None:
+        """Refuse to go on where the processes of this run are not equal to the bit."""
+        if self.ranks is None:
+            return
+        model = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        held = {f"{method}": state_of(method) for method in self.acting}
+        tensors = {f"{m}/{n}/{k}": v for m, state in held.items() for n, d in state.items() for k, v in _tensors(d)}
+        parts = {"the network": tensor_hash(model), "the masks": self.masks.fingerprint, "the step": str(self.step)}
+        self.ranks.same(parts | {"what the methods hold": tensor_hash(tensors) if tensors else ""}, when)
 
     def note_epoch(self, loss: float | None, val: Mapping[str, float]) -> None:
         """One line of the history."""
@@ -91,7 +129,7 @@ class Training(Run):
         self.find_weights()
         self.masks.apply_({name: weight.data for name, weight in self.weights.items()})
         self.net = self.model
-        val, test = self.evaluate("val"), self.evaluate("test")
+        val, test = self.measured("val"), self.measured("test")
         self.conclude()
         return val, test
 
@@ -137,6 +175,14 @@ class Training(Run):
                 "Give fit a smaller eval_batch_size=."
             ) from None
 
+    def measured(self, split: str) -> dict[str, float]:
+        """`evaluate` at a moment at which all processes of the run do: each takes its share."""
+        self._shares = True
+        try:
+            return self.evaluate(split)
+        finally:
+            self._shares = False
+
     def _evaluated(self, batches: Batches) -> dict[str, float]:
         if self.answers is not None:
             self.answers.clear()
@@ -144,6 +190,7 @@ class Training(Run):
         with ExitStack() as stack:
             for part in (*looking, memory_watched()):
                 stack.enter_context(part)
+            stack.enter_context(self.sharing() if self._shares else nullcontext())
             add = self.answers and self.answers.add
             return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device, add)
 
@@ -151,3 +198,9 @@ class Training(Run):
         now = Snapshot.of(self.model, self._masks)
         optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
         return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent, self.trainings)
+
+
+def _tensors(held: Any) -> Iterable[tuple[str, Tensor]]:
+    """The tensors of a method's field, which is one, or a dict of them."""
+    parts = held.items() if isinstance(held, Mapping) else [("", held)]
+    return ((str(name), part) for name, part in parts if isinstance(part, Tensor))

@@ -119,6 +119,9 @@ class VariationalDropout(Method):
         """The gradients of log σ², from those of σ² and from the KL; to those of the weights the KL's are added."""
         if self.settled:
             return
+        variances = [variance for variance, _ in self._drawn.values()]
+        for variance, gradient in zip(variances, run.over_ranks([v.grad for v in variances]), strict=True):
+            variance.grad = gradient
         inverses = {n: run.weights[n].square().div_(raw) for n, (_, raw) in self._drawn.items()}
         self._set_strength(run, inverses)
         least, most = math.exp(-self.clip), math.exp(self.clip)

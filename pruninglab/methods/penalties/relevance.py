@@ -105,6 +105,7 @@ class RelevanceL2(Method):
         logits = run.logits.float() if run.logits.dtype.itemsize < 4 else run.logits  # autocast gives bfloat16
         loss = run.options.loss(*loss_arguments(run.options.loss, logits, run.y, run.x))
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        gradients = run.over_ranks(gradients)
         self._remember(run, dict(zip(weights, gradients, strict=True)))
         terms = [(self.relevance(g) * w**2).sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
         term = self._now(run) * torch.stack(terms).sum()

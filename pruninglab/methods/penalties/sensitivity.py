@@ -69,6 +69,7 @@ class Sensitivity(Method):
         sums = {name: torch.zeros_like(w) for name, w in weights.items()}
         for output in outputs:
             gradients = torch.autograd.grad(output, list(weights.values()), retain_graph=True, allow_unused=True)
+            gradients = run.over_ranks(gradients)
             for name, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:
                     sums[name] += gradient.abs() / len(outputs)
