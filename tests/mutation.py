@@ -111,7 +111,7 @@ class Mutant:
     @property
     def reason(self) -> str | None:
         """Why no test can notice it, if that is so."""
-        return EQUIVALENT.get((self.text, self.before, self.after))
+        return EQUIVALENT.get(self.text, {}).get((self.before, self.after))
 
     def code(self, path: Path) -> CodeType:
         """The file with this mistake; the tree is as it was afterwards."""

@@ -95,6 +95,31 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else(monkeypatch):
     assert torch.equal(choose.keep_highest(scores, alive, 333), recount.highest(scores, alive, 333))
 
 
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_a_sample_brackets_what_is_sought_and_little_else(part):
+    source = torch.Generator().manual_seed(0)
+    scores, alive = torch.randn(30_000, generator=source), torch.rand(30_000, generator=source) < part
+    masks = [None, None] if part == 1 else [m.numpy() for m in alive.split(17_000)]
+    rows = list(zip([s.numpy() for s in scores.split(17_000)], masks, strict=True))
+    ordered = scores[alive].sort(descending=True).values
+    for k in (1, 2, len(ordered) // 10, len(ordered) // 2, len(ordered) - 1):
+        low, high = threshold._bracket(rows, k / len(ordered))
+        assert threshold._between(rows, k, len(ordered)) == ordered[k - 1], k
+        assert int(((low <= ordered) & (ordered <= high)).sum()) < len(ordered) / 5, k
+    for k in range(1, 700):  # the bracket passes the end of the sample
+        low, high = threshold._bracket(rows, k / len(ordered))
+        assert low <= ordered[k - 1] <= high, k
+
+
+def test_of_many_scores_a_sample_is_taken_first(monkeypatch):
+    asked, between = [], threshold._between
+    monkeypatch.setattr(threshold, "FEW", 100)
+    monkeypatch.setattr(threshold, "_between", lambda *of: asked.append(of[2]) or between(*of))
+    for size in (99, 100, 101, 150):
+        assert int(choose.keep_highest(torch.rand(size), torch.ones(size, dtype=torch.bool), 40).sum()) == 40
+    assert asked == [101, 150]
+
+
 def by_bisection(total: int, quotas: list[float], floor: list[int], caps: list[int]) -> list[float]:
     """The shares in proportion to the quotas, held between the bounds, whose sum is the total."""
     low, high = 0.0, 1e6
@@ -133,6 +158,7 @@ def test_shares_are_proportional_between_their_bounds(layers, least, share):
         (5, [0, 1], [9, 3], 0, [2, 3]),
         (4, [0.25, 0.75], [9, 9], 0, [1, 3]),
         (7, [1, 2, 4], [0, 9, 9], 1, [0, 2, 5]),  # 2.33 and 4.67
+        (39, [10, 2, 10, 2], [6, 11, 15, 27], 4, [6, 9, 15, 9]),  # a floor that a full layer makes needless
         (0, [1, 1], [3, 3], 0, [0, 0]),
         (6, [1, 1], [3, 3], 0, [3, 3]),
     ],
