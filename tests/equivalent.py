@@ -1,30 +1,54 @@
 """Mutants that do the same as the code, so that no test could notice them, and why: for `mutation.py`."""
 
 SPEED = "the same weights are found, more slowly"
-EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
-    # masks/choose.py
-    "above = {i: float(caps[i]) for i in free if share[i] > caps[i]}": {
-        ("share[i] > caps[i]", "share[i] >= caps[i]"): "a share that equals its cap is fixed at what it has",
+EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
+    "masks/choose.py": {
+        "above = {i: float(caps[i]) for i in free if share[i] > caps[i]}": {
+            ("share[i] > caps[i]", "share[i] >= caps[i]"): "a share that equals its cap is fixed at what it has",
+        },
     },
-    # masks/threshold.py
-    'if len(rows) > 1 and (sum(sizes) <= JOINED or len(kinds) > 1 or scores[0].device.type != "cpu"):': {
-        ("1", "2"): SPEED,
-        ("sum(sizes) <= JOINED", "sum(sizes) > JOINED"): SPEED,
-        ("sum(sizes) <= JOINED", "sum(sizes) < JOINED"): SPEED,
+    "masks/threshold.py": {
+        'if len(rows) > 1 and (sum(sizes) <= JOINED or len(kinds) > 1 or scores[0].device.type != "cpu"):': {
+            ("1", "2"): SPEED,
+            ("sum(sizes) <= JOINED", "sum(sizes) > JOINED"): SPEED,
+            ("sum(sizes) <= JOINED", "sum(sizes) < JOINED"): SPEED,
+        },
+        "if keep >= held:": {
+            ("keep >= held", "keep > held"): "the threshold is the lowest of the alive, so all of them",
+        },
+        "if not 0 <= rank < inside:": {
+            ("0 <= rank < inside", "0 < rank < inside"): SPEED,
+        },
+        "step = int(total ** (1 / 3) / 2) | 1  # odd, or rows of a power of two would be sampled in the same columns": {
+            ("3", "4"): SPEED,
+        },
+        "slack = 4 * math.sqrt(size * share * (1 - share)) + 8  # four standard deviations of a rank in the sample": {
+            ("4", "5"): SPEED,
+        },
+        "return (float(sample[low]) if low >= 0 else -math.inf), (float(sample[high]) if high < size else math.inf)": {
+            ("0", "1"): SPEED,
+        },
+        'return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())': {
+            ("mask.device.type == 'cpu'", "mask.device.type != 'cpu'"): SPEED,
+        },
     },
-    "if keep >= held:": {("keep >= held", "keep > held"): "the threshold is the lowest of the alive, so all of them"},
-    "if not 0 <= rank < inside:": {("0 <= rank < inside", "0 < rank < inside"): SPEED},
-    "step = int(total ** (1 / 3) / 2) | 1  # odd, or rows of a power of two would be sampled in the same columns": {
-        ("3", "4"): SPEED,
+    "masks/projections.py": {
+        "order = groups.sort(dim=-1, descending=True, stable=True).indices": {
+            ("stable=True", "stable=False"): "on the CPU torch sorts stably in any case",
+        },
     },
-    "slack = 4 * math.sqrt(size * share * (1 - share)) + 8  # four standard deviations of a rank in the sample": {
-        ("4", "5"): SPEED,
+    "layers/flops.py": {
+        "super().__init__()": {
+            ("super().__init__()", "super"): "torch makes what a mode needs when it is entered",
+        },
     },
-    "return (float(sample[low]) if low >= 0 else -math.inf), (float(sample[high]) if high < size else math.inf)": {
-        ("0", "1"): SPEED,
-    },
-    'return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())': {
-        ("mask.device.type == 'cpu'", "mask.device.type != 'cpu'"): SPEED,
+    "criteria/weights.py": {
+        "between = {name: (s - low) / ((high - low) or 1.0) for name, s in scores.items()}": {
+            ("1.0", "2.0"): "where all scores are alike, 0 is divided",
+        },
+        "return {name: between[name] + 2 * kept for name, kept in n_of_m(between, self.n, self.m).items()}": {
+            ("2", "3"): "scores are an order, and this one is the same",
+        },
     },
 }
-"""The line as it is, what is changed in it, and into what."""
+"""By file: the line as it is, what is changed in it and into what, and why that is no mistake."""

@@ -364,6 +364,14 @@ def test_n_of_m_by_hand():
             n_of_m(weights, n, m)
 
 
+@given(inputs=st.integers(1, 11), m=st.integers(1, 5), data=st.data())
+def test_of_every_m_neighbours_the_n_largest_are_kept(inputs, m, data):
+    n = data.draw(st.integers(1, m))
+    row = torch.tensor(data.draw(st.lists(st.integers(-3, 3), min_size=inputs, max_size=inputs)))
+    groups = [recount.highest(g.abs().float(), torch.ones(len(g), dtype=torch.bool), n) for g in row.split(m)]
+    assert torch.equal(n_of_m({"w": row[None].float()}, n, m)["w"][0], torch.cat(groups))
+
+
 def test_sparsities_that_leave_exactly_so_many():
     weights = {"a": torch.ones(7, 3), "b": torch.ones(1000)}
     for counts in ({"a": 1, "b": 999}, {"a": 21}, {"a": 10, "b": 1}):
@@ -398,6 +406,8 @@ def test_numbers_of_masks_by_hand():
     assert table["shape"].tolist() == ["2 x 2", "2", ""]
     assert table["kept"].tolist() == [1, 0, 1]
     assert table["sparsity"].tolist() == pytest.approx([0.75, 1.0, 5 / 6])
+    small = lab.Masks({"one": torch.tensor([True]), "none": torch.zeros(0, dtype=torch.bool)}).table()
+    assert small["sparsity"].tolist() == [0.0, 0.0, 0.0]
     assert "Masks(2 layers, 1 of 6 kept, sparsity 0.8333)" in repr(masks)
     assert "83.33%" in masks._repr_html_()
 

@@ -37,6 +37,10 @@ def test_magnitude_and_its_layer_normalised_form():
     deviation = torch.tensor([1.0, -2, 3, -4]).std(correction=0)
     expected = torch.tensor([[1.0, 2], [3, 4]]) / deviation
     assert torch.allclose(criteria.layer_magnitude(model)["0.weight"], expected)
+    layer.weight.data = torch.tensor([[1.0, 3.0]])  # one standard deviation is 1
+    layer.bias.data = torch.tensor([-3.0])  # alone, so it has none
+    scores = criteria.layer_magnitude(model)
+    assert [scores["0.weight"].tolist(), scores["0.bias"].tolist()] == [[[1, 3]], [1]]
 
 
 def test_taylor_is_the_derivative_by_the_mask(net, batches):
@@ -67,6 +71,12 @@ def test_a_criterion_leaves_no_gradient_and_no_change(net, batches):
         criterion(net, batches)
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow", "gradient", "taylor", "movement", "filter_taylor", "obd"])
+def test_by_gradients_a_layer_that_is_not_used_scores_0(net, batches, name):
+    net[1].unused = nn.Linear(3, 2).double()
+    assert not criteria.BY_NAME[name](net, batches)["1.unused.weight"].any()
 
 
 def test_names_and_their_errors(net):

@@ -85,6 +85,39 @@ def test_other_layers_by_hand():
     assert flops(nn.Sequential(linear), torch.zeros(1, 4)).weights == {"0.weight": 2 * 20}
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_fused_attention_counts_as_its_parts(grad):
+    """Without gradients torch takes a layer in one operation that shows no products."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    with torch.set_grad_enabled(grad):
+        counted = layers.count(layer, torch.ones(1, 5, 8))
+    assert sum(counted.weights.values()) == 2 * 5 * (8 * 24 + 8 * 8 + 2 * 8 * 16)
+    assert counted.other == 2 * 2 * 5 * 5 * 8  # queries with keys, then with values
+
+
+def test_products_of_weights_alone_count_and_those_that_norm_them_do_not():
+    low = Called(lambda self, x: x @ (self.a.weight @ self.b.weight), a=nn.Linear(2, 4), b=nn.Linear(3, 2))
+    assert flops(low, torch.ones(1, 4)).dense == 2 * 4 * 2 * 3 + 2 * 4 * 3
+    norm = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)))
+    assert flops(norm, torch.ones(1, 3)).weights == {"0.weight": 2 * 12}
+    vector = Called(lambda self, x: self.fc.weight.mv(x[0]), fc=nn.Linear(4, 3))
+    assert flops(vector, torch.ones(1, 4)).weights == {"fc.weight": 2 * 12}
+
+
+def test_what_moves_or_scales_is_no_product():
+    call = lambda self, x: self.norm(self.words(x) + self.places.weight) * self.places.weight.T.T  # noqa: E731
+    model = Called(call, words=nn.Embedding(9, 4), places=nn.Embedding(3, 4), norm=nn.LayerNorm([3, 4]))
+    counted = flops(model, torch.tensor([[1, 2, 3]]))
+    assert (counted.dense, counted.not_counted) == (0, [])
+
+
+def test_layers_of_some_weights_stand_in_the_order_in_which_they_run():
+    model = Called(lambda self, x: self.a(self.b(x)), **{name: nn.Linear(2, 2) for name in ("idle", "a", "b")})
+    counted = flops(model, torch.ones(1, 2))
+    assert counted.layers(["idle.weight", "a.weight", "b.weight"]) == ["b", "a", "idle"]
+    assert counted.layers(["a.weight"]) == ["a"]
+
+
 def test_what_has_no_formula_is_named():
     counted = flops(Called(lambda self, x: torch.cdist(x, self.fc.weight), fc=nn.Linear(4, 3)), torch.zeros(1, 4))
     assert counted.dense == 0

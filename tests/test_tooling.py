@@ -197,8 +197,9 @@ def test_tests_that_share_something_go_to_one_worker() -> None:
 def test_mutants_that_are_explained_are_still_mutants() -> None:
     """And each file has its tests, and the mutants drawn of it are always the same ones."""
     package = ROOT / "pruninglab"
-    found = {(m.text, m.before, m.after) for name in TESTS for m in mutants(package / name)}
-    assert {(text, *change) for text, changes in EQUIVALENT.items() for change in changes} - found == set()
+    found = {(m.file, m.text, m.before, m.after) for name in TESTS for m in mutants(package / name)}
+    lines = [(file, text, changes) for file, of in EQUIVALENT.items() for text, changes in of.items()]
+    assert {(file, text, *change) for file, text, changes in lines for change in changes} - found == set()
     assert [t for tests in TESTS.values() for t in tests if not (ROOT / f"tests/test_{t}.py").is_file()] == []
     one, two = (list(map(str, drawn(package / "masks/choose.py", 5, None))) for _ in range(2))
     assert one == two

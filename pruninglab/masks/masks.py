@@ -118,7 +118,7 @@ class Masks(dict[str, Tensor]):
         rows = [(name, _shape(mask), mask.numel(), int(mask.sum())) for name, mask in self.items()]
         rows.append(("all", "", self.total, self.kept))
         table = pd.DataFrame(rows, columns=pd.Index(["layer", "shape", "total", "kept"]))
-        table["sparsity"] = 1 - table["kept"] / table["total"].clip(lower=1)
+        table["sparsity"] = (table["total"] - table["kept"]) / table["total"].clip(lower=1)
         return table
 
     def to_torch(self, model: nn.Module) -> nn.Module:

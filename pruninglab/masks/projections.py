@@ -77,7 +77,7 @@ def keeping(weights: Tensors, counts: Mapping[str, Count]) -> dict[str, float]:
         if name not in weights:
             raise ConfigError(f"{name!r} is no prunable layer; the model has {', '.join(weights) or 'none'}.")
         most = weights[name].numel()
-        if not 0 < count <= most:
+        if count > most:
             raise ConfigError(f"{name}: cannot keep {count:,} weights; between 1 and {most:,} can be kept.")
     return {name: 1 - count / weights[name].numel() for name, count in counts.items()}
 
