@@ -2,10 +2,10 @@
 
     lab.compare("runs/**")          a folder, loaded records, or runs
 
-Refused, unless asked for: another protocol (data, split, augmentation, loss, optimizer and its settings, precision,
-scope, total steps and the like), other initial weights, another dense start, other seeds. What was asked for stands in
-columns of its own. Runs of one seed are pairs: what the seed decides, it decides for all methods alike, and differences
-within pairs are tested.
+Runs are refused if their protocol differs: data, split, augmentation, loss, optimizer and its settings, precision,
+scope, total steps and the like. They are also refused if their initial weights, their dense start or their seeds
+differ. `allow` accepts a difference and shows it in a column. Runs of one seed are pairs: they share all that the seed
+decides. Differences are tested within pairs.
 """
 
 from collections.abc import Iterable, Sequence

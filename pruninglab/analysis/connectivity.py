@@ -23,8 +23,8 @@ def distance(pruned: nn.Module, reference: nn.Module, t: Strength = 1.0) -> floa
     """F = ‖S_reference - S_pruned‖, S = exp(-L·t)·A: the heat that 1 at each input has spread after the time `t`.
 
     0 is the reference itself. Both are of one architecture, with skip connections or without. The paper names neither
-    the weight of an edge (`channel_graph`) nor the time: here the mean channel of the reference hands on its heat once
-    in a `t` of 1.
+    the weight of an edge (`channel_graph`) nor the time. Here a `t` of 1 is the time in which the mean channel of the
+    reference passes on its heat once.
     """
     (one, inputs), (other, _) = channel_graph(reference), channel_graph(pruned)
     if one.shape != other.shape:

@@ -66,10 +66,10 @@ def latency(
 ) -> pd.DataFrame:
     """Milliseconds of a forward pass over the batch `x`: median, 95 % interval of the median, times faster than first.
 
-    The networks take turns in every round, so that a machine that slows down slows all; `faster` is the median of the
-    ratios within rounds, between `faster_low` and `faster_high`. The first `warm` rounds do not count. The intervals
-    are those of order statistics, without an assumption about how times are distributed. Beside networks and runs this
-    takes whatever gives something for `x` when it is called: an engine of `deploy.compile`, or another runtime.
+    The networks take turns in every round, so a machine that slows down slows all of them. `faster` is the median of
+    the ratios within rounds, between `faster_low` and `faster_high`. The first `warm` rounds do not count. The
+    intervals are those of order statistics, without an assumption about how times are distributed. Besides networks and
+    runs it takes anything that can be called on `x`: an engine of `deploy.compile`, or another runtime.
     """
     if not models:
         raise ConfigError("there is nothing to measure; give at least one model.")

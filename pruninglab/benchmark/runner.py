@@ -46,8 +46,8 @@ def run_table(
 ) -> Iterator[tuple[int, str, Result]]:
     """Seed, row and record of each row of `table` for each seed, as they are done.
 
-    All rows of a seed start from one dense net of `start` epochs and take `epochs` more; without these, as the table
-    has them, or with `budget="quick"` a third of it. `protocol="paper"` holds no images out and chooses on the test
+    All rows of a seed start from one dense network of `start` epochs and take `epochs` more. Both are the table's by
+    default, or a third of that with `budget="quick"`. `protocol="paper"` holds no images out and chooses on the test
     images, as some papers do; its records say so. A table of ImageNet takes `data="folder:PATH"`, and starts from
     `weights`, a checkpoint of torchvision. `out` gets one record for each row, and its network where that is small;
     `work` has the checkpoints to go on from.

@@ -85,10 +85,10 @@ def export_c(
     """Write one self-contained C99 file that computes a pruned network from its surviving weights alone.
 
     The file needs no library, allocates nothing, and has its weights inside. Channels that nothing needs are removed
-    first, as in `compile`. Weights are floats of 32 bits; with `bits` each is a code of so many bits into the layer's
-    code book (`storage.levels.fit`), which is exact where the network was trained with so few values. Positions are
-    gaps of 1 to 8 bits, whichever is smallest. An image is given as the network takes it: normalised, channel by
-    channel, row by row. The functions keep their values in static memory, so that only one call may run at a time.
+    first, as in `compile`. Weights are floats of 32 bits. With `bits` each is a code of so many bits into the layer's
+    code book (`storage.levels.fit`). That is exact if the network was trained with so few values. Positions are gaps of
+    1 to 8 bits, whichever is smallest. An image is given as the network takes it: normalised, channel by channel, row
+    by row. The functions keep their values in static memory, so that only one call may run at a time.
 
     `example` is the data set or a batch of images (a run brings its own), and `masks` are applied first.
 

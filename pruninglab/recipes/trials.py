@@ -98,8 +98,8 @@ class Trials:
     def table(self) -> pd.DataFrame:
         """One row for each run. Columns `…_in_all` count all trainings that it needed, the search of its masks too.
 
-        FLOPs are those of a dense computation, forward and backward; `gflops_kept` are the run's own on weights that
-        are kept, missing where the mask changed on the way.
+        FLOPs are those of a dense computation, forward and backward. `gflops_kept` are the run's own on kept weights;
+        they are missing if the mask changed on the way.
         """
         return pd.DataFrame([trial.row() for trial in self.made])
 

@@ -15,7 +15,7 @@ the prunability.
 
 `depth_exponent` is the power of the place l in each of them. `basis`: W_l is the number of weights ("size", equation 1)
 or the layer's "density" (the abstract's "relative sparsity"). `layer_index`: l counts layers in the order in which they
-run; a shortcut's convolution has the place of its block's first ("forward") or one of its own ("sequential"). No layer
+run. A shortcut's convolution has the place of its block's first ("forward") or one of its own ("sequential"). No layer
 falls below `floor` times the density of all together, or below one weight (in one ranking, one weight alone). Without a
 floor "text" keeps one of the 400,000 weights of lenet5's fc1. At very low densities most layers are at the floor. A
 dict as the schedule's final sparsity sets the layers' shares instead.
@@ -111,7 +111,7 @@ def keeps(
     """How many weights of each layer are left at this sparsity, the sum exact.
 
     The share that is cut, or kept, is in proportion to the ratio. No layer falls below `floor` times the density of all
-    together, or below one weight, as long as it has them, and the others share what it cannot give.
+    together, or below one weight, as long as it has them. The other layers share what it cannot give.
     """
     if isinstance(sparsity, Mapping):
         level = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}

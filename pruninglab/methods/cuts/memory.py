@@ -4,10 +4,11 @@ The paper has no formula for either. `mode` is the momentum of |w|: its bias-cor
 None is 1 - 1/window), or its mean or maximum over the window. "consecutive_below" takes |w| as it is now, and counts
 only low epochs in a row. Windows remember `window` + 1 numbers for each weight, the others two.
 
-`threshold`, up to which |w| is low: "quantile" is the layer's own, at the share that it loses by the end; a number is
-that value of |w| everywhere. The quantile stands at the final share from the first epoch: at the share of the next cut,
-what goes later could not have been low for long. So nearly all that is cut was low all along, and the momentum decides,
-which itself is held to no threshold. A number makes the count of low epochs bind.
+|w| is low up to `threshold`. "quantile" is a threshold for each layer, at the share that the layer loses by the end. A
+number is the same threshold everywhere. The quantile stands at the final share from the first epoch. At the share of
+the next cut, weights that are cut later could not have been low for long. So nearly all weights that are cut were low
+all along, and the momentum, which has no threshold of its own, decides between them. With a number, the count of low
+epochs decides.
 """
 
 import math

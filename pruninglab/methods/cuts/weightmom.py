@@ -56,8 +56,8 @@ class WeightMom(Method):
 
     After each epoch |w| enters its momentum. From the fraction `begin` of the training to `end`, every `every_epochs`
     epochs, exactly the sparsity of `schedule` is cut. The share that a layer loses is in proportion to its
-    `prunability`. The first to go are the eligible weights, which were low in `min_epochs_below` of the last `window`
-    epochs, and then the others; of both, those with the lowest momentum.
+    `prunability`. Eligible weights are cut first: those that were low in `min_epochs_below` of the last `window`
+    epochs. The others follow. Within both groups the lowest momentum goes first.
 
     The paper leaves much open. `memory.py` explains `mode` to `threshold`, and `interpretations.py` `interpretation` to
     `floor`. `watch` weights of each layer are followed through all epochs, for `plots.trajectories`.

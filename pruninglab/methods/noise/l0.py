@@ -86,8 +86,8 @@ class L0(Method):
     A gate is drawn once a step from the hard concrete distribution: z = s·(ζ - γ) + γ, clipped to [0, 1]. There s =
     sigmoid((log u - log(1 - u) + log α)/β), u uniform, γ = -0.1, ζ = 1.1, β = 2/3. Training minimizes loss + λ/N·Σ
     n·P(z > 0), n the weights behind a gate and N training images: the expected number of weights. In validation and in
-    the end a gate is sigmoid(log α)·(ζ - γ) + γ, clipped; the end multiplies it into its weights, and where it is 0
-    they are cut. `unit="channel"` or `"kernel"` puts one gate before each of these.
+    the end a gate is sigmoid(log α)·(ζ - γ) + γ, clipped. The end multiplies it into its weights, and cuts them if it
+    is 0. `unit="channel"` or `"kernel"` puts one gate before each of these.
 
     λ is `strength` times a ramp from 0 at the first share of the training in `warmup` to 1 at the second. log α begins
     near log((1 - droprate)/droprate). The paper has `droprate` 0.5 for a LeNet from scratch; here most gates begin

@@ -72,7 +72,7 @@ def steer(run: Run, pull: Tensor, opened: Tensor, total: int, sparsity: float | 
     """By what to multiply the strength, so that the number of open gates goes the way to `sparsity`; may be negative.
 
     A controller of the logarithm of open to aimed. Its sum of errors, `pull`, moves in proportion to the learning rate,
-    for once that is low no strength would help, and not before the first gates close.
+    because no strength would help once that is low. It does not move before the first gates close.
     """
     share = min(run.progress / end / RISE, 1.0)
     sparse: Any = schedule(sparsity)(share)

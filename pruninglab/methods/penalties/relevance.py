@@ -47,12 +47,12 @@ def strength_after(strength: float, epochs: float, decay: str, decay_rate: float
 class RelevanceL2(Method):
     """Adds λ·Σ C·w² to the loss, C = 1/(1 + α·|g|), g the gradient of the loss: what matters less shrinks more.
 
-    With C taken as constant (equation 2) the gradient is g + 2λ·w·C, added in closed form after the one backward pass,
-    where the authors run a second one. It goes through the run's optimizer, any adaptive scaling included; with
-    `coupled=False` it is w ← w - lr·2λ·w·C instead, as in AdamW (the same thing under plain gradient steps). All
-    trainable parameters are pulled, as in the authors' code, or with `only_prunable` those that the run may cut. `g` is
-    the gradient as it stands at this method's turn: put it before methods that add to it. `strength` is λ; λ = 1e-3
-    with C = 1 is a weight decay of 2e-3. `alpha=0` is C = 1, the ablation: plain L2 with the same decay of λ.
+    With C taken as constant (equation 2) the gradient is g + 2λ·w·C. The second term is added in closed form after the
+    one backward pass; the authors run a second one. It goes through the run's optimizer, any adaptive scaling included.
+    With `coupled=False` the step is w ← w - lr·2λ·w·C instead, as in AdamW. Under plain gradient steps both are the
+    same. All trainable parameters are pulled, as in the authors' code, or with `only_prunable` those that the run may
+    cut. `g` is the gradient as it stands at this method's turn: put it before methods that add to it. `strength` is λ;
+    λ = 1e-3 with C = 1 is a weight decay of 2e-3. `alpha=0` is C = 1, the ablation: plain L2 with the same decay of λ.
 
     `sign="code"`: the released code has C = 1/(1 - α·|g|), so that relevant weights shrink more; C has a pole at
     |g| = 1/α and is negative beyond. `decay`: since the last cut of the run, of whichever method, λ falls to 0 in one

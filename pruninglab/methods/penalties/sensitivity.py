@@ -29,9 +29,8 @@ class Sensitivity(Method):
     the learning rate, of all trainable parameters, or with `only_prunable` of those that the run may cut.
 
     After each epoch all |w| below `threshold` are cut, as in the paper. Without one it cuts nothing:
-    `PruneWhileAccurate` or any method can.
-    `per_sample` takes the absolute value for each sample before the mean, where gradients of opposite sign do not
-    cancel; this needs one more pass for each sample (and class).
+    `PruneWhileAccurate` or any method can. `per_sample` takes the absolute value for each sample before the mean, so
+    gradients of opposite sign do not cancel. This needs one more pass for each sample (and class).
 
     Deviations: outputs are the logits, averaged over the batch (of sequences over the places too) before the absolute
     value is taken, except with `per_sample`. The threshold cuts prunable weights alone.

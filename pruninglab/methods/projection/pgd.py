@@ -1,7 +1,7 @@
 """Projected gradient descent, also called iterative hard thresholding: Blumensath and Davies, 2009.
 
-For networks: Jin et al., "Training skinny deep neural networks with iterative hard thresholding methods", 2016; the
-control of the ADMM papers, with Zhang et al., "Learning to share", 2018.
+For networks: Jin et al., "Training skinny deep neural networks with iterative hard thresholding methods", 2016. It is
+the control of the ADMM papers, with Zhang et al., "Learning to share", 2018.
 """
 
 from collections.abc import Mapping

@@ -45,10 +45,10 @@ class SET(Method):
     """Train at one sparsity; now and then drop of each layer the weights closest to zero, and grow others at random.
 
     It starts from a random mask whose layers have the shares of `scope` ("erk" is the paper's density for linear
-    layers). If the run's masks are as sparse already, it starts from them. The same share of the positive and of the
-    negative weights is dropped (`drop="sign"`, the paper's), or those with the lowest |w|, whatever their sign
-    ("magnitude", as in later comparisons). `every_steps` is the number of steps from update to update, None an epoch. A
-    new weight starts at 0, and so does what the optimizer remembers of it.
+    layers). If the run's masks are as sparse already, it starts from them. `drop="sign"`, the paper's, drops the same
+    share of the positive and of the negative weights. "magnitude", as in later comparisons, drops those with the lowest
+    |w|, whatever their sign. `every_steps` is the number of steps from update to update, None an epoch. A new weight
+    starts at 0, and so does what the optimizer remembers of it.
 
     Deviations: the paper's last update comes after training. Here no weight moves after the share `end` of the
     training, and an epoch's update comes in the first step of the next. A weight without any gradient in that step does
