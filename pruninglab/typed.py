@@ -100,6 +100,11 @@ def check(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name}={_shown(value)}; expected {expected(hint)}.{question}")
 
 
+def one_of(what: str, name: Any, names: Collection[str]) -> Any:
+    """The name, or a ConfigError with those that there are and the nearest of them."""
+    return check(what, name, Annotated[str, OneOf(names)])
+
+
 def _meant(value: Any, hint: Any) -> str:
     """A word that is nearly one of those expected, or the share that a percentage is."""
     if isinstance(value, str):

@@ -326,7 +326,7 @@ def test_a_folder_without_records_and_a_table_without_columns(tmp_path: Path):
         lab.compare(tmp_path)
     with pytest.raises(lab.ConfigError, match="lacks method, control"):
         lab.compare(pd.DataFrame({"data": ["digits"]}))
-    with pytest.raises(lab.ConfigError, match="allow='budget' is unknown"):
+    with pytest.raises(lab.ConfigError, match="allow='budget'; expected one of"):
         lab.compare(pd.DataFrame(rows()), allow="budget")
 
 

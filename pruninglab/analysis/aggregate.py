@@ -9,7 +9,7 @@ import pandas as pd
 import scipy
 
 from ..errors import ConfigError
-from ..typed import Filled, checked
+from ..typed import Filled, checked, one_of
 
 Scores = dict[str, list[np.ndarray]]
 """Of each method the scores of its runs, one array for each task."""
@@ -43,10 +43,7 @@ class Aggregate:
 
         Of each task the share of pairs of runs where it is, ties counting half; then the mean over tasks.
         """
-        for name in (method, against):
-            if name not in self.scores:
-                raise ConfigError(f"there is no method {name!r}; expected one of {', '.join(self.scores)}.")
-        first, second = self.scores[method], self.scores[against]
+        first, second = (self.scores[one_of("method", name, self.scores)] for name in (method, against))
         tasks = len(first)
 
         def mean(drawn: Sequence[np.ndarray]) -> float:
@@ -113,7 +110,4 @@ def aggregate(
 
 
 def _mean_of(of: pd.DataFrame, by: str, method: str, score: str) -> float:
-    found = of.loc[of[by] == method, score]
-    if not len(found):
-        raise ConfigError(f"there is no method {method!r} to be relative to; expected one of {', '.join(set(of[by]))}.")
-    return float(found.astype(float).mean())
+    return float(of.loc[of[by] == one_of("relative_to", method, set(of[by])), score].astype(float).mean())

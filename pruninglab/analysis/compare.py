@@ -23,7 +23,7 @@ from ..errors import ConfigError
 from ..results.record import Result
 from ..results.tables import load
 from ..train.run import Run
-from ..typed import checked
+from ..typed import checked, one_of
 from . import fairness, papers
 from .statistics import crossing, holm, interval, levels_of, paired, smallest
 
@@ -109,10 +109,7 @@ class Comparison:
         that Holm's correction left for this test.
         """
         against = against or next((c for c in reversed(list(self.controls.values())) if c), self.methods[0])
-        if against not in (*self.methods, "all"):
-            raise ConfigError(
-                f"against={against!r} is no method here; expected 'all' or one of {', '.join(self.methods)}."
-            )
+        one_of("against", against, (*self.methods, "all"))
         rows = []
         runs: Any = self.runs
         for at in self.levels or [0.0]:

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data.dataset import Data
-from ..errors import ConfigError
 from ..layers.flops import count
 from ..layers.hooks import evaluating
 from ..storage import sparse
 from ..storage.files import HasModel
-from ..typed import Count, CountFromZero, Range, checked
+from ..typed import Count, CountFromZero, Filled, Range, checked
 
 Rounds = Annotated[int, Range(6), "the least for a 95 % interval of a median"]
 
@@ -26,7 +25,7 @@ Rounds = Annotated[int, Range(6), "the least for a 95 % interval of a median"]
 def truth(
     models: Mapping[str, nn.Module | HasModel],
     example: Data | Tensor,
-    batches: Sequence[Count] = (1, 64),
+    batches: Annotated[Sequence[Count], Filled()] = (1, 64),
     rounds: Rounds = 21,
 ) -> pd.DataFrame:
     """Networks (or runs) side by side, one row each, by the names given; the first is what the others are compared to.
@@ -36,8 +35,6 @@ def truth(
     size of batch it has the median milliseconds of a forward pass with the 95 % interval, and how many times faster
     than the first that is (see `latency`).
     """
-    if not batches:
-        raise ConfigError("batches=() names no size of batch; expected a list such as (1, 64).")
     x = _images(example, max(batches))
     rows: dict[str, dict[str, Any]] = {}
     for name, model in _plain(models).items():
@@ -59,7 +56,7 @@ def truth(
 
 @checked
 def latency(
-    models: Mapping[str, nn.Module | HasModel | Callable[[Tensor], Any]],
+    models: Annotated[Mapping[str, nn.Module | HasModel | Callable[[Tensor], Any]], Filled()],
     x: Tensor,
     rounds: Rounds = 21,
     warm: CountFromZero = 3,
@@ -71,8 +68,6 @@ def latency(
     intervals are those of order statistics, without an assumption about how times are distributed. Besides networks and
     runs it takes anything that can be called on `x`: an engine of `deploy.compile`, or another runtime.
     """
-    if not models:
-        raise ConfigError("there is nothing to measure; give at least one model.")
     called = {name: model if callable(model) else model.model for name, model in models.items()}
     calls = {name: _call(model, x) for name, model in called.items()}
     times: dict[str, list[float]] = {name: [] for name in called}

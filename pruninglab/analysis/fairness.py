@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..errors import ConfigError, DataError
 from ..results.protocol import ENTRIES
+from ..typed import one_of
 
 IN_PAIR = ("split", "normalisation", "teacher", "dense_hash", "new_weights")
 """Columns that a seed decides: alike in all runs of one seed. The other columns of the rule are alike in all runs."""
@@ -81,8 +82,8 @@ def _nearest(folder: Path) -> Path | None:
 
 
 def check_allowed(words: Sequence[str]) -> None:
-    if unknown := [word for word in words if word not in ALLOWED]:
-        raise ConfigError(f"allow={unknown[0]!r} is unknown; expected some of {', '.join(ALLOWED)}.")
+    for word in words:
+        one_of("allow", word, ALLOWED)
 
 
 def refuse(broken: Broken, allowed: Sequence[str]) -> None:

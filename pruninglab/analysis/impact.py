@@ -9,7 +9,7 @@ more do.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from ..data.splits import Split
 from ..errors import ConfigError, DataError
 from ..layers.hooks import evaluating
 from ..train.run import Run
-from ..typed import Count, checked
+from ..typed import Count, Filled, checked
 from .statistics import holm, welch
 
 BINS = 15
@@ -185,14 +185,12 @@ class Impact:
 
 @checked
 def impact(
-    dense: Sequence[Run | nn.Module],
-    pruned: Sequence[Run | nn.Module],
+    dense: Annotated[Sequence[Run | nn.Module], Filled()],
+    pruned: Annotated[Sequence[Run | nn.Module], Filled()],
     split: Batches,
     class_names: Sequence[str] | None = None,
 ) -> Impact:
     """Let both populations answer on `split`, which is `data.test` or any split of a data set."""
-    if not dense or not pruned:
-        raise ConfigError(f"{len(dense)} dense and {len(pruned)} pruned networks; give at least one of each.")
     labels = [y for _, y in split]
     if not labels:
         raise DataError("split has no batches; give data.test or another split of a data set.")

@@ -7,7 +7,7 @@ position, so the same scores give the same masks everywhere.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -214,15 +214,10 @@ def _expand(chosen: Mapping[str, Tensor], scores: Scores, unit: str, within: Map
 
 
 def _quotas(scope: str, scores: Scores, flat: Scores, unit: str) -> list[float]:
-    if scope in ("layer", "row"):
+    if scope != "erk":
         return [float(len(s)) for s in flat.values()]
-    if scope == "erk":
-        sizes = ((sum(s.shape) if unit == "weight" else s.shape[0]) if s.ndim else 1 for s in scores.values())
-        return list(map(float, sizes))
-    raise ConfigError(
-        f"scope={scope!r} is unknown; expected one of {', '.join(map(repr, get_args(Scope)))}, "
-        "or give the sparsity as a dict of layer patterns."
-    )
+    sizes = ((sum(s.shape) if unit == "weight" else s.shape[0]) if s.ndim else 1 for s in scores.values())
+    return list(map(float, sizes))
 
 
 def _by_pattern(targets: Mapping[str, float], sizes: Mapping[str, int], caps: Iterable[int], clamp: bool) -> list[int]:

@@ -104,8 +104,7 @@ class Masks(dict[str, Tensor]):
 
     def over(self, weights: Mapping[str, Tensor]) -> "Masks":
         """These masks, and full ones for the weights that they do not name."""
-        full = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-        return Masks({**full, **self})
+        return Masks({**Masks.full(weights), **self})
 
     @torch.no_grad()
     def apply_(self, weights: Mapping[str, Tensor]) -> None:

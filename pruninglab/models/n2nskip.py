@@ -6,14 +6,14 @@ Subramaniam and Sharma, "N2NSkip: Learning highly sparse networks using neuron-t
 
 import math
 from collections import OrderedDict
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..typed import Count, checked
+from ..typed import Count, OneOf, checked
 from .alexnet import alexnet
 from .lenet import lenet5
 from .resnet import resnet20, resnet50
@@ -69,8 +69,8 @@ def n2nskip(
     shape: Shape,
     classes: Count,
     *,
-    base: str = "vgg16",
-    skip_span: int = 1,
+    base: Annotated[str, OneOf(BASES)] = "vgg16",
+    skip_span: Count = 1,
     inside_activation: bool = True,
     share_bn: bool = False,
     **options: Any,
@@ -87,11 +87,9 @@ def n2nskip(
     The paper leaves the span open; its equation 2 adds the skip inside the activation, the authors' code behind it
     (`inside_activation=False`) and through the BatchNorm of the target (`share_bn=True`).
     """
-    if base not in BASES:
-        raise ConfigError(f"base={base!r} has no form with skip connections; expected one of {', '.join(BASES)}.")
     net = made(BASES[base], shape, classes, options)
     blocks = _blocks(base, net)
-    if not isinstance(skip_span, int) or not 1 <= skip_span < len(blocks):
+    if skip_span >= len(blocks):
         raise ConfigError(
             f"skip_span={skip_span!r}; {base} has {len(blocks)} blocks, so expected 1 to {len(blocks) - 1}."
         )

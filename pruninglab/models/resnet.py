@@ -11,7 +11,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..layers.modules import PadShortcut
 from ..typed import Count, checked
 from .shapes import Shape, Width, image_sides, scaled
@@ -77,8 +76,6 @@ def _resnet(
     option: Shortcut,
 ) -> nn.Sequential:
     """Stages are (outputs, blocks); each after the first begins with stride 2."""
-    if option not in ("A", "B"):
-        raise ConfigError(f"shortcut is {option!r}; expected 'A' (padding, no parameters) or 'B' (1x1 convolution)")
     channels, *_ = image_sides(shape, classes)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=_conv(channels, stem, 3), bn1=nn.BatchNorm2d(stem), relu1=nn.ReLU()

@@ -25,6 +25,7 @@ from ..errors import ConfigError
 from ..masks.masks import Masks
 from ..results.record import Result
 from ..train.run import Run
+from ..typed import one_of
 from .looks import Look
 
 FONT = 9
@@ -229,9 +230,7 @@ def check_comparable(results: pd.DataFrame) -> None:
 
 def layer_of(tensors: Mapping[str, Tensor], layer: str) -> Tensor:
     """A layer by name, or a ConfigError with the names that there are."""
-    if layer not in tensors:
-        raise ConfigError(f"there is no layer {layer!r}; expected one of {', '.join(tensors)}.")
-    return tensors[layer]
+    return tensors[one_of("layer", layer, tensors)]
 
 
 def check_columns(table: pd.DataFrame, *columns: str) -> None:

@@ -25,7 +25,7 @@ from ..methods.noise.variational import VariationalDropout
 from ..methods.penalties.relevance import EDGES, RelevanceL2
 from ..structured.shrink import Shrunk
 from ..train.run import Run
-from ..typed import Filled, Fraction, checked
+from ..typed import Filled, Fraction, checked, one_of
 from .figure import (
     Figure,
     colour_bar,
@@ -252,8 +252,8 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
     if method is None:
         raise ConfigError("this run learned no gates; draw one that was trained with VariationalDropout or L0.")
     table = pd.DataFrame(method.seen)
-    if layer and layer not in set(table["layer"]):
-        raise ConfigError(f"layer={layer!r} has no gates here; expected one of {', '.join(table['layer'].unique())}.")
+    if layer:
+        one_of("layer", layer, list(table["layer"].unique()))
     epochs = np.unique(table["step"]) / run.steps_per_epoch
     chosen = table[table["layer"] == layer] if layer else table
     counts = np.array([np.sum(of["counts"].tolist(), axis=0) for _, of in chosen.groupby("step")]).T

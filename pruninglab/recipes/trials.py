@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from .. import _html
-from ..errors import ConfigError
 from ..results.record import percent
 from ..train.run import Run
+from ..typed import one_of
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,8 @@ class Trials:
         return len(self.made)
 
     def __getitem__(self, method: str) -> Run:
+        one_of("trial", method, self.methods)
         found = [trial for trial in self.made if trial.method == method]
-        if not found:
-            near = get_close_matches(str(method), self.methods, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"there is no trial {method!r}.{hint} There are {', '.join(self.methods)}.")
         return ([trial for trial in found if trial.columns.get("chosen")] or found)[-1].run
 
     @property
@@ -106,9 +102,7 @@ class Trials:
     def costs(self, by: str = "method") -> pd.DataFrame:
         """Steps, GFLOPs and seconds of all trainings together, for each value of a column of the table."""
         table: Any = self.table()
-        if by not in table:
-            raise ConfigError(f"by={by!r} is no column of this table; expected one of {', '.join(table.columns)}.")
-        return table.groupby(by, sort=False)[["steps", "gflops", "seconds"]].sum()
+        return table.groupby(one_of("by", by, list(table)), sort=False)[["steps", "gflops", "seconds"]].sum()
 
     def __repr__(self) -> str:
         return self.table().to_string(index=False, float_format="{:.4g}".format)

@@ -2,9 +2,10 @@
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from ..errors import ConfigError
 from ..storage.files import check_writable, write_atomic
@@ -75,12 +76,8 @@ class Tracker(Method):
     `Tracker(mlflow.log_metrics)` and `Tracker(wandb.log)` send them to a run that you have begun there.
     """
 
-    log: Any
+    log: Annotated[Callable[..., Any], "of (numbers, step=…)"]
     observes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not callable(self.log):
-            raise ConfigError(f"Tracker: log={self.log!r}; expected a function of (numbers, step=…).")
 
     def on_epoch(self, run: Run) -> None:
         if is_first():

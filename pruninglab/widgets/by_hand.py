@@ -18,7 +18,7 @@ from ..plots import runs
 from ..plots.figure import Figure
 from ..train.evaluate import evaluate
 from ..train.run import Run
-from ..typed import Count, checked
+from ..typed import Count, checked, one_of
 from .front import Front, module
 from .panel import Panel, _short, flat, ranks_of
 
@@ -71,8 +71,8 @@ class PruneByHand(Panel):
 
     def keep(self, share: float, layer: str | None = None) -> None:
         """Move a layer's slider, or that of all layers, to a share of weights left."""
-        if layer is not None and layer not in self.kept:
-            raise ConfigError(f"there is no layer {layer!r}; expected one of {', '.join(self.kept)}.")
+        if layer is not None:
+            one_of("layer", layer, self.kept)
         with self._lock:
             self._choose(layer, share)
 

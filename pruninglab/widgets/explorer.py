@@ -16,7 +16,7 @@ from ..masks.masks import Masks
 from ..plots import figure, methods, runs
 from ..plots.figure import Figure
 from ..train.run import Run
-from ..typed import checked
+from ..typed import checked, one_of
 from .front import Front, module
 from .panel import NARROW, Panel, _short, flat, ranks_of
 
@@ -43,21 +43,18 @@ class MaskExplorer(Panel):
         layers = [name for name in runs[0].weights if all(name in run.weights for run in runs)] if runs else []
         if not layers:
             raise ConfigError("there is nothing to explore; give runs that have a layer in common.")
-        if layer is not None and layer not in layers:
-            raise ConfigError(f"there is no layer {layer!r} in these runs; expected one of {', '.join(layers)}.")
+        chosen = one_of("layer", layer or layers[0], layers)
         self.runs = dict(zip(names, runs, strict=True))
         self._scores: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._ranks: dict[tuple[str, str], dict[str, Tensor]] = {}
-        self._layer: Any = ipw.Dropdown(
-            options=[(_short(n), n) for n in layers], value=layer or layers[0], description="layer"
-        )
+        self._layer: Any = ipw.Dropdown(options=[(_short(n), n) for n in layers], value=chosen, description="layer")
         self._sides = [self._side(names[0]), self._side(names[-1])]
         self._at = [DENSITIES.index(0.1)] * 2
         self._front = Map(densities=DENSITIES)
         self._front.hear(density=self._moved)
         self._layer.observe(lambda _: self._show(), "value")
-        chosen = ipw.HBox([side["box"] for side in self._sides])
-        self.box = ipw.VBox([self._layer, chosen, self._front])
+        sides = ipw.HBox([side["box"] for side in self._sides])
+        self.box = ipw.VBox([self._layer, sides, self._front])
         self._show()
 
     def choose(self, side: int, run: str | None = None, by: str | None = None, density: float | None = None) -> None:

@@ -41,10 +41,6 @@ class Form:
         defaults = {field.name: _default(field) for field in dataclasses.fields(self.kind)}
         return {name: value for name, value in values.items() if not _same(value, defaults[name])}
 
-    def disable(self, disabled: bool) -> None:
-        for control in self.controls.values():
-            control.disabled = disabled
-
 
 SMALL = "line-height:1.3;font-size:11px;opacity:.75;margin:0 0 4px 8.6em;white-space:normal"
 
@@ -187,6 +183,4 @@ def _same(value: Any, default: Any) -> bool:
 
 def choice(label: str, options: Sequence[str], value: str) -> Any:
     """A dropdown; a ConfigError where the value is not among its options."""
-    if value not in options:
-        raise ConfigError(f"{label}={value!r} is not among {', '.join(options)}.")
-    return ipw.Dropdown(options=options, value=value, description=label, **LABEL)
+    return ipw.Dropdown(options=options, value=typed.one_of(label, value, options), description=label, **LABEL)
