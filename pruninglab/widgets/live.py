@@ -18,7 +18,8 @@ from .chart import Chart
 from .choice import Choice
 from .forms import LABEL, Form, choice
 from .job import Job
-from .panel import BUTTON, WIDE, Panel
+from .panel import WIDE
+from .steered import Steered, side_by_side
 
 BESIDE_OTHERS = ("Quantize", "Recalibrate", "SharedWeights")
 """Methods that say nothing by themselves: they act on what others have pruned."""
@@ -58,7 +59,7 @@ class Chooser:
         self._place.children = [self.form.box]
 
 
-class LivePanel(Panel):
+class LivePanel(Steered):
     """Choose data, model and method, start, pause, step, stop; training runs in a thread, the kernel stays free.
 
     What it leaves is `run`, an ordinary `Run`, stopped or not; `start()`, `pause()`, `step()`, `resume()`, `stop()` and
@@ -83,23 +84,14 @@ class LivePanel(Panel):
         self._chooser = Chooser(data, model, method, epochs, seed)
         self._text, self._table, self.chart = ipw.HTML(), ipw.HTML(), Chart()
         self._bar = ipw.FloatProgress(0, min=0, max=1, layout=WIDE)
-        presses = {"Start": self.start, "Pause": self._pause_or_resume, "Step": self.step, "Stop": self.stop}
-        self._buttons = {name: ipw.Button(description=name, layout=BUTTON) for name in presses}
-        for name, do in presses.items():
-            self._buttons[name].on_click(lambda _, do=do: do())
+        buttons = self._row("Start", self.start)
         self._tell()
-        results = [ipw.HBox(list(self._buttons.values()), layout=WRAPS), self._bar, self._text, self.chart, self._table]
-        # the controls keep their width whatever the chart needs, and stand above it where the page is narrow
-        chosen = ipw.VBox(
-            [self._chooser.box], layout=ipw.Layout(flex="0 0 23em", max_width="100%", padding="0 8px 0 0")
-        )
-        seen = ipw.VBox(results, layout=ipw.Layout(flex="1 1 24em", min_width="0"))
-        self.box = ipw.HBox([chosen, seen], layout=WRAPS)
+        self.box = side_by_side([self._chooser.box], [buttons, self._bar, self._text, self.chart, self._table], "24em")
 
     def start(self) -> None:
         """Train from the beginning with what is chosen; what is wrong with it is said in the panel."""
         with self._lock:
-            if self._busy:
+            if self._running:
                 return
             self.run, self._table.value = None, ""
             self.chart.begin([], 1)
@@ -115,26 +107,6 @@ class LivePanel(Panel):
             job.prepare()
             self._thread = threading.Thread(target=job.train, name="pruninglab training", daemon=True)
             self._thread.start()
-
-    def pause(self) -> None:
-        """Stand still after this step."""
-        if self._job:
-            self._job.pause()
-
-    def resume(self) -> None:
-        """Go on."""
-        if self._job:
-            self._job.resume()
-
-    def step(self) -> None:
-        """One step more, while it is paused."""
-        if self._job:
-            self._job.step()
-
-    def stop(self) -> None:
-        """End after this step with what was reached. What a method prepares before the first step is not cut short."""
-        if self._job:
-            self._job.stop()
 
     def wait(self, seconds: float | None = None) -> Run | None:
         """Until the training is over; the run, or None if it is not over after so many seconds or went wrong."""
@@ -165,29 +137,18 @@ class LivePanel(Panel):
         return f"LivePanel({chosen.data.value}, {chosen.model.value}, {chosen.method.value}): {state}"
 
     @property
-    def _busy(self) -> bool:
-        return self._job is not None and self._job.state != "over"
-
-    def _pause_or_resume(self) -> None:
-        with self._lock:
-            (self.resume if self._job and self._job.state == "paused" else self.pause)()
+    def _running(self) -> Job | None:
+        return self._job if self._job and self._job.state != "over" else None
 
     def _tell(self) -> None:
         """Show the state of the training: its words, its bar, and the buttons that it leaves."""
         with self._lock:
-            job, state = self._job, self._job.state if self._job else "over"
+            job, over = self._job, not self._running
             self._text.value = job.html() if job else "not started"
             self._bar.value = job.share if job else 0.0
-            self._bar.bar_style = "" if not job or state != "over" else "success" if job.share == 1 else "warning"
-            self._chooser.disable(state != "over")
-            self._buttons["Start"].disabled = state != "over"
-            self._buttons["Step"].disabled = state != "paused"
-            for name in ("Pause", "Stop"):
-                self._buttons[name].disabled = state not in ("running", "paused")
-            self._buttons["Pause"].description = "Resume" if state == "paused" else "Pause"
+            self._bar.bar_style = "" if not job or not over else "success" if job.share == 1 else "warning"
+            self._chooser.disable(not over)
+            self._buttons["Start"].disabled = not over
+            self._enable()
             if job and job.run and self.run is None:
                 self._table.value, self.run = job.run._repr_html_(), job.run
-
-
-WRAPS = ipw.Layout(flex_flow="row wrap")
-FORM = ipw.Layout(flex="0 0 23em", max_width="100%", padding="0 8px 0 0")

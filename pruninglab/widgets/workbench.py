@@ -20,7 +20,7 @@ from ..results import tables
 from ..results.record import Result, percent
 from ..train.options import Options
 from ..train.run import Run
-from ..typed import Range, checked
+from ..typed import Range, checked, one_of
 from . import study
 from .chart import Chart
 from .choice import Choice
@@ -28,8 +28,9 @@ from .explorer import MaskExplorer
 from .forms import LABEL, Form
 from .front import Front, module
 from .job import Job
-from .live import WRAPS, Chooser
-from .panel import BUTTON, NARROW, WIDE, Panel, _png, _problem
+from .live import Chooser
+from .panel import NARROW, WIDE, _png, _problem
+from .steered import WRAPS, Steered, side_by_side
 from .truth import TruthMeter
 
 HEAD = ["run", "method", "data", "network", "seed", "epochs", "status", "validation", "test", "sparsity"]
@@ -38,7 +39,7 @@ TRAINING = ("optimizer", "lr", "lr_schedule", "batch_size", "momentum", "weight_
 VIEWS = ("curves", "layers", "frontier", "verdict", "record", "masks", "truth meter", "code", "sweep")
 
 
-class Workbench(Panel):
+class Workbench(Steered):
     """Choose data, network, method, budget and seeds; *Run* trains in the background, one run after the other.
 
     All runs stand in one table: those of this session, and with `folder` the records that lie there; each run is then
@@ -103,21 +104,6 @@ class Workbench(Panel):
         first = self.choice()
         return [self.submit(dataclasses.replace(first, seed=first.seed + i)) for i in range(self._seeds.value)]
 
-    def pause(self) -> None:
-        """The training that runs stands still after its step."""
-        self._each("pause")
-
-    def resume(self) -> None:
-        self._each("resume")
-
-    def step(self) -> None:
-        """One step more, while it is paused."""
-        self._each("step")
-
-    def stop(self) -> None:
-        """The training that runs ends after its step with what was reached; the next of the queue begins."""
-        self._each("stop")
-
     def cancel(self, name: str) -> None:
         """Take a training out of the queue, or stop it if it runs."""
         self._job(name).stop()
@@ -149,9 +135,7 @@ class Workbench(Panel):
 
     def show(self, view: str) -> None:
         """Look at the picked runs: one of the views in the dropdown."""
-        if view not in VIEWS:
-            raise ConfigError(f"view={view!r}; expected one of {', '.join(VIEWS)}.")
-        self._view.value = view
+        self._view.value = one_of("view", view, VIEWS)
         self._look()
 
     def compare(self) -> Comparison:
@@ -189,26 +173,15 @@ class Workbench(Panel):
     # how
 
     def _build(self) -> None:
-        presses = {"Run": self._press, "Pause": self._pause_or_resume, "Step": self.step, "Stop": self.stop}
-        self._buttons = {name: ipw.Button(description=name, layout=BUTTON) for name in presses}
+        buttons = self._row("Run", self._press, self._said)
         self._buttons["Run"].button_style = "primary"
-        for name, do in presses.items():
-            self._buttons[name].on_click(lambda _, do=do: do())
         self._view.observe(lambda _: self._look(), "value")
         again = ipw.Button(description="Read folder again", layout=NARROW)
         again.on_click(lambda _: self.refresh())
         more = ipw.Accordion([self._options.box], titles=("training options",), selected_index=None, layout=WIDE)
-        form = ipw.VBox(
-            [self._chooser.box, self._seeds, more],
-            layout=ipw.Layout(flex="0 0 23em", max_width="100%", padding="0 8px 0 0"),
-        )
-        running = ipw.HBox([*self._buttons.values(), self._said], layout=WRAPS)
         looking = ipw.HBox([self._view, *([again] if self.folder else [])], layout=WRAPS)
-        seen = ipw.VBox(
-            [running, self._now, self.chart, self._table, looking, self._seen],
-            layout=ipw.Layout(flex="1 1 30em", min_width="0"),
-        )
-        self.box = ipw.HBox([form, seen], layout=WRAPS)
+        seen = [buttons, self._now, self.chart, self._table, looking, self._seen]
+        self.box = side_by_side([self._chooser.box, self._seeds, more], seen, "30em")
 
     def _press(self) -> None:
         """Run, with what is wrong said within the form."""
@@ -231,30 +204,20 @@ class Workbench(Panel):
                 job.prepare()
             job.train()
 
-    def _each(self, do: str) -> None:
-        with self._lock:
-            for job in self.jobs:
-                if job.state not in ("waiting", "over"):
-                    getattr(job, do)()
-
-    def _pause_or_resume(self) -> None:
-        with self._lock:
-            self._each("resume" if self._buttons["Pause"].description == "Resume" else "pause")
+    @property
+    def _running(self) -> Job | None:
+        return next((job for job in self.jobs if job.state not in ("waiting", "over")), None)
 
     def _tell(self) -> None:
         """Show the state of the queue."""
         with self._lock:
             self._table.rows = [_job_row(job) for job in self.jobs]
-            job = next((job for job in self.jobs if job.state not in ("waiting", "over")), None)
             waiting = sum(job.state == "waiting" for job in self.jobs)
             queue = f"; {waiting} more in the queue" if waiting else ""
             ended = next((job for job in reversed(self.jobs) if job.state == "over"), None)
-            shown = job or ended
+            shown = self._running or ended
             self._now.value = f"run {shown.name}: {shown.html()}{queue}" if shown else "nothing is running"
-            state = job.state if job else "over"
-            for name, enabled in (("Pause", "running paused"), ("Step", "paused"), ("Stop", "running paused")):
-                self._buttons[name].disabled = state not in enabled.split()
-            self._buttons["Pause"].description = "Resume" if state == "paused" else "Pause"
+            self._enable()
 
     def _picks(self, message: Mapping[str, Any]) -> None:
         with self._lock:
