@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ Shape = tuple[int, int]
 LARGEST_BOOK = 2**16
 _WINDOW = 2**23
 _WIDEST = 48
+Entropy = Literal["zlib", "lzma", "bz2"]
 ENTROPY: dict[str, tuple[Callable[[bytes], bytes], Callable[[], Any]]] = {  # without containers and checksums
     "zlib": (lambda raw: zlib.compress(raw, 9, wbits=-15), lambda: zlib.decompressobj(-15)),
     "lzma": (

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from . import codec
-from .codec import Coded, Numbers
+from .codec import Coded, Entropy, Numbers
 
 FORMAT = "pruninglab sparse 1"
-VALUES = ("exact", "fp32", "fp16", "bf16", "codebook")
-OTHERS = ("exact", "fp16", "bf16")
+Values = Literal["exact", "fp32", "fp16", "bf16", "codebook"]
+Others = Literal["exact", "fp16", "bf16"]
 _ROUNDED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _DTYPES = {  # as safetensors calls them
     "F64": torch.float64,
@@ -109,15 +110,9 @@ def is_weight(tensor: Tensor) -> bool:
 
 
 def pack(
-    state: Mapping[str, Tensor], values: str = "exact", others: str = "exact", entropy: str | None = None
+    state: Mapping[str, Tensor], values: Values = "exact", others: Others = "exact", entropy: Entropy | None = None
 ) -> Packed:
     """Tensors in their cheapest codings; what the options mean is said at `storage.save`."""
-    for what, given, known in (("values", values, VALUES), ("others", others, OTHERS)):
-        if given not in known:
-            raise ConfigError(f"{what}={given!r} is unknown; expected one of {', '.join(map(repr, known))}.")
-    if entropy is not None and entropy not in codec.ENTROPY:
-        known = ", ".join(map(repr, codec.ENTROPY))
-        raise ConfigError(f"entropy={entropy!r} is unknown; expected None or one of {known}.")
     packed = Packed()
     seen: dict[object, int] = {}
     for name, tensor in state.items():
@@ -140,7 +135,7 @@ def pack(
     return packed
 
 
-def _entry(name: str, tensor: Tensor, values: str, others: str, entropy: str | None) -> Entry:
+def _entry(name: str, tensor: Tensor, values: str, others: str, entropy: Entropy | None) -> Entry:
     weight = is_weight(tensor)
     wanted = _ROUNDED.get(values if weight else others) if tensor.is_floating_point() else None
     stored = tensor.to(wanted) if wanted is not None and wanted.itemsize < tensor.dtype.itemsize else tensor
@@ -152,10 +147,9 @@ def _entry(name: str, tensor: Tensor, values: str, others: str, entropy: str | N
     except ValueError as error:
         raise ConfigError(f"{name} cannot have a code book: {error}. Quantize it, or use values='exact'.") from None
     streams, marks = list(coded.streams), [""] * len(coded.streams)
-    for i, raw in enumerate(coded.streams if entropy else ()):
-        squeezed = codec.squeeze(raw, str(entropy))
-        if len(squeezed) < len(raw):
-            streams[i], marks[i] = squeezed, _MARKS[str(entropy)]
+    for i, raw in enumerate(coded.streams):
+        if entropy and len(squeezed := codec.squeeze(raw, entropy)) < len(raw):
+            streams[i], marks[i] = squeezed, _MARKS[entropy]
     changed = 0 if stored is tensor else int(((stored.to(tensor.dtype) != tensor) & ~tensor.isnan()).sum())
     return Entry(
         name=name,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..typed import Filled, Range
+from ..typed import Filled, Range, checked
 from . import codec
 
 Width = Annotated[int, Range(1, 8)]
@@ -25,15 +25,14 @@ _POINTS = 512  # exact clustering takes the square of their number
 _MOVES = 1 << 20
 
 
+@checked
 def by_layer(weights: Mapping[str, Tensor], bits: Bits) -> dict[str, int]:
     """The bits of each layer. Keys of a dict are layer patterns, or the words `"conv"` and `"dense"` for their kinds.
 
     As with sparsities, the last key that matches counts, and layers that no key matches are left out.
     """
     by_key = bits if isinstance(bits, Mapping) else {"*": bits}
-    for key, value in by_key.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 8:
-            raise ConfigError(f"bits={value!r}; expected a whole number from 1 to 8, or a dict of layers to these.")
+    for key in by_key:
         if not any(_matches(name, weight, key) for name, weight in weights.items()):
             raise ConfigError(f"{key!r} matches no prunable layer; the model has {', '.join(weights)}.")
     found = {name: [v for key, v in by_key.items() if _matches(name, w, key)] for name, w in weights.items()}

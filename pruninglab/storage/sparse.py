@@ -18,13 +18,19 @@ from ..errors import ConfigError, DataError
 from ..layers.names import canonical_parameters
 from ..typed import CountFromZero, checked
 from . import codec, fileformat
-from .fileformat import Packed
+from .codec import Entropy
+from .fileformat import Others, Packed, Values
 from .files import AnyModel, Source, check_writable, network_of, state_dict_of, write_atomic
 
 
 @checked
 def save(
-    model: Source, path: str | Path, *, values: str = "exact", others: str = "exact", entropy: str | None = None
+    model: Source,
+    path: str | Path,
+    *,
+    values: Values = "exact",
+    others: Others = "exact",
+    entropy: Entropy | None = None,
 ) -> dict[str, int]:
     """Write the sparse file of a model, a run or a state dict, and return its sizes (those of `sizes`, and `rounded`).
 
@@ -149,7 +155,7 @@ def _compressed_sizes(content: bytes) -> dict[str, int]:
 
 @checked
 def layer_sizes(
-    model: Source, *, values: str = "exact", others: str = "exact", entropy: str | None = None
+    model: Source, *, values: Values = "exact", others: Others = "exact", entropy: Entropy | None = None
 ) -> pd.DataFrame:
     """Where the bytes of the sparse file go: each weight, all other tensors, the header, and all together.
 
