@@ -224,7 +224,7 @@ def test_kernels_and_partners_are_whole():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"base": "lenet300"}, "no form with skip connections; expected one of lenet5"),
+        ({"base": "lenet300"}, "base=.lenet300.; expected one of .lenet5"),
         ({"base": "lenet5", "share_bn": True}, "no BatchNorm that a skip could share"),
         ({"base": "vgg16", "skip_span": 5}, "vgg16 has 5 blocks, so expected 1 to 4"),
         ({"base": "resnet20", "skip_span": 1.5}, "expected a whole number"),

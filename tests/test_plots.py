@@ -94,7 +94,7 @@ def test_trajectories_end_where_a_weight_is_cut(watched):
     assert f"{int(kept[:5].sum())} of 5 chosen and {int(kept[5:].sum())} of 4 random stay" in figure.alt
     assert figure.axes[0].get_ylabel() == "|w| in conv2"
     assert "fc1" in lab.plots.trajectories(watched).alt  # the largest layer
-    with pytest.raises(lab.ConfigError, match=r"layer='conv9' was not followed; expected one of conv1"):
+    with pytest.raises(lab.ConfigError, match=r"layer='conv9'; expected one of 'conv1"):
         lab.plots.trajectories(watched, "conv9")
 
 
@@ -292,11 +292,11 @@ def test_what_cannot_be_drawn_is_said(runs):
         lab.plots.layers(runs[0], lab.Masks(a=runs[0].masks["fc1.weight"]))
     with pytest.raises(lab.ConfigError, match="differ in data"):
         lab.plots.comparison(pd.DataFrame({"data": ["a", "b"], "settings": "s", "test_accuracy": 0.5}))
-    with pytest.raises(lab.ConfigError, match="followed no weights"):
+    with pytest.raises(lab.ConfigError, match=r"trained with lab\.methods\.WeightMom"):
         lab.plots.trajectories(runs[0])
-    with pytest.raises(lab.ConfigError, match="trained with RelevanceL2"):
+    with pytest.raises(lab.ConfigError, match=r"trained with lab\.methods\.RelevanceL2"):
         lab.plots.relevance(runs[0])
-    with pytest.raises(lab.ConfigError, match="trained with PruneWhileAccurate"):
+    with pytest.raises(lab.ConfigError, match=r"trained with lab\.methods\.PruneWhileAccurate"):
         lab.plots.gate(runs[0])
     with pytest.raises(lab.ConfigError, match="differ in chosen_on"):
         lab.plots.comparison(pd.DataFrame({"data": "a", "chosen_on": ["val", "test"], "settings": "s"}))
@@ -405,7 +405,7 @@ def test_scales_are_sorted_and_marked(slimmed):
     assert np.allclose(curves[-1].get_ydata(), np.sort(last))
     assert np.asarray(mark.get_xdata()).tolist() == [0.5, 0.5]
     assert f"50% are below {np.quantile(last, 0.5):.3g}" in figure.alt
-    with pytest.raises(lab.ConfigError, match="no scales to show"):
+    with pytest.raises(lab.ConfigError, match=r"trained with lab\.methods\.Slimming"):
         lab.plots.scales(lab.fit(run, run.data, epochs=0, progress=False))
 
 
@@ -443,12 +443,12 @@ def test_learned_gates_are_drawn_as_they_were_seen(blobs, method):
     assert drawn == [[r["open"] / r["total"] for r in ours.seen if r["layer"] == name] for name in run.weights]
     assert strength.lines[0].get_ydata()[-1] == ours.seen[-1]["strength"]
     assert figure.alt.startswith("Open gates by layer, at the first and the last epoch: 0 ")
-    with pytest.raises(lab.ConfigError, match="layer=.*expected one of"):
+    with pytest.raises(lab.ConfigError, match=r"layer=.*expected one of"):
         lab.plots.learned_gates(run, "fc")
 
 
 def test_no_gates_to_draw(runs):
-    with pytest.raises(lab.ConfigError, match="learned no gates"):
+    with pytest.raises(lab.ConfigError, match=r"trained with lab\.methods\.VariationalDropout"):
         lab.plots.learned_gates(runs[0])
 
 

@@ -111,7 +111,7 @@ def test_what_cannot_be_shown_is_said(bench):
         bench.pick("5")
     with pytest.raises(lab.ConfigError, match="no run '9'"):
         bench.code("9")
-    with pytest.raises(lab.ConfigError, match="expected one of curves"):
+    with pytest.raises(lab.ConfigError, match="expected one of 'curves"):
         bench.show("everything")
 
 

@@ -18,6 +18,7 @@ from .threshold import counted
 Scores = Mapping[str, Tensor]
 Sparsity = BelowOne | Annotated[Mapping[str, BelowOne], Filled()]
 Unit = Literal["weight", "channel", "kernel"]
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes, to see any number as bits
 UNITS = {"weight": None, "channel": 1, "kernel": 2}  # leading dimensions that name one unit
 
 
@@ -171,11 +172,8 @@ def keep_(tensor: Tensor, mask: Tensor) -> Tensor:
 
     As whole numbers, bits times 0 are 0 and bits times 1 are the same bits, in half of the time of `masked_fill_`.
     """
-    tensor.view(_BITS[tensor.element_size()]).mul_(mask)
+    tensor.view(INTEGERS[tensor.element_size()]).mul_(mask)
     return tensor
-
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @checked

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..layers.modules import CausalAttention
 from ..randomness import generator
 from ..typed import Count, CountFromZero, Strength, checked
-from .transformer import Layers
+from .transformer import Layers, Transformer
 
 
 class Block(nn.Module):
@@ -30,14 +30,9 @@ class Block(nn.Module):
         return x + self.fc2(self.gelu(self.fc1(self.norm2(x))))
 
 
-class GPT(nn.Module):
+class GPT(Transformer):
     def __init__(self, length: int, classes: int, width: int, layers: int, heads: int, kv_heads: int, tied: bool):
-        super().__init__()
-        self.token = nn.Embedding(classes, width)
-        self.place = nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, kv_heads) for _ in range(layers)))
-        self.norm = nn.LayerNorm(width)
-        self.fc = nn.Linear(width, classes, bias=False)
+        super().__init__(length, classes, width, layers, lambda: Block(width, heads, kv_heads), bias=False)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:  # the two layers of a block that end in the shortcut: all of them together add 1
                 ends = name.endswith(("out_proj.weight", "fc2.weight"))
@@ -46,11 +41,6 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
         if tied:
             self.fc.weight = self.token.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (n, length) to logits (n, classes, length), as cross-entropy takes them."""
-        place = self.place(torch.arange(x.shape[1], device=x.device))
-        return self.fc(self.norm(self.blocks(self.token(x) + place))).transpose(1, 2)
 
 
 @checked

@@ -3,6 +3,7 @@
 Vaswani et al., "Attention is all you need", 2017, with the norms before each part, as has become usual since.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -31,13 +32,17 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, length: int, classes: int, width: int, layers: int, heads: int):
+    """Embeddings of tokens and of places, blocks, a norm, and a linear layer that answers at every place."""
+
+    def __init__(
+        self, length: int, classes: int, width: int, layers: int, block: Callable[[], nn.Module], bias: bool = True
+    ):
         super().__init__()
         self.token = nn.Embedding(classes, width)
         self.place = nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(block() for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
-        self.fc = nn.Linear(width, classes)
+        self.fc = nn.Linear(width, classes, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (n, length) to logits (n, classes, length), as cross-entropy takes them."""
@@ -57,4 +62,4 @@ def transformer(
         )
     if width % heads:
         raise ConfigError(f"width={width}, heads={heads}: expected heads that divide the width.")
-    return Transformer(shape[0], classes, width, layers, heads)
+    return Transformer(shape[0], classes, width, layers, lambda: Block(width, heads))

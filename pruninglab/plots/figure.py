@@ -265,3 +265,11 @@ def kept_of(run: Run | Result | Masks) -> dict[str, float]:
     if isinstance(run, Masks):
         return {name: kept / run[name].numel() for name, kept in run.kept_by_layer.items()}
     return {x["layer"]: x["kept"] / x["total"] for x in results_of([run])[0].layers}
+
+
+def method_of(run: Run, has: str, kinds: Any, trained: str) -> Any:
+    """The method of a run that has noted what a figure shows; a ConfigError says how to train one."""
+    for method in run.methods:
+        if isinstance(method, kinds) and getattr(method, has, None):
+            return method
+    raise ConfigError(f"this run has nothing to draw here; draw one that was trained with {trained}.")

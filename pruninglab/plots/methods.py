@@ -33,6 +33,7 @@ from .figure import (
     first_of,
     legend,
     log_percent,
+    method_of,
     name_panel,
     panels,
     percent,
@@ -49,12 +50,9 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
     `only` is the number of one of them. A line ends with an x where its weight is cut. The chosen weights are drawn in
     full, the random ones dotted.
     """
-    method: Any = next((m for m in run.methods if getattr(m, "trajectories", None)), None)
-    if method is None:
-        raise ConfigError("this run followed no weights; train with lab.methods.WeightMom(..., watch=12).")
+    method = method_of(run, "trajectories", WeightMom, "lab.methods.WeightMom(..., watch=12)")
     layer = layer or max(method.watched, key=lambda name: run.masks[name].numel())
-    if layer not in method.watched:
-        raise ConfigError(f"layer={layer!r} was not followed; expected one of {', '.join(method.watched)}.")
+    one_of("layer", layer, method.watched)
     kept = run.masks[layer].cpu().flatten()[method.watched[layer].cpu()].tolist()
     magnitude, momentum, threshold = method.trajectories[layer].cpu().unbind(1)
     lasts = (magnitude > 0).sum(0).tolist()  # what is cut after an epoch is 0 from the next one on
@@ -135,9 +133,7 @@ def importance(
 @checked
 def scales(run: Run, share: Fraction | None = None) -> Figure:
     """How slimming sorts the channels: |γ| of all, the smallest first, one line an epoch; dashed where `share` goes."""
-    method = next((m for m in run.methods if isinstance(m, Slimming)), None)
-    if method is None or not method.scales:
-        raise ConfigError("this run has no scales to show; train with methods.Slimming for an epoch or more.")
+    method = method_of(run, "scales", Slimming, "lab.methods.Slimming for an epoch or more")
     figure, (axes,) = panels(1)
     lines = [np.sort(np.concatenate(list(entry["scales"].values()))) for entry in method.scales]
     for i, line in enumerate(lines):
@@ -178,9 +174,7 @@ def relevance(run: Run) -> Figure:
 
     Left the last epoch's distribution; right, by epoch, C of each layer's largest |g|, and dashed of the median.
     """
-    method = next((m for m in run.methods if isinstance(m, RelevanceL2) and m.felt), None)
-    if method is None:
-        raise ConfigError("this run has no relevances; draw one that was trained with RelevanceL2 for an epoch.")
+    method = method_of(run, "felt", RelevanceL2, "lab.methods.RelevanceL2 for an epoch or more")
     figure, (left, right) = panels(2)
     edges = np.array([EDGES[0] / 2, *EDGES, EDGES[-1] * 2])
     words, filled = [], np.zeros(len(EDGES) + 1, dtype=int)
@@ -209,9 +203,7 @@ def relevance(run: Run) -> Figure:
 @checked
 def gate(run: Run) -> Figure:
     """Each decision of a gate: accuracy against the bound, cut (o) or not (x); sparsity; λ, where it changes."""
-    method = next((m for m in run.methods if isinstance(m, PruneWhileAccurate) and m.evaluations), None)
-    if method is None:
-        raise ConfigError("this run has no evaluations of a gate; draw one that was trained with PruneWhileAccurate.")
+    method = method_of(run, "evaluations", PruneWhileAccurate, "lab.methods.PruneWhileAccurate")
     table = pd.DataFrame(method.evaluations)
     pulls = [m for m in run.methods if isinstance(m, RelevanceL2)]
     figure, row = panels(2 + bool(pulls), width=11.0 if pulls else 0.0)
@@ -248,9 +240,7 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
     Left: the distribution of log α, in all layers or in one, and the line beyond which a gate is closed. Middle: the
     share of gates that are open in each layer. Right: the strength of the penalty, steered if a sparsity was asked for.
     """
-    method = next((m for m in run.methods if isinstance(m, L0 | VariationalDropout) and m.seen), None)
-    if method is None:
-        raise ConfigError("this run learned no gates; draw one that was trained with VariationalDropout or L0.")
+    method = method_of(run, "seen", L0 | VariationalDropout, "lab.methods.VariationalDropout or L0")
     table = pd.DataFrame(method.seen)
     if layer:
         one_of("layer", layer, list(table["layer"].unique()))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..masks.masks import INTEGERS
 from . import codec
 from .codec import Coded, Entropy, Numbers
 
@@ -42,7 +43,6 @@ _DTYPES = {  # as safetensors calls them
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MARKS = {"zlib": "z", "lzma": "l", "bz2": "b"}
 _ENTROPY = {mark: name for name, mark in _MARKS.items()}
 _BLANK = "0" * 16
@@ -168,7 +168,7 @@ def _entry(name: str, tensor: Tensor, values: str, others: str, entropy: Entropy
 def patterns(tensor: Tensor) -> Numbers:
     """A tensor as a matrix (first dimension, everything else) of bit patterns, -0 as +0."""
     size = tensor.dtype.itemsize
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(_INTEGERS[size]).numpy().astype(f"<u{size}")
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(INTEGERS[size]).numpy().astype(f"<u{size}")
     if tensor.is_floating_point():
         flat[flat == 1 << (8 * size - 1)] = 0
     return flat.reshape(_matrix(tuple(tensor.shape)))

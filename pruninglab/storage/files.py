@@ -25,7 +25,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from ..masks.masks import Masks
+from ..masks.masks import INTEGERS, Masks
 from ..typed import checked
 
 
@@ -255,7 +255,7 @@ def _pack_tensor(tensor: Tensor, where: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = torch.from_numpy(np.packbits(tensor.numpy()))
         return {"bits": [name, shape]}
     if tensor.is_floating_point():
-        held = tensor.view(_INTEGERS[size]) != 0  # -0 is no zero here
+        held = tensor.view(INTEGERS[size]) != 0  # -0 is no zero here
         if size * (tensor.numel() - int(held.sum())) > tensor.numel() / 8 + _SMALL:
             tensors[name] = tensor[held]
             return {"sparse": [name, _pack_tensor(held, where, tensors)]}
@@ -263,7 +263,6 @@ def _pack_tensor(tensor: Tensor, where: str, tensors: dict[str, Tensor]) -> Any:
     return {"tensor": name}
 
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SMALL = 256
 """Bytes below which it does not pay to leave zeros out."""
 

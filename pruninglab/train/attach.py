@@ -17,7 +17,7 @@ from ..layers.names import Pattern, check_plain
 from ..masks.masks import Masks
 from ..typed import Count, check_arguments
 from . import checkpoints
-from .checks import _try_one_batch, check_masks
+from .checks import _try_one_batch
 from .evaluate import Batches, scored
 from .losses import loss_arguments
 from .method import Method, fresh, state_of
@@ -125,20 +125,13 @@ class Pruner:
         self.stepped, self.graded, self.seeded, self.called = False, False, False, False
         self.losses, self.seen = torch.zeros((), dtype=torch.float64), 0
         run.origin["loop"] = "attached"
-        if masks:
-            check_masks(masks, run)
-            run.masks = Masks(masks).over(run.weights)
-            run.cuts.clear()
+        run.begin_with(masks)
         run.flops = Flops()
         if run.knows_data:
             with run.calling():
                 run.flops = _try_one_batch(run)
         run.param_groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
-        with run.randomness:
-            run.randomness.reseed("start", 0)
-            for method in run.methods:
-                method.on_start(run)
-        run.find_weights()
+        run.act_on_start()
         run.optimizer = optimizer
         self._take_groups()
         run.config = _config(run)

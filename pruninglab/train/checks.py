@@ -1,7 +1,7 @@
 """What `fit` refuses before it trains, and what it finds when the loss is not a number."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..errors import ConfigError, DataError
 from ..layers.calls import Inputs
 from ..layers.flops import Flops, count
 from ..layers.hooks import evaluating
-from ..layers.names import canonical_parameters, check_plain
+from ..layers.names import check_plain
 from .losses import loss_arguments, returned_loss
 from .method import Method
 from .metrics import accuracy
@@ -65,16 +65,6 @@ def check_memory(start: Snapshot, optimizer: Any) -> None:
             f"start: the snapshot holds {', '.join(sorted(held))}, which optimizer={optimizer!r} does not keep. Give "
             "the optimizer that it was made with; or begin with an empty memory: "
             "start=dataclasses.replace(snapshot, optimizer=None)."
-        )
-
-
-def check_masks(given: Mapping[str, Tensor], run: Run) -> None:
-    """Masks of what has been frozen since: it is in scope only if it is named."""
-    parameters = canonical_parameters(run.model)
-    if frozen := [n for n in given if n in parameters and not parameters[n].requires_grad and n not in run.weights]:
-        raise ConfigError(
-            f"these masks name {', '.join(frozen)}, which are frozen and so not in scope. Give include={frozen!r} to "
-            "keep them under their masks, or masks= without them to leave them as they are."
         )
 
 

@@ -23,7 +23,7 @@ from ..results.record import percent
 from ..terminal import Bar
 from ..typed import CountFromZero, checked
 from . import checkpoints
-from .checks import _not_finite, _try_one_batch, check_inputs, check_length, check_masks, check_memory
+from .checks import _not_finite, _try_one_batch, check_inputs, check_length, check_memory
 from .evaluate import Shuffled, loss_arguments, scored
 from .machine import channels_last, interruptible, make_optimizer, settings
 from .method import Method, fresh
@@ -144,16 +144,9 @@ def _set_out(run: Training, start: Snapshot | None, given: Mapping[str, Tensor] 
     if start:
         _go_on_from(run, start)
     run.find_weights()
-    if given:
-        check_masks(given, run)
-        run.masks = Masks(given).over(run.weights)
-        run.cuts.clear()
+    run.begin_with(given)
     run.flops = _try_one_batch(run)
-    with run.randomness:
-        run.randomness.reseed("start", 0)
-        for method in run.methods:
-            method.on_start(run)
-    run.find_weights()
+    run.act_on_start()
     make_optimizer(run)
     if start:
         load_optimizer(run, start.optimizer or {})

@@ -15,7 +15,8 @@ from ..errors import ConfigError, RunError
 from ..identity import short_hash, tensor_hash
 from ..layers.calls import Inputs, calling
 from ..layers.hooks import evaluating
-from ..masks.masks import units
+from ..layers.names import canonical_parameters
+from ..masks.masks import Masks, units
 from ..randomness import own_randomness
 from ..results.answers import Answers
 from ..results.record import Result
@@ -112,6 +113,21 @@ class Training(Run):
             }
         )
 
+    def begin_with(self, masks: Mapping[str, Tensor] | None) -> None:
+        """Cut to these masks before the first step; what they do not name stays whole."""
+        if masks:
+            check_masks(masks, self)
+            self.masks = Masks(masks).over(self.weights)
+            self.cuts.clear()
+
+    def act_on_start(self) -> None:
+        """Methods begin, with random numbers of their own; they may change the model's parameters."""
+        with self.randomness:
+            self.randomness.reseed("start", 0)
+            for method in self.methods:
+                method.on_start(self)
+        self.find_weights()
+
     def act_on_epoch(self) -> None:
         """Methods act at the end of an epoch, with random numbers of its own."""
         with self.randomness, torch.no_grad():
@@ -204,3 +220,13 @@ def _tensors(held: Any) -> Iterable[tuple[str, Tensor]]:
     """The tensors of a method's field, which is one, or a dict of them."""
     parts = held.items() if isinstance(held, Mapping) else [("", held)]
     return ((str(name), part) for name, part in parts if isinstance(part, Tensor))
+
+
+def check_masks(given: Mapping[str, Tensor], run: Run) -> None:
+    """Masks of what has been frozen since: it is in scope only if it is named."""
+    parameters = canonical_parameters(run.model)
+    if frozen := [n for n in given if n in parameters and not parameters[n].requires_grad and n not in run.weights]:
+        raise ConfigError(
+            f"these masks name {', '.join(frozen)}, which are frozen and so not in scope. Give include={frozen!r} to "
+            "keep them under their masks, or masks= without them to leave them as they are."
+        )
