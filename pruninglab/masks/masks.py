@@ -167,6 +167,12 @@ class Masks(dict[str, Tensor]):
         return _html.table(("layer", "shape", "total", "kept", "", "sparsity"), rows)
 
 
+def parted(row: Tensor, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of all layers in one row as layers again, each in its shape."""
+    parts = row.split([layer.numel() for layer in layers.values()])
+    return {name: part.view(layers[name].shape) for name, part in zip(layers, parts, strict=True)}
+
+
 def keep_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Set what is not kept to 0, also where it is infinite or NaN.
 

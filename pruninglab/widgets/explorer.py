@@ -12,7 +12,7 @@ from torch import Tensor
 from ..criteria import registry
 from ..errors import ConfigError
 from ..masks.choose import keep_top
-from ..masks.masks import Masks
+from ..masks.masks import Masks, parted
 from ..plots import figure, methods, runs
 from ..plots.figure import Figure
 from ..train.run import Run
@@ -134,8 +134,7 @@ class MaskExplorer(Panel):
             masks = self.runs[name].masks
             scores = {n: s.detach().float() for n, s in self._scored(name, by).items()}
             together = torch.cat([s.masked_fill(~masks[n], -math.inf).flatten() for n, s in scores.items()])
-            parts = ranks_of(together).split([s.numel() for s in scores.values()])
-            self._ranks[name, by] = {n: part.view_as(scores[n]).cpu() for n, part in zip(scores, parts, strict=True)}
+            self._ranks[name, by] = {n: ranks.cpu() for n, ranks in parted(ranks_of(together), scores).items()}
         return self._ranks[name, by]
 
     def _content(self, side: int) -> bytes:

@@ -158,12 +158,6 @@ def as_one_layer(
     return {ALL: sum(keeps.values())}, {ALL: rows[0]}, Masks({ALL: rows[1]}), {ALL: rows[2]}
 
 
-def apart(left: Layers, masks: Masks) -> Masks:
-    """The one row as the masks of the layers again."""
-    parts = left[ALL].split([mask.numel() for mask in masks.values()])
-    return Masks({name: part.view_as(masks[name]) for name, part in zip(masks, parts, strict=True)})
-
-
 def common_levels(sizes: Layers, keeps: Mapping[str, int], factors: Mapping[str, float]) -> dict[str, Tensor]:
     """One threshold of all layers, each in its own measure again."""
     row = _row({name: sizes[name] * factor for name, factor in factors.items()}, factors)

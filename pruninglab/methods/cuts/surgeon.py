@@ -2,7 +2,7 @@
 Chen and Pan, "Learning to prune deep neural networks via layer-wise optimal brain surgeon", 2017.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from ...criteria.curvature import Estimate, full
 from ...criteria.quadratic import Quadratic, layerwise
 from ...layers.hooks import evaluating
 from ...masks.choose import Scope, keep_top
-from ...masks.masks import Masks, Sparsity
+from ...masks.masks import Masks, Sparsity, parted
 from ...masks.schedules import Exponential
 from ...train.evaluate import Shuffled
 from ...train.method import Method
@@ -64,7 +64,7 @@ class OptimalBrainSurgeon(Method):
             costs: dict[str, Tensor] = {}
             for names, quadratic in parts.items():
                 rise = quadratic.costs(_together(masks, names, quadratic)) / _most(quadratic)
-                costs |= _apart(rise, names, run.weights)
+                costs |= parted(rise.flatten(), {name: masks[name] for name in names})
             scores = {name: costs[name].float().to(run.device) for name in masks}
             masks = keep_top(scores, schedule(k / self.rounds), scope=self.scope, masks=masks, clamp=True)
         self.errors = []
@@ -73,7 +73,7 @@ class OptimalBrainSurgeon(Method):
             moved, still = quadratic.minimum(kept), torch.where(kept, quadratic.weights, 0)
             rise = {k: quadratic.value(w) / _most(quadratic) for k, w in (("unmoved", still), ("moved", moved))}
             self.errors.append({"layer": names[0] if self.form == "layer" else "all", "kept": int(kept.sum()), **rise})
-            for name, values in _apart(moved, names, run.weights).items():
+            for name, values in parted(moved.flatten(), {name: masks[name] for name in names}).items():
                 run.weights[name].copy_(values)
         run.masks = masks
 
@@ -96,9 +96,3 @@ def _together(masks: Masks, names: tuple[str, ...], quadratic: Quadratic) -> Ten
     """The masks of these layers as the quadratic's weights are laid out."""
     flat = torch.cat([masks[name].flatten() for name in names])
     return flat.view(quadratic.weights.shape).to(quadratic.weights.device)
-
-
-def _apart(values: Tensor, names: tuple[str, ...], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """And back, each layer in its shape."""
-    parts = values.flatten().split([weights[name].numel() for name in names])
-    return {name: part.view(weights[name].shape) for name, part in zip(names, parts, strict=True)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...layers.flops import layer_of
 from ...masks.choose import keep_highest
-from ...masks.masks import Masks, Sparsity
+from ...masks.masks import Masks, Sparsity, parted
 from ...masks.schedules import Schedule
 from ...train.lr_schedules import StepLR
 from ...train.method import Method
@@ -18,10 +18,10 @@ from ...train.run import Run
 from ...typed import BelowOne, Count, CountFromZero, Fraction, Positive, PositiveFraction, Range, Strength
 from . import memory
 from .interpretations import (
+    ALL,
     OTHERS,
     Interpretation,
     Meaning,
-    apart,
     as_one_layer,
     common_levels,
     keeps,
@@ -158,7 +158,7 @@ class WeightMom(Method):
             cut = int(mask.count_nonzero()) - keeps[name]
             left[name], missed = lowest_cut(momentum[name], mask, eligible[name], cut)
             self.not_eligible += missed
-        run.masks = apart(left, run.masks) if factors else left
+        run.masks = Masks(parted(left[ALL], run.masks)) if factors else left
 
     def momentum(self) -> dict[str, Tensor]:
         """What ranks the weights after the epochs seen so far."""
