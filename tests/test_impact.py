@@ -194,7 +194,7 @@ def test_networks_of_other_seeds_alone_flag_nothing(planted):
 def test_what_cannot_be_is_said(planted):
     data, _ = planted
     model = small((1, 5, 8), 4)
-    with pytest.raises(lab.ConfigError, match="at least one of each"):
+    with pytest.raises(lab.ConfigError, match="not empty"):
         impact([model], [], data.test)
     with pytest.raises(lab.ConfigError, match="2 class names"):
         impact([model], [model], data.test, ("a", "b"))

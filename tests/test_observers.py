@@ -63,7 +63,7 @@ def test_tensorboard_reads_what_a_run_wrote(tmp_path):
 
 def test_a_tracker_that_cannot_be_called_is_refused():
     with pytest.raises(lab.ConfigError, match=r"expected a function, of \(numbers, step=…\)"):
-        Tracker("mlflow")
+        Tracker("mlflow")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("watcher", [CSVLog, TensorBoard])

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from ..analysis import statistics
 from ..analysis.compare import Comparison
 from ..analysis.impact import Impact
 from ..errors import ConfigError
@@ -132,7 +132,7 @@ def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Fi
             axes.axhline(mean[0], color=BLACK, ls="--", lw=1, label=f"{method} (n = {n})")
             continue
         look = given[str(method)]
-        half = [_half_interval(scores) for scores in runs.values()]
+        half = [float(np.nan_to_num(statistics.interval(scores)[2] - scores.mean())) for scores in runs.values()]
         mark: dict[str, Any] = {"marker": look.marker, "ms": 6, "color": look.colour, "mfc": face(look, n)}
         interval(axes, [left * apart[method] for left in runs], mean, half, look)
         axes.plot(of_way["left"] * apart[method], of_way[score], ls="", zorder=3, **mark)
@@ -321,12 +321,6 @@ def milliseconds(table: pd.DataFrame) -> Figure:
         times = [f"{name} {ms:.3g}" for name, ms in zip(table.index, middle, strict=True)]
         said.append(f"batch of {batch}: {', '.join(times)}")
     return finish(figure, "How long does a forward pass take?", f"Milliseconds of a forward pass, {'; '.join(said)}.")
-
-
-def _half_interval(scores: np.ndarray) -> float:
-    """Half the 95 % interval of the mean; nothing for a single run."""
-    n = len(scores)
-    return float(scipy.stats.t.ppf(0.975, n - 1) * scores.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
 def _votes(counts: np.ndarray, names: Sequence[str]) -> str:
