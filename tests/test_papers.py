@@ -30,6 +30,7 @@ def test_every_cell_that_holds_something_is_there():
         ("bonetta", 3): 37,
         ("bonetta", 4): 25,
         ("bonetta", 5): 15,
+        ("gale", 3): 29,
         ("weightmom", 1): 30,
         ("weightmom", 2): 30,
     }
@@ -106,6 +107,18 @@ def test_published_rows_stand_in_the_words_of_records():
     assert progressive["sparsity"] == pytest.approx(1 - 1 / 167, abs=1e-6)
     assert set(analysis.published("ImageNet", "alexnet")["metric"]) == {"top-5"}
     assert analysis.published("MNIST", "vgg16").empty
+
+
+def test_the_curves_of_the_survey_fall_and_magnitude_lies_above_random():
+    rows = analysis.published("WMT14", "transformer").set_index(["method", "sparsity"])["accuracy"]
+    magnitude, random = rows["Magnitude pruning"], rows["Random pruning"]
+    assert list(magnitude.index) == list(random.index) == [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98]
+    assert magnitude.is_monotonic_decreasing
+    assert random.is_monotonic_decreasing
+    assert rows["Baseline", 0.0] > magnitude.iloc[0]
+    assert (magnitude > random).all()
+    assert set(analysis.published("WMT14")["metric"]) == {"BLEU"}
+    assert all("state_of_sparsity" in source for source in analysis.published("WMT14")["source"])
 
 
 def test_a_table_that_is_not_there():

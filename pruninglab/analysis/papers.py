@@ -5,7 +5,8 @@
     papers.values()                         every cell of every table: row, column, value, source, caveat
 
 They are read from papers.json beside this file. None of them has a number of seeds or a spread beside a number. The
-survey (S. Hooker, Pruning deep neural networks, 2019) has figures and no table.
+survey (S. Hooker, Pruning deep neural networks, 2019) has figures and no table; `published("WMT14")` has curves of its
+Figure 3, from the authors' own files.
 """
 
 import json
@@ -33,9 +34,11 @@ class Table:
     data: str = ""
     model: str = ""
     metric: str = ""
-    """Of the accuracies: top-1 or top-5."""
+    """Of the accuracies: top-1 or top-5; BLEU of translations."""
     counted: str = ""
     """Of what the sparsity is: the column of a record to compare it with, `sparsity_…`."""
+    file: str = ""
+    """Where the authors keep its numbers, if they are printed in a figure alone."""
     copied: bool = False
     """Its numbers are those of another network and data set: nothing can be compared with them."""
     of_all: list[str] = field(default_factory=list)
@@ -45,6 +48,8 @@ class Table:
 
     @property
     def source(self) -> str:
+        if self.file:
+            return f"{PAPERS[self.paper]}; {self.file}"
         return f"{PAPERS[self.paper]}, Table {'I' * self.number if self.paper == 'weightmom' else self.number}"
 
     def frame(self) -> pd.DataFrame:
@@ -127,8 +132,8 @@ def _rows(one: Table) -> list[dict[str, Any]]:
         elif "Rate" in record:
             told = [(record[first], record[others[0]], 1 - 1 / number(record["Rate"])[0])]
         else:
-            said = record["Sparsity (%)"]
-            told = [(record[first], record["Accuracy (%)"], 0.0 if said == "–" else number(said)[0] / 100)]
+            said, score = record["Sparsity (%)"], record.get("BLEU") or record["Accuracy (%)"]
+            told = [(record[first], score, 0.0 if said == "–" else number(said)[0] / 100)]
         for method, accuracy, sparsity in told:
             found.append(
                 {
