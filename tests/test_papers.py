@@ -110,7 +110,7 @@ def test_published_rows_stand_in_the_words_of_records():
 
 
 def test_the_curves_of_the_survey_fall_and_magnitude_lies_above_random():
-    rows = analysis.published("WMT14", "transformer").set_index(["method", "sparsity"])["accuracy"]
+    rows: Any = analysis.published("WMT14", "transformer").set_index(["method", "sparsity"])["accuracy"]
     magnitude, random = rows["Magnitude pruning"], rows["Random pruning"]
     assert list(magnitude.index) == list(random.index) == [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98]
     assert magnitude.is_monotonic_decreasing

@@ -269,6 +269,7 @@ def right(w: World) -> dict[str, dict[str, Any]]:
         "results.table": {"runs": {"a": w.run}, "compressed": False},
         "train.Distill": {"teacher": w.run, "temperature": 4.0, "weight": 0.9},
         "train.Options": {"epochs": 1},
+        "train.publish": {"run": w.run, "folder": w.folder / "published"},
         "train.accuracy": {"logits": torch.rand(4, 3), "y": torch.zeros(4).long()},
         "train.negative_squared_error": {"outputs": torch.rand(4), "y": torch.rand(4)},
         "train.compression": {"logits": torch.rand(4, 3, 2), "y": torch.zeros(4, 2).long()},

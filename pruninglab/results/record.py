@@ -132,7 +132,8 @@ class Result:
     def _chosen_on_test(self) -> bool:
         return bool(self.config["data"].get("val_is_test"))
 
-    def _summary(self) -> list[tuple[str, str]]:
+    def summary(self) -> list[tuple[str, str]]:
+        """What a reader looks for first, as pairs of a name and its words."""
         test, val, size = self.accuracy["test"], self.accuracy["val"], self.size
         weights = sum(layer["total"] for layer in self.layers)
         kept = sum(layer["kept"] for layer in self.layers)
@@ -164,7 +165,7 @@ class Result:
 
     def __repr__(self) -> str:
         lines = [self._title(" on ", "/", ", ")]
-        lines += [f"  {key:<10}  {value}" for key, value in self._summary()]
+        lines += [f"  {key:<10}  {value}" for key, value in self.summary()]
         width = max((len(layer["layer"]) for layer in self.layers), default=0)
         lines += [f"    {x['layer']:{width}}  {x['kept']:>9,} of {x['total']:>9,}" for x in self.layers]
         return "\n".join(lines)
@@ -181,7 +182,7 @@ class Result:
         return (
             f"<b>{_html.cell(title)}</b>"
             + '<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">'
-            + _html.table(("", ""), self._summary())
+            + _html.table(("", ""), self.summary())
             + _html.table(("layer", "total", "kept", ""), rows)
             + (f"<div>{chart}{span}</div>" if accuracies else "")
             + "</div>"

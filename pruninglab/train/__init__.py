@@ -9,6 +9,7 @@ from .method import Method
 from .metrics import accuracy, bits, compression, negative_squared_error, perplexity, whole
 from .observers import CSVLog, TensorBoard, Tracker
 from .options import FitOptions, Options
+from .publishing import publish
 from .run import Cut, Run
 from .snapshot import Snapshot
 from .training import Training
@@ -40,6 +41,7 @@ __all__ = [
     "negative_squared_error",
     "perplexity",
     "prune",
+    "publish",
     "returned_loss",
     "whole",
 ]
