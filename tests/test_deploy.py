@@ -178,6 +178,14 @@ def test_models_run_in_c_alone(name, shape, options):
     assert "PyTorch computes" not in repr(compiled)
 
 
+@pytest.mark.parametrize("side", [4, 10, 19])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
+def test_pooling_inside_a_convolution_for_widths_that_fill_no_vector(side, activation):
+    layers = [nn.Conv2d(1, 3, 3, padding=1), activation(), nn.MaxPool2d(2), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(3 * (side // 2) ** 2, 2))
+    check(sparse(model, 0.7), (1, side, side), (1, 3))
+
+
 def test_what_the_engine_does_not_know_runs_in_pytorch_and_is_named():
     class Mixed(nn.Module):
         def __init__(self):

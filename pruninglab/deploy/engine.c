@@ -27,6 +27,15 @@
 typedef float vec __attribute__((vector_size(4 * WIDTH)));
 typedef float unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
+typedef float four __attribute__((vector_size(16)));
+typedef float four_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t places __attribute__((vector_size(16)));
+#ifdef __clang__
+#define EVERY_SECOND(a, b, first) __builtin_shufflevector(a, b, first, first + 2, first + 4, first + 6)
+#else
+#define EVERY_SECOND(a, b, first) __builtin_shuffle(a, b, (places){first, first + 2, first + 4, first + 6})
+#endif
+
 /* Where the value at (channel, row, column) lies, in floats: base + channel * plane + row * pitch + column * lanes. */
 typedef struct {
     int64_t base, plane, pitch;
@@ -162,42 +171,74 @@ static void dot_rows(const float *in, const int32_t *offset, const float *value,
 ALWAYS float positive(float x) { return x < 0 ? 0 : x; }
 ALWAYS float larger(float x, float y) { return x > y || x != x ? x : y; }
 
-/* What was computed of one channel: add, cut at 0, pool, store. */
+/* The larger of both in each place. */
+ALWAYS four larger4(four x, four y) {
+    const places first = (x > y) | (x != x);
+    return (four)(((places)x & first) | ((places)y & ~first));
+}
+
+/* Windows of two by two, of one image: two rows give one, cut at 0. */
+ALWAYS void pool_pairs(const float *top, const float *next, float *to, int64_t wide, const int relu) {
+    int64_t x = 0;
+    for (; x + 4 <= wide; x += 4) {
+        const four a = larger4(*(const four_unaligned *)(next + 2 * x), *(const four_unaligned *)(top + 2 * x));
+        const four b = larger4(*(const four_unaligned *)(next + 2 * x + 4), *(const four_unaligned *)(top + 2 * x + 4));
+        const four most = larger4(EVERY_SECOND(a, b, 1), EVERY_SECOND(a, b, 0));
+        *(four_unaligned *)(to + x) = relu ? larger4(most, (four){}) : most;
+    }
+    for (; x < wide; x++) {
+        const float most = larger(larger(next[2 * x + 1], next[2 * x]), larger(top[2 * x + 1], top[2 * x]));
+        to[x] = relu ? positive(most) : most;
+    }
+}
+
+static void pool_rows(float *top, int64_t pool, int64_t row, float *to, int64_t wide, const int64_t lanes) {
+    for (int64_t j = 1; j < pool; j++) {
+        const float *next = top + j * row;
+        for (int64_t i = 0; i < wide * pool * lanes; i++) top[i] = larger(next[i], top[i]);
+    }
+    for (int64_t x = 0; x < wide; x++) {
+        float *first = top + x * pool * lanes, *at = to + x * lanes;
+        memcpy(at, first, lanes * sizeof(float));
+        for (int64_t j = 1; j < pool; j++)
+            for (int64_t l = 0; l < lanes; l++) at[l] = larger(first[j * lanes + l], at[l]);
+    }
+}
+
+ALWAYS void add_row(const float *at, const float *other, int relu, float *to, int64_t count) {
+    if (other && relu)
+        for (int64_t i = 0; i < count; i++) to[i] = positive(at[i] + other[i]);
+    else if (other)
+        for (int64_t i = 0; i < count; i++) to[i] = at[i] + other[i];
+    else if (relu)
+        for (int64_t i = 0; i < count; i++) to[i] = positive(at[i]);
+    else
+        memcpy(to, at, count * sizeof(float));
+}
+
+/* What was computed of one channel: add, pool, cut at 0, store. Maxima and the cut may change places. */
 static void finish(const operation *o, float *arena, float *row, int channel, const int64_t lanes) {
     float *out = arena + o->out.base + channel * o->out.plane;
-    const int64_t across = o->width * lanes;
-    for (int y = 0; y < o->height; y++) {
-        float *at = row + y * o->row, *to = o->pool ? at : out + y * o->out.pitch;
-        if (o->other.base >= 0) {
-            const float *other = arena + o->other.base + channel * o->other.plane + y * o->other.pitch;
-            if (o->relu)
-                for (int64_t i = 0; i < across; i++) to[i] = positive(at[i] + other[i]);
-            else
-                for (int64_t i = 0; i < across; i++) to[i] = at[i] + other[i];
-        } else if (o->relu) {
-            for (int64_t i = 0; i < across; i++) to[i] = positive(at[i]);
-        } else if (!o->pool) {
-            memcpy(to, at, across * sizeof(float));
-        }
+    const float *other = o->other.base >= 0 ? arena + o->other.base + channel * o->other.plane : 0;
+    if (!o->pool) {
+        for (int y = 0; y < o->height; y++)
+            add_row(row + y * o->row, other ? other + y * o->other.pitch : 0, o->relu, out + y * o->out.pitch,
+                    o->width * lanes);
+        return;
     }
-    if (!o->pool) return;
+    if (other)
+        for (int y = 0; y < o->height; y++)
+            add_row(row + y * o->row, other + y * o->other.pitch, 0, row + y * o->row, o->width * lanes);
     const int64_t pool = o->pool, high = o->height / pool, wide = o->width / pool;
     for (int64_t y = 0; y < high; y++) {
         float *top = row + y * pool * o->row, *to = out + y * o->out.pitch;
-        for (int64_t j = 1; j < pool; j++) {
-            const float *next = top + j * o->row;
-            for (int64_t i = 0; i < wide * pool * lanes; i++) top[i] = larger(next[i], top[i]);
-        }
         if (pool == 2 && lanes == 1) {
-            for (int64_t x = 0; x < wide; x++) to[x] = larger(top[2 * x + 1], top[2 * x]);
+            o->relu ? pool_pairs(top, top + o->row, to, wide, 1) : pool_pairs(top, top + o->row, to, wide, 0);
             continue;
         }
-        for (int64_t x = 0; x < wide; x++) {
-            float *first = top + x * pool * lanes, *at = to + x * lanes;
-            memcpy(at, first, lanes * sizeof(float));
-            for (int64_t j = 1; j < pool; j++)
-                for (int64_t l = 0; l < lanes; l++) at[l] = larger(first[j * lanes + l], at[l]);
-        }
+        pool_rows(top, pool, o->row, to, wide, lanes);
+        if (o->relu)
+            for (int64_t i = 0; i < wide * lanes; i++) to[i] = positive(to[i]);
     }
 }
 

@@ -148,9 +148,10 @@ class Engine:
         if not self.reason:
             self._compare(x)
         if not self.reason:
+            self._one = (1, *self.shape) if self._direct is not None else ()
             self._race(x)
-        if self._direct is not None and not self.reason and not self._torch_wins_one:
-            self._one = (1, *self.shape)
+        if self._torch_wins_one:
+            self._one = ()
 
     @property
     def compiled(self) -> bool:
@@ -224,23 +225,16 @@ class Engine:
         if not self.error <= TOLERANCE:
             self._leave_to_torch(f"the compiled code gives logits that differ by {self.error:.1e} of the largest")
 
+    @torch.no_grad()
     def _race(self, x: Tensor) -> None:
         """Against PyTorch with the same network: the engine is left out where it is slower."""
         many = max((step.lanes for step in self.steps if isinstance(step, Segment)), default=1)
         for name, size in (("one", 1), ("many", max(many, 2))):
             batch = x[torch.arange(size) % len(x)]
-            ours, theirs = _raced(lambda b=batch: self._quickly(b), lambda b=batch: self._by_torch(b))
+            ours, theirs = _raced(lambda b=batch: self(b), lambda b=batch: self.model(b))
             self.times |= {f"engine_{name}": ours / size, f"torch_{name}": theirs / size}
         self._torch_wins_one = self.times["torch_one"] < self.times["engine_one"]
         self._torch_wins_many = self.times["torch_many"] < self.times["engine_many"]
-
-    @torch.no_grad()
-    def _quickly(self, x: Tensor) -> Tensor:
-        return self._direct.run_one(x) if self._direct is not None and len(x) == 1 else self._computed(x)
-
-    @torch.no_grad()
-    def _by_torch(self, x: Tensor) -> Tensor:
-        return self.model(x)
 
     @property
     def report(self) -> pd.DataFrame:

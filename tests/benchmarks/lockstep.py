@@ -15,10 +15,13 @@ from pruninglab.train.method import fresh
 from pruninglab.train.options import resolved
 
 
-def lockstep(sides: Mapping[str, Callable[[], object]], rounds: int = 60, warm: int = 3) -> dict[str, float]:
+def lockstep(
+    sides: Mapping[str, Callable[[], object]], rounds: int = 60, warm: int = 3, least: bool = False
+) -> dict[str, float]:
     """The time of each side over that of the first: medians of ratios that are taken round by round.
 
-    Every second round goes the other way, so that no side always follows the same one.
+    Every second round goes the other way, so that no side always follows the same one. `least` compares the fastest
+    turns instead: what is over before another job can take the processor away.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(-warm, rounds):
@@ -28,6 +31,8 @@ def lockstep(sides: Mapping[str, Callable[[], object]], rounds: int = 60, warm: 
             if number >= 0:
                 taken[name].append(time.perf_counter() - began)
     first = taken[next(iter(taken))]
+    if least:
+        return {name: min(times) / min(first) for name, times in taken.items()}
     return {name: statistics.median(map(float.__truediv__, times, first)) for name, times in taken.items()}
 
 
