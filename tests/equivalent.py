@@ -1,6 +1,6 @@
 """Mutants that do the same as the code, so that no test could notice them, and why: for `mutation.py`."""
 
-SPEED = "the same weights are found, more slowly"
+SPEED = "the same comes out, more slowly or with more memory"
 EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
     "masks/choose.py": {
         "above = {i: float(caps[i]) for i in free if share[i] > caps[i]}": {
@@ -48,6 +48,22 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
         },
         "return {name: between[name] + 2 * kept for name, kept in n_of_m(between, self.n, self.m).items()}": {
             ("2", "3"): "scores are an order, and this one is the same",
+        },
+    },
+    "criteria/before_training.py": {
+        "largest = max(float(score.max()) for score in scores.values()) or 1.0  # so that float32 holds their order": {
+            ("1.0", "2.0"): "where all scores are 0, 0 is divided",
+        },
+    },
+    "criteria/curvature.py": {
+        "piece = max(2**24 // max(sum(w.numel() for w in weights.values()), 1), 1)": {("1", "2"): SPEED},
+    },
+    "criteria/quadratic.py": {
+        "if 2 * int(gone.count_nonzero()) < len(own):  # what is gone is the smaller matrix: H_KK⁻¹ from H⁻¹": {
+            (
+                "if 2 * int(gone.count_nonzero()) < len(own):",
+                "if not 2 * int(gone.count_nonzero()) < len(own):",
+            ): SPEED,
         },
     },
 }

@@ -36,6 +36,7 @@ from typing import Any
 import coverage
 import hypothesis
 import pytest
+from coverage.exceptions import CoverageWarning
 from equivalent import EQUIVALENT
 
 ROOT = Path(__file__).parent.parent
@@ -361,7 +362,7 @@ class Mutating:
                 file.write_text(item.nodeid, encoding="utf-8")
                 return 1
         tracer.stop()
-        warnings.simplefilter("ignore", coverage.exceptions.CoverageWarning)  # that no test reaches the file is said
+        warnings.simplefilter("ignore", CoverageWarning)  # that no test reaches the file is said
         reached: dict[str, list[int]] = {item.nodeid: [] for item in session.items}
         for line, tests in tracer.get_data().contexts_by_lineno(str(self.path)).items():
             for test in tests:

@@ -67,6 +67,19 @@ def test_snip_at_fresh_weights_spares_biases_nothing(net, batches):
     assert SNIP(init="fresh")(net, batches)["0.weight"][0, 0] == 0
 
 
+def test_fresh_weights_owe_nothing_to_the_own_ones(batches):
+    """Neither to what norms have learned, nor to what they have seen."""
+    scores = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(5, 1), nn.BatchNorm1d(1), nn.Linear(1, 3)).double()
+        net(batches[seed - 1][0])
+        nn.init.constant_(net.get_parameter("1.weight"), seed)
+        torch.manual_seed(0)
+        scores.append(SNIP(init="fresh")(net, batches[:1]))
+    assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
+
+
 def test_fresh_weights_have_a_variance_of_one_over_what_comes_in():
     """With the sum of the outputs as the loss and an input of ones, a score is the size of the weight drawn."""
     net = nn.Sequential(nn.Conv2d(4, 500, 5), nn.Flatten())

@@ -117,6 +117,8 @@ def test_another_configuration_is_refused_with_the_difference(fit):
         fit(lab.methods.OneShot(0.5), lr=0.01)
     with pytest.raises(lab.RunError, match=r"methods\[0\]\.sparsity was 0\.5 there and is 0\.9 now"):
         fit(lab.methods.OneShot(0.9))
+    with pytest.raises(lab.RunError, match=r"sparsity was 0\.5 there and is \{'fc1\.weight': 0\.9\} now"):
+        fit(lab.methods.OneShot({"fc1.weight": 0.9}))
     with pytest.raises(lab.RunError, match=r"origin\.weights was"):
         fit(lab.methods.OneShot(0.5), model_seed=1)
 
@@ -170,6 +172,91 @@ def test_a_methods_own_parameters_resume_with_their_optimizer_state(data, tmp_pa
 
 def method(run: lab.Run) -> Any:
     return run.methods[0]
+
+
+@dataclass
+class Part:
+    steps: int = 0
+    mean: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
+
+
+@dataclass
+class Remembering(lab.Method):
+    """State of every kind, which each step changes."""
+
+    at: ClassVar[int] = -1
+    part: Part = field(init=False)
+    turned: lab.Masks = field(init=False)
+    sums: list[torch.Tensor] = field(init=False)
+    pair: tuple[int, torch.Tensor] = field(init=False)
+    grown: torch.Tensor | None = field(init=False)
+
+    def on_start(self, run):
+        self.part, self.turned, self.grown = Part(), lab.Masks.full(run.weights), None
+        self.sums, self.pair = [torch.zeros(1)], (0, torch.zeros(1))
+
+    def on_step(self, run):
+        self.part.steps += 1
+        self.part.mean += run.step
+        self.turned, self.grown = ~self.turned, torch.ones(run.step)
+        self.sums[0] += run.step
+        self.pair = (run.step, self.pair[1] + run.step)
+        if run.step == self.at:
+            run.interrupt()
+
+    def kept(self) -> list[Any]:
+        grown = None if self.grown is None else self.grown.tolist()
+        part = (type(self.part), self.part.steps, self.part.mean.tolist())
+        pair = (type(self.pair), self.pair[0], self.pair[1].tolist())
+        return [part, self.turned.fingerprint, grown, self.sums[0].tolist(), pair]
+
+
+@dataclass
+class Watching(lab.Method):
+    """Sees the steps, and changes nothing."""
+
+    observes: ClassVar[bool] = True
+    factor: int = 1
+    seen: list[int] = field(init=False)
+
+    def on_start(self, run):
+        self.seen = []
+
+    def on_step(self, run):
+        self.seen.append(self.factor * run.step)
+
+
+def test_all_that_a_method_remembers_goes_on_within_the_first_epoch(data, tmp_path, monkeypatch):
+    def go(at, **options):
+        monkeypatch.setattr(Remembering, "at", at)
+        methods = (Remembering(), Watching(1), Watching(2))
+        return lab.fit(
+            lab.build("lenet300", data),
+            data,
+            *methods,
+            epochs=2,
+            batch_size=60,
+            progress=False,
+            every_steps=2,
+            **options,
+        )
+
+    whole = go(-1)
+    path = tmp_path / "c"
+    assert go(2, checkpoint=path).status == "interrupted"
+    resumed = go(-1, checkpoint=path)
+    assert method(resumed).kept() == method(whole).kept()
+    assert [m.seen for m in resumed.methods[1:]] == [m.seen for m in whole.methods[1:]]
+    assert resumed.history == whole.history == go(-1, checkpoint=tmp_path / "d").history
+
+
+def test_the_checkpoint_before_takes_the_name_of_the_lost_one(fit, tmp_path):
+    path = tmp_path / "c.safetensors"
+    run = fit(epochs=2)
+    path.unlink()
+    with pytest.warns(RuntimeWarning, match="was gone"):
+        checkpoints.resume(run, path)
+    assert [p.name for p in tmp_path.glob("c.*")] == ["c.safetensors"]
 
 
 def test_another_kind_of_file_is_refused(fit, tmp_path):

@@ -387,7 +387,7 @@ def _values(frame: pd.DataFrame, column: str) -> str:
 def _smallest(tests: Any, level: float) -> list[float]:
     """Holm tests the smallest p at level / m, the next at level / (m - 1) and so on, until one is not below."""
     claimed, place = int((tests["adjusted"] < level).sum()), tests["p"].rank(method="first", na_option="bottom") - 1
-    levels = level / (len(tests) - place.clip(upper=min(claimed, len(tests) - 1)))
+    levels = level / (len(tests) - place.clip(upper=claimed))
     pairs = zip(tests["deviation"], tests["n"], levels, strict=True)
     return [smallest(d, n, at) if n > 1 else np.nan for d, n, at in pairs]
 
