@@ -285,7 +285,12 @@ def test_a_published_row_stands_beside_the_measured_one():
     assert theirs[columns].tolist() == [0.99, "global magnitude", 0.991, 3, pytest.approx(1 - density)]
     assert (beside.loc["Baseline", "method"], beside.loc["Baseline", "measured"]) == ("dense", 0.993)
     assert beside.loc["Han et al., 2015 [1]", "n"] == 0
-    assert "Published: " in plots.frontier(found).alt
+    drawn = plots.frontier(found)
+    assert "Published: " in drawn.alt
+    (axes,) = drawn.axes
+    (theirs,) = [line for line in axes.lines if line.get_label() == "published"]
+    corners = axes.transAxes.inverted().transform(axes.transData.transform(theirs.get_xydata()))
+    assert ((corners > 0) & (corners < 1)).all()  # what papers print is seen, however far below
     assert lab.compare(pd.DataFrame(rows())).beside_papers().empty
 
 
