@@ -302,13 +302,19 @@ for seed in range(5):
 bench"""
     written(folder, "queue.ipynb", queue)
     open_and_start(page, lab_server, "queue.ipynb")
-    page.locator(".pl tbody tr").first.wait_for(timeout=SECONDS)
+    rows, figure = page.locator(".pl tbody tr"), page.locator(".jp-OutputArea img[src^='data:image/png']").first
+    rows.first.wait_for(timeout=SECONDS)
     page.keyboard.press("Control+s")
     page.wait_for_timeout(1500)
+    rows.first.locator("input").check(timeout=SECONDS)  # as soon as the first run is over
+    figure.wait_for(timeout=SECONDS)
     page.goto("about:blank")
     page.goto(f"{lab_server}/queue.ipynb", timeout=SECONDS)
-    rows = page.locator(".pl tbody tr")
     sync_api.expect(rows).to_have_count(5, timeout=SECONDS)
+    figure.wait_for(timeout=SECONDS)
+    before = figure.get_attribute("src")
+    rows.nth(1).locator("input").check(timeout=SECONDS)
+    sync_api.expect(figure).not_to_have_attribute("src", before, timeout=SECONDS)  # the kernel has heard it
     sync_api.expect(page.locator(".pl tbody tr:has-text('done')")).to_have_count(5, timeout=SECONDS)
     assert int(page.locator(".pl canvas[data-points]").get_attribute("data-points")) >= 20
     at_rest(page)

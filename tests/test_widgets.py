@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import ipywidgets as ipw
 import numpy as np
 import pytest
 import torch
+from ipykernel.comm.comm import BaseComm
+from ipykernel.kernelbase import Kernel
 
 import pruninglab as lab
 from pruninglab import identity, methods, widgets
@@ -625,3 +628,15 @@ def test_the_meter_says_why_nothing_could_be_removed(data, run, monkeypatch):
     assert meter.shrunk is None
     assert meter.words()[-1] == "No channel could be removed: for a reason"
     assert list(meter.table.index) == ["dense", "with zeros"]
+
+
+def test_a_click_reaches_the_kernel_after_the_page_was_opened_again(monkeypatch):
+    """The subshell of a page ends with it; ipykernel 7.4 still hands it the messages of the next page."""
+    widgets.Workbench()
+    manager = SimpleNamespace(list_subshell=lambda: ["new"])
+    kernel = SimpleNamespace(shell_channel_thread=SimpleNamespace(manager=manager))
+    monkeypatch.setattr(Kernel, "instance", lambda: kernel)
+    comm: Any = BaseComm(target_name="jupyter.widget", primary=False)
+    for wrote, heard in (("old", "new"), ("new", "new"), (None, None)):
+        comm._reply_subshell_id = wrote
+        assert comm._reply_subshell_for({}, "new") == heard

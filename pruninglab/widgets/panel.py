@@ -1,6 +1,7 @@
 """What all panels share."""
 
 import io
+import sys
 import threading
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ class Panel:
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         panel = super().__new__(cls)
+        hear_reopened_pages()
         panel._lock = threading.RLock()
         return panel
 
@@ -43,6 +45,29 @@ class Panel:
             data, metadata = {"text/plain": repr(self)}, {}
         shown: Any = self.box._repr_mimebundle_()
         return {**shown, **data}, metadata
+
+
+def hear_reopened_pages() -> None:
+    """Hand what a page sends to the subshell that it names, where the one that wrote last to its widget is gone.
+
+    ipykernel 7.4 hands it to the one that wrote last. That was a thread of the page before, which ended with it, and
+    the kernel dropped every click of a page that was opened again.
+    """
+    if "ipykernel.kernelbase" not in sys.modules:  # this is no kernel
+        return
+    from ipykernel.comm.comm import BaseComm
+    from ipykernel.kernelbase import Kernel
+
+    comms: Any = BaseComm
+    route: Any = getattr(comms, "_reply_subshell_for", None)
+    if route is None or route.__module__ == __name__:
+        return
+
+    def hear(comm: Any, data: Any, named: str | None) -> str | None:
+        last, threads = route(comm, data, named), getattr(Kernel.instance(), "shell_channel_thread", None)
+        return last if last is None or threads is None or last in threads.manager.list_subshell() else named
+
+    comms._reply_subshell_for = hear
 
 
 def picture(**layout: Any) -> ipw.Image:
