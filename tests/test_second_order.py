@@ -209,7 +209,8 @@ def test_second_order_through_every_activation(name, batches):
 def of_relevance(net: nn.Module, x: Tensor, y: Tensor, method: Any) -> dict[str, Tensor]:
     """The gradient of its term of the loss."""
     options = SimpleNamespace(loss=F.cross_entropy)
-    at = {"last_cut": None, "first_step": 0, "step": 0, "steps_per_epoch": 10}
+    at: dict[str, Any] = {"last_cut": None, "first_step": 0, "step": 0, "steps_per_epoch": 10}
+    at |= {"over_ranks": lambda gradients: gradients}
     run = SimpleNamespace(model=net, net=net, weights={}, options=options, x=x, y=y, **at)
     method.on_start(run)
     run.logits = run.net(x)
