@@ -377,6 +377,32 @@ def test_a_hundred_thousand_cells_are_listed_without_looking_for_each(tiny, tmp_
     assert "2 of 100000 cells done" in planned._counts()
 
 
+def test_finished_cells_are_read_from_one_file_until_they_change(tiny, tmp_path, monkeypatch):
+    planned = sweep.plan(tiny, {"x": range(20), "method": ["a", "b"]}, tmp_path / "out")
+    for name, parameters in planned.cells.items():
+        planned.finish(name, cell._made(name, parameters, "done", "", 1.0), {})
+    whole, looked = planned.records(), []
+    planned.write_tables()
+    other = sweep.plan(tiny, {"x": [70]}, tmp_path / "out")
+    (name,) = other.cells
+    other.finish(name, cell._made(name, {"x": 70}, "done", "", 1.0), {})
+    other.write_tables()  # another grid in this folder
+    read = cell.tables.read_cell
+    monkeypatch.setattr(cell.tables, "read_cell", lambda path: looked.append(path) or read(path))
+    assert planned.records() == whole
+    assert looked == []
+    first, second, *_ = planned.cells
+    path = planned.out / first / "cell.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    (planned.out / second / "cell.json").unlink()
+    assert planned.missing == [first, second]
+    index = planned.out / ".work" / "records"
+    index.write_bytes(index.read_bytes().replace(b"done", b"dond", 1))
+    looked.clear()
+    assert planned.missing == [first, second]
+    assert len(looked) == len(planned.cells)
+
+
 def test_nothing_of_a_sweep_on_this_machine_can_be_reached_from_outside(tiny, tmp_path):
     def listening() -> set[Any]:
         return {c.laddr for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}

@@ -42,9 +42,6 @@ MADE_HERE = {  # results of the package, and words for types: nobody writes thei
     *("Impact", "Votes", "Shrunk", "Group", "Groups", "Part", "Graph", "Parameter", "Sweep", "Figure", "Panel"),
     *("ConfigError", "DataError", "RunError", "FitOptions", "HasModel", "run_cell"),
     *(
-        "CSVLog",
-        "TensorBoard",
-        "Tracker",
         "Attached",
         "Engine",
         "CFile",
@@ -57,7 +54,7 @@ MADE_HERE = {  # results of the package, and words for types: nobody writes thei
     ),
 }
 WITHOUT_ARGUMENTS = {"ConstantLR", "Dense", "Flip", "available", "Silence"}
-TAKES_ANYTHING = {"attach", "holm", "describe", "tensor_hash", "bits", "perplexity", "negative_loss", "returned_loss"}
+TAKES_ANYTHING = {"describe", "tensor_hash", "bits", "perplexity", "negative_loss", "returned_loss"}
 
 
 NEEDS_MORE = {"structured.semi_structured", "sweep.until_width"}
@@ -248,6 +245,14 @@ def right(w: World) -> dict[str, dict[str, Any]]:
         },
         "models.load_weights": {"model": w.net, "path": w.folder / "w.pt", "new_head": False},
         "models.read_weights": {"path": w.folder / "w.pt"},
+        "attach": {"model": w.net, "optimizer": torch.optim.SGD(w.net.parameters(), 0.1)}
+        | {"*methods": (methods.OneShot(0.5),), "steps": 2, "steps_per_epoch": 1, "data": w.data, "masks": None}
+        | {"loss": loss, "metric": train.accuracy, "batch_size": 20, "skip": (), "include": (), "biases": False}
+        | {"norms": False, "seed": 0, "tags": None},
+        "train.CSVLog": {"path": w.folder / "log"},
+        "train.TensorBoard": {"folder": w.folder / "log"},
+        "train.Tracker": {"log": print},
+        "analysis.holm": {"p": few},
         "storage.check_writable": {"path": w.folder / "new", "what": "here"},
         "storage.index_sizes": {"model": w.run},
         "storage.layer_sizes": {"model": w.run, "values": "exact", "others": "exact", "entropy": None},
@@ -516,7 +521,8 @@ def answer(function: Callable[..., Any], arguments: dict[str, Any]) -> BaseExcep
 
     named = {name: value for name, value in arguments.items() if not name.startswith("*")}
     starred = next((value for name, value in arguments.items() if name.startswith("*")), ())
-    first = [named.pop(name) for name in ("model", "data") if "*methods" in arguments]
+    form = inspect.signature(function).parameters.values() if "*methods" in arguments else ()
+    first = [named.pop(p.name) for p in form if p.kind is p.POSITIONAL_OR_KEYWORD]
     before = signal.signal(signal.SIGVTALRM, hang)
     signal.setitimer(signal.ITIMER_VIRTUAL, 5)
     try:

@@ -69,6 +69,7 @@ def welch(a: np.ndarray, b: np.ndarray, level: PartialFraction = 0.05, more: Str
     }  # fmt: skip
 
 
+@checked
 def holm(p: np.ndarray) -> np.ndarray:
     """Adjusted p-values: the smallest times m, the next times m - 1, never falling (Holm 1979)."""
     order = np.argsort(p, kind="stable")

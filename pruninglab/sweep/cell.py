@@ -94,10 +94,10 @@ def _made(name: str, parameters: dict[str, Any], status: str, error: str, second
     }
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def _record(folder: str | Path) -> dict[str, Any] | None:
     """The record of a cell that is whole."""
     try:
-        return tables.read_cell(folder / RECORD)
+        return tables.read_cell(f"{folder}/{RECORD}")
     except DataError:
         return None
 

@@ -25,8 +25,9 @@ from ..storage.files import check_writable, save_json, write_atomic
 from ..terminal import Asked, asked_to_stop
 from ..typed import Count, Positive, check_arguments, checked
 from . import headless
-from .cell import RECORD, UNFINISHED, _made, _record, run_cell
-from .parameters import Parameter, declared, grid, name_of, source_hash
+from .cell import RECORD, UNFINISHED, _made, run_cell
+from .index import read_records, write_index
+from .parameters import Parameter, declared, grid, named, source_hash
 
 FORGIVEN = 5
 """How often a cell is handed out again after four workers that had it died, which is what Dask by itself allows."""
@@ -45,7 +46,7 @@ def plan(notebook: str | Path, given: Mapping[str, Any], out: str | Path) -> "Sw
         raise
     except Exception as error:  # nbformat and jsonschema fail in a dozen ways, and all mean the same here
         raise ConfigError(f"{path} cannot be read as a notebook: {str(error)[:300]}.") from None
-    cells = {name_of(parameters, code): parameters for parameters in grid(known, given)}
+    cells = {named(parameters, code): parameters for parameters in grid(known, given)}
     return Sweep(path.resolve(), known, source, cells, Path(out).expanduser().resolve())
 
 
@@ -61,9 +62,7 @@ class Sweep:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Of every cell that is finished, in the order of the grid."""
-        here = set(os.listdir(self.out)) if self.out.is_dir() else set[str]()
-        read = {name: _record(self.out / name) for name in self.cells if name in here}
-        return {name: record for name, record in read.items() if record}
+        return read_records(self.out, self.cells)
 
     def table(self) -> pd.DataFrame:
         """One row for each cell: its parameters, how it ended, and of a single run what that reached."""
@@ -145,6 +144,7 @@ class Sweep:
         return [name for name in self.cells if name not in found]
 
     def write_tables(self) -> None:
+        write_index(self.out, self.records())
         table = self.table()
         write_atomic(self.out / "summary.csv", table.to_csv(index=False).encode())
         write_atomic(self.out / "index.html", self._page(table).encode())

@@ -15,7 +15,7 @@ from ..layers.calls import calling, logits_of
 from ..layers.flops import Flops
 from ..layers.names import Pattern, check_plain
 from ..masks.masks import Masks
-from ..typed import Count, check_arguments
+from ..typed import Count, CountFromZero, check_arguments
 from . import checkpoints
 from .checks import _try_one_batch
 from .evaluate import Batches, scored
@@ -66,12 +66,12 @@ def attach(
     masks: Mapping[str, Tensor] | None = None,
     loss: Callable[..., Tensor] = F.cross_entropy,
     metric: Callable[..., Tensor] = accuracy,
-    batch_size: int = 100,
+    batch_size: Count = 100,
     skip: Pattern | Sequence[Pattern] = (),
     include: Pattern | Sequence[Pattern] = (),
     biases: bool = False,
     norms: bool = False,
-    seed: int = 0,
+    seed: CountFromZero = 0,
     tags: Mapping[str, Any] | None = None,
 ) -> "Pruner":
     """Prune `model` with `methods` inside your own training loop, in place.
@@ -92,16 +92,17 @@ def attach(
     Without it a criterion sees the batch that `pruner.loss` saw last, and the record has no accuracy. `loss` and
     `metric` are for those evaluations, and for methods that ask for the loss. All else is as in `fit`.
     """
-    check_arguments(attach, {"steps": steps, "steps_per_epoch": steps_per_epoch or None})
+    given = {"loss": loss, "metric": metric, "batch_size": batch_size, "seed": seed}
+    scope = {"skip": skip, "include": include, "biases": biases, "norms": norms}
+    looped = {"steps": steps, "steps_per_epoch": steps_per_epoch, "data": data, "masks": masks, "tags": tags}
+    check_arguments(attach, {"model": model, "optimizer": optimizer, **looped, **given, **scope})
     check_plain(model)
     per_epoch = min(steps_per_epoch or steps, steps)
-    given = {"loss": loss, "metric": metric, "batch_size": batch_size, "seed": seed, "optimizer": type(optimizer)}
-    scope = {"skip": skip, "include": include, "biases": biases, "norms": norms}
     group = optimizer.param_groups[0]
     rates = {"lr": float(group["lr"]), "weight_decay": float(group.get("weight_decay", 0.0))}
     place = next(model.parameters()).device
     settings = {"epochs": -(-steps // per_epoch), "precision": "fp32", "device": place, "tags": tags or {}}
-    options, session = resolved({**settings, **given, **scope, **rates})
+    options, session = resolved({**settings, **given, **scope, **rates, "optimizer": type(optimizer)})
     run = _begun(model, methods, data, options, session, per_epoch)
     run.steps = steps
     return Pruner(run, optimizer, masks)

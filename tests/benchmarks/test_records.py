@@ -1,9 +1,12 @@
-"""How long it takes to read what a large study leaves behind."""
+"""How long it takes to read what a large study and a large sweep leave behind."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pruninglab as lab
+from pruninglab import sweep
+from pruninglab.sweep import cell, index
 
 RECORDS = 10_000
 
@@ -20,3 +23,26 @@ def test_ten_thousand_records_load_in_five_seconds(tmp_path: Path) -> None:
     print(f"\n{RECORDS:,} records of {len(record):,} bytes: {wall:.1f} s, {work:.1f} s of the processor")
     assert len(frame) == RECORDS
     assert work < 5
+
+
+CELLS = 100_000
+
+
+def test_a_hundred_thousand_cells_are_listed_in_two_seconds(notebook: Callable[..., Path], tmp_path: Path) -> None:
+    source = notebook('x: int = 1  # a number\nmethod: str = "a"  # one of a or b', "print(x)")
+    planned = sweep.plan(source, {"x": range(CELLS // 2), "method": ["a", "b"]}, tmp_path / "out")
+    name, parameters = next(iter(planned.cells.items()))
+    planned.finish(name, cell._made(name, parameters, "done", "", 1.0) | {"reached": {"test_accuracy": 0.9}}, {})
+    record = (planned.out / name / "cell.json").read_bytes()
+    for other in [*planned.cells][1:]:
+        (planned.out / other).mkdir()
+        (planned.out / other / "cell.json").write_bytes(record)
+    (planned.out / ".work").mkdir(exist_ok=True)
+    for known in ("one by one", "by the index"):
+        began, worked = time.perf_counter(), time.process_time()
+        found = planned.records()
+        wall, work = time.perf_counter() - began, time.process_time() - worked
+        print(f"\n{CELLS:,} cells {known}: {wall:.1f} s, {work:.1f} s of the processor")
+        assert len(found) == CELLS
+        index.write_index(planned.out, found)
+    assert work < 2
