@@ -198,7 +198,8 @@ class Remembering(lab.Method):
     def on_step(self, run):
         self.part.steps += 1
         self.part.mean += run.step
-        self.turned, self.grown = ~self.turned, torch.ones(run.step)
+        self.turned = ~self.turned
+        self.grown = torch.cat([torch.zeros(0) if self.grown is None else self.grown, torch.ones(1)])
         self.sums[0] += run.step
         self.pair = (run.step, self.pair[1] + run.step)
         if run.step == self.at:

@@ -78,6 +78,7 @@ def test_a_fair_table_has_n_mean_and_interval():
     assert (one["low"], one["high"]) == (pytest.approx(values.mean() - half), pytest.approx(values.mean() + half))
     # forward and backward, 100 FLOPs an image, 195 steps of 100 images, those of the dense start among them
     assert (one["training_gflops"], one["seconds"]) == (pytest.approx(3 * 100 * 100 * 195 / 1e9), 11)
+    assert one["flops_left"] == pytest.approx(0.1)
     assert found.levels == [0.9, 0.95]
     assert found.controls == {name: name for name in CONTROLS}
     assert ", 195 steps in all" in repr(found)
@@ -214,6 +215,15 @@ def test_the_correction_is_over_all_tests_and_what_is_not_seen_is_said():
     assert any("layer magnitude is not distinguishable from global magnitude at n = 3." in line for line in said)
     with pytest.raises(lab.ConfigError, match=r"expected one of .*all"):
         found.tests("gradual")
+
+
+def test_two_pairs_say_something_and_a_p_at_the_level_is_not_below_it():
+    found = lab.compare(pd.DataFrame([r for r in rows() if r["seed"] < 2]))
+    tests = found.tests()
+    assert set(tests["n"]) == {2}
+    assert not any("nothing can be said" in verdict for verdict in tests["verdict"])
+    at = found.tests(level=float(tests["adjusted"].min()))
+    assert all("not distinguishable" in verdict for verdict in at["verdict"])
 
 
 def test_one_run_each_says_nothing():
