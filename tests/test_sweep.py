@@ -231,6 +231,22 @@ def test_a_cell_whose_workers_die_is_tried_again_but_not_for_ever(tiny, tmp_path
     assert planned.table()["error"].tolist() == ["its workers died again and again"]
 
 
+def test_a_scheduler_that_is_lost_is_said_and_its_cells_stay_missing(tiny, tmp_path, monkeypatch):
+    planned = sweep.plan(tiny, {"x": [3, 4]}, tmp_path / "out")
+    first, second = planned.cells
+    loop = _Loop(planned, cast(Any, SimpleNamespace(slots=0)), [second], 1, None, None, None, print)
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise distributed.CancelledError
+
+    loop.running[object()] = first
+    monkeypatch.setattr(distributed, "wait", gone)
+    for told in (loop._wait, lambda: loop._take(SimpleNamespace(status="cancelled"), first)):
+        with pytest.raises(lab.RunError, match=r"scheduler was lost with 2 cells.*run the same command again"):
+            told()
+    assert planned.missing == [first, second]
+
+
 def test_two_sweeps_do_not_share_a_folder(tiny, cluster, tmp_path):
     planned = sweep.plan(tiny, {"x": 3}, tmp_path / "out")
     (planned.out / ".work").mkdir(parents=True)
