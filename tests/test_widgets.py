@@ -388,6 +388,8 @@ def test_an_error_of_any_kind_is_said_in_the_explorer(run, monkeypatch):
 
 # The live panel
 
+PATIENCE = 60
+"""Seconds until an answer counts as missing. It comes within a few milliseconds, but not on a busy machine."""
 NEED_A_CHOICE = ("PruneWhileAccurate", "DynamicSurgery")
 """A bound or a threshold has to be given; the panel says so."""
 
@@ -454,18 +456,18 @@ def standing(live, steps) -> int:
 
 
 def test_buttons_in_any_order_and_speed_are_answered():
-    """Each press is answered within two seconds by the words of the state that it leads to."""
+    """Each press is answered by the words of the state that it leads to."""
     live, chance = panel(epochs=5000), random.Random(0)
 
     def words(*expected: str) -> None:
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + PATIENCE
         while not any(word in live._text.value for word in expected):
             assert time.monotonic() < deadline, f"{live._text.value!r}, expected {expected}"
             time.sleep(0.002)
 
     for _ in range(50):
         button = None
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + PATIENCE
         while button is None or button.disabled:  # all are, for as long as it is stopping
             assert time.monotonic() < deadline, "no button came back"
             button = live._buttons[chance.choice(["Start", "Pause", "Pause", "Stop"])]
@@ -487,7 +489,7 @@ def test_buttons_in_any_order_and_speed_are_answered():
         time.sleep(chance.choice([0, 0, 0.01, 0.3]))
     if not live._buttons["Stop"].disabled:
         live.stop()
-    live.wait(20)
+    live.wait(PATIENCE)
     assert any(word in live._text.value for word in ("interrupted", "stopped before"))
     assert [button.disabled for button in live._buttons.values()] == [False, True, True, True]
 
@@ -499,7 +501,7 @@ def test_stop_at_once_after_resume_ends_the_training():
         live.pause()
         live.resume()
         live.stop()
-        live.wait(20)
+        live.wait(PATIENCE)
         assert any(word in live._text.value for word in ("interrupted", "stopped before"))
 
 
@@ -534,7 +536,7 @@ def test_no_point_is_shown_before_there_is_one_and_none_of_the_run_before(data):
     assert live._bar.bar_style == ""
     assert all(row["at"] < 1 for row in live.chart.rows)
     live.stop()
-    live.wait(20)
+    live.wait(PATIENCE)
 
 
 def test_what_was_chosen_wrongly_is_said_in_the_panel():

@@ -170,7 +170,7 @@ def frontier(found: Comparison) -> Figure:
     if printed.empty:
         return figure
     axes.plot(1 - printed["sparsity"], printed["accuracy"], "D", mfc="none", color=BLACK, label="published")
-    (low, high), told = axes.get_ylim(), printed["accuracy"].to_numpy(float)
+    (low, high), told = axes.get_ylim(), np.asarray(printed["accuracy"], float)
     edge = 0.05 * (max(high, told.max()) - min(low, told.min()))  # a diamond is whole
     axes.set_ylim(min(low, told.min() - edge), max(high, min(told.max() + edge, 1.02)))
     for old in figure.legends:
