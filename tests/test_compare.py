@@ -222,7 +222,7 @@ def test_two_pairs_say_something_and_a_p_at_the_level_is_not_below_it():
     tests = found.tests()
     assert set(tests["n"]) == {2}
     assert not any("nothing can be said" in verdict for verdict in tests["verdict"])
-    at = found.tests(level=float(tests["adjusted"].min()))
+    at = found.tests(level=min(tests["adjusted"].tolist()))
     assert all("not distinguishable" in verdict for verdict in at["verdict"])
 
 
