@@ -112,7 +112,8 @@ def test_every_import_is_declared() -> None:
         f"{path.relative_to(ROOT)}: {module}"
         for path in [*(ROOT / "pruninglab").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
         for module in imported(path)
-        if module not in sys.stdlib_module_names and not any((ROOT / own / f"{module}.py").exists() for own in OWN)
+        if module not in sys.stdlib_module_names
+        if not any((ROOT / own / name).exists() for own in OWN for name in (module, f"{module}.py"))
         if not known & {canonicalize_name(name) for name in distributions.get(module, [module])}
     }
     assert undeclared == set()
