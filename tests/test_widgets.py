@@ -293,9 +293,9 @@ def test_no_module_of_the_browser_writes_a_trait():
     ("wrong", "said"),
     [
         (lambda run: widgets.PruneByHand(run, images=0), "images=0"),
-        (lambda run: widgets.PruneByHand(run).keep(0.1, "fc9"), "no layer 'fc9'"),
+        (lambda run: widgets.PruneByHand(run).keep(0.1, "fc9"), "layer='fc9'; expected one of"),
         (lambda run: widgets.MaskExplorer(), "give runs"),
-        (lambda run: widgets.MaskExplorer(run, layer="fc9"), "no layer 'fc9'"),
+        (lambda run: widgets.MaskExplorer(run, layer="fc9"), "layer='fc9'; expected one of"),
         (lambda run: widgets.MaskExplorer(run).trajectory(0), "watch=24"),
         (lambda run: widgets.LivePanel(method="Best"), "method='Best'"),
         (lambda run: widgets.LivePanel().figure(), "press Start"),
