@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import recount
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 import pruninglab as lab
 from pruninglab.masks import (
@@ -24,6 +27,7 @@ from pruninglab.masks import (
     scattered,
     spread,
     threshold,
+    units,
 )
 
 NUMBERS = st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5, math.inf, -math.inf])
@@ -463,3 +467,32 @@ def test_the_highest_of_scores_of_any_shape(shape):
     found = choose.keep_highest(scores, alive, 5)
     assert found.shape == scores.shape
     assert sorted(scores[found].tolist()) == sorted(scores.flatten().topk(5).values.tolist())
+
+
+WHOLE = {unit: {"unit": unit} for unit in ("weight", "kernel", "channel")}
+OF_VALUES: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    **{f"keep_top {unit}": partial(lab.keep_top, sparsity=0.5, **how) for unit, how in WHOLE.items()},
+    **{f"largest {unit}": partial(largest, sparsity=0.5, **how) for unit, how in WHOLE.items()},
+    **{f"units {unit}": partial(units, **how) for unit, how in WHOLE.items()},
+    "keep_top row": partial(lab.keep_top, sparsity=0.5, scope="row"),
+    "keep_highest": lambda values: {name: choose.keep_highest(v, v != 0, v.numel() // 2) for name, v in values.items()},
+    "grow": lambda values: lab.grow(lab.Masks({name: v < 0 for name, v in values.items()}), values, 5),
+    "scattered": lambda values: scattered(values, seed=0),
+    "largest_per_channel": lambda values: largest_per_channel({n: v for n, v in values.items() if v.ndim > 1}, 0.5),
+    "n_of_m": n_of_m,
+    "project": lambda values: project(values, lab.Masks({name: v > 0 for name, v in values.items()})),
+}
+
+
+@pytest.mark.parametrize("name", OF_VALUES)
+def test_parameters_are_read_as_the_values_that_they_hold(name):
+    """Whoever trains a network has weights that ask for a gradient."""
+    source = torch.Generator().manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {"conv": (4, 3, 2, 2), "linear": (5, 6), "bias": (4,)}
+    values = {at: torch.randn(shape, generator=source) for at, shape in shapes.items()}
+    found = OF_VALUES[name]({at: nn.Parameter(v) for at, v in values.items()})
+    expected = OF_VALUES[name](values)
+    if isinstance(expected, dict):
+        assert all(torch.equal(found[at], mask) for at, mask in expected.items())
+    else:
+        assert found == expected

@@ -27,7 +27,7 @@ from test_contract import (
 from torch import nn
 
 import pruninglab as lab
-from pruninglab import criteria, methods
+from pruninglab import criteria, methods, recipes
 from pruninglab.criteria.registry import BY_NAME
 from pruninglab.randomness import own_randomness
 
@@ -127,6 +127,61 @@ def test_recipes_on_a_device(nets, name, tmp_path):
     with Pretended("cuda"):
         for run in runs_of(RECIPES[name][0](model, data, folder=tmp_path, progress=False, **OPTIONS)):
             lives_on(run, "cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize(
+    ("net", "name"), [(net, name) for net in NETS for name in RECIPES if (net, name) not in REFUSED]
+)
+def test_recipes_of_every_network_on_every_device(nets, kind, net, name):
+    model, data = nets(net)
+    on_cpu = runs_of(RECIPES[name][0](model, data, device="cpu", progress=False, **OPTIONS))
+    with Pretended(kind):
+        there = runs_of(RECIPES[name][0](model, data, progress=False, **OPTIONS))
+        for run in there:
+            lives_on(run, kind)
+    if kind == "cuda":  # MPS has no float64, so that scores are rounded otherwise
+        for run, same in zip(there, on_cpu, strict=True):
+            same_bits(run, same)
+
+
+Chosen = Callable[..., Any]
+CHOOSING: dict[str, Chosen] = {
+    "Gradual": lambda c, m, d, **o: lab.fit(m, d, methods.Gradual(lab.Linear(0.5), c, "layer", cuts=3), epochs=2, **o),
+    "Gradual-reactivate": lambda c, m, d, **o: lab.fit(
+        m, d, methods.Gradual(lab.Linear(0.5), c, "layer", cuts=3, reactivate=True), epochs=2, **o
+    ),
+    "PruneWhileAccurate": lambda c, m, d, **o: lab.fit(
+        m,
+        d,
+        methods.L2(),
+        methods.PruneWhileAccurate(0.0, prune_fraction=0.3, every_steps=4, criterion=c),
+        epochs=2,
+        **o,
+    ),
+    "SET": lambda c, m, d, **o: lab.fit(m, d, methods.OneShot(0.5, c), methods.SET(0.5, every_steps=3), epochs=2, **o),
+    "iterative": lambda c, m, d, **o: recipes.iterative(m, d, 0.5, rounds=2, epochs=1, criterion=c, scope="layer", **o),
+    "scratch": lambda c, m, d, **o: recipes.scratch(m, d, 0.5, epochs=1, finetune=1, criterion=c, scope="layer", **o),
+    "tickets": lambda c, m, d, **o: recipes.tickets(m, d, 0.5, epochs=1, rounds=1, criterion=c, controls=(), **o),
+}
+"""All that choose weights by a criterion, beside `OneShot`."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("way", CHOOSING)
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_wherever_one_is_chosen(nets, name, way, kind):
+    model, data = nets("residual")
+    on_cpu = runs_of(CHOOSING[way](CRITERIA[name], model, data, device="cpu", progress=False, **OPTIONS))
+    with Pretended(kind):
+        there = runs_of(CHOOSING[way](CRITERIA[name], model, data, progress=False, **OPTIONS))
+        for run in there:
+            lives_on(run, kind)
+    if kind == "cuda":
+        for run, same in zip(there, on_cpu, strict=True):
+            same_bits(run, same)
 
 
 @pytest.mark.parametrize("name", [n if n in DOUBLES else pytest.param(n, marks=pytest.mark.slow) for n in METHODS])

@@ -166,7 +166,7 @@ def _filled(total: int, quotas: Sequence[float], floor: Sequence[int], caps: Seq
 @checked
 def keep_highest(scores: Tensor, alive: Tensor, keep: CountFromZero) -> Tensor:
     """The `keep` highest of the alive; of equal scores the first."""
-    return highest([scores.flatten()], [alive.flatten()], keep)[0].view(scores.shape)
+    return highest([scores.detach().flatten()], [alive.flatten()], keep)[0].view(scores.shape)
 
 
 def keep_in_rows(scores: Tensor, alive: Tensor | None, keep: int, rows: int) -> Tensor:

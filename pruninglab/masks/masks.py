@@ -185,7 +185,7 @@ def keep_(tensor: Tensor, mask: Tensor) -> Tensor:
 @checked
 def units(masks: Mapping[str, Tensor], unit: Unit = "weight") -> tuple[int, int]:
     """How many units have anything kept, and how many there are."""
-    alive = [unit_alive(mask, unit) for mask in masks.values()]
+    alive = [unit_alive(mask.detach(), unit) for mask in masks.values()]
     return sum(map(counted, alive)), sum(len(a) for a in alive)
 
 
