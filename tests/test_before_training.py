@@ -212,7 +212,9 @@ def test_counts_are_exact_on_every_model_with_every_criterion_and_scope(data, na
         assert not (scope != "global" and masks.collapsed)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("alexnet", "resnet50", "vgg16"))) for n in SMALL]
+)
 def test_synflow_empties_no_layer_and_is_exact(data, name):
     model = lab.build(name, data, seed=0, **SMALL[name])
     for sparsity in (0.98,) if name == "resnet50" else (0.9, 0.98):

@@ -189,21 +189,22 @@ NETS: dict[str, dict[str, Any]] = {
     "residual": {},
     "transformer": {"width": 8, "heads": 2},
 }
-LONG = {(("residual", "transformer")[i % 2], name) for i, name in enumerate(METHODS) if "-" in name}
-LONG -= {("transformer", name) for name in ELSEWHERE["transformer"]}
+ONE_OF = {name: tuple(NETS)[1:] if "-" in name else tuple(NETS) for name in METHODS}
+"""Variants of a method do without the network that has nothing which the others have not."""
+TURN = {name: nets[i % len(nets)] for i, (name, nets) in enumerate(ONE_OF.items())}
 CASES = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] * ((kind, name) in LONG))
+    pytest.param(kind, name, marks=[pytest.mark.slow] * (kind != TURN[name] and name not in ELSEWHERE.get(kind, {})))
     for kind in NETS
     for name in METHODS
-    if kind != "lenet5" or "-" not in name
+    if kind in ONE_OF[name]
 ]
-"""Variants of a method do without the network that has nothing which the others have not; these take turns."""
+"""Each method on one network, and where it is told otherwise; on the others it is a long test."""
 RECIPE_CASES = [
     pytest.param(kind, name, marks=[pytest.mark.slow] * ((i + j) % len(NETS) > 0))
     for i, kind in enumerate(NETS)
     for j, name in enumerate(RECIPES)
 ]
-"""Each recipe on one network; on the others it is a long test."""
+"""As the methods."""
 Net = tuple[nn.Module, lab.Data]
 
 

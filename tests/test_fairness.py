@@ -124,7 +124,7 @@ def test_every_option_of_fit_is_in_the_protocol_or_cannot_matter(records):
         assert other.protocol != records[0].protocol, option
 
 
-@pytest.mark.parametrize("which", [of_cut, of_one_seed])
+@pytest.mark.parametrize("which", [of_cut, pytest.param(of_one_seed, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("column", VARIED)
 def test_what_differs_in_an_entry_is_refused_by_its_name_and_shown_when_allowed(records, column, which):
     frame, word = varied(records, dict([VARIED[column]]), which), word_of(column)
