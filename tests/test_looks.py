@@ -70,6 +70,8 @@ def test_texts_that_touch_or_are_cut_off_are_found():
     assert figures.touching(figure) == ["one label | another"]
     axes.set(xticks=[0.2, 0.8], xticklabels=["one label", "another"])
     assert figures.touching(figure) == []
+    axes.set(xscale="log", xticks=[1e-11, 1e-9, 1e-3], xticklabels=["beyond", "at the edge", "inside"], xlim=(1e-9, 1))
+    assert figures.touching(figure) == []
     figure.text(0.9, 0.5, "a long text that leaves the picture")
     assert figures.touching(figure) == ["a long text that leaves the picture"]
 

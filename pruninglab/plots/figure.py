@@ -98,10 +98,11 @@ def touching(figure: matplotlib_figure.Figure) -> list[str]:
 def _undrawn(axes: Axes) -> Iterator[Text]:
     """Labels that exist and are not drawn: those of ticks beyond the limits, and all of axes that are off."""
     for axis in (axes.xaxis, axes.yaxis):
-        low, high = sorted(axis.get_view_interval())
+        place = axis.get_transform().transform  # on a logarithmic axis all of small numbers lie near each other
+        low, high = sorted(place(axis.get_view_interval()))
         reach = 1e-6 * (high - low)
         for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-            if not axes.axison or not low - reach <= tick.get_loc() <= high + reach:
+            if not axes.axison or not low - reach <= place(tick.get_loc()) <= high + reach:
                 yield from (tick.label1, tick.label2)
         if not axes.axison:
             yield axis.label

@@ -372,4 +372,5 @@ def _go_on_from(run: Training, start: Snapshot) -> None:
 
 def _last_line(run: Run) -> str:
     val = percent({"accuracy": run.history[-1]["val_accuracy"]}) if run.history else "unknown"
-    return f"{run.epoch} epoch{'s' if run.epoch != 1 else ''}, {run.step:,} steps: val {val}, sparsity {run.sparsity:.4f}"
+    epochs = "1 epoch" if run.epoch == 1 else f"{run.epoch} epochs"
+    return f"{epochs}, {run.step:,} steps: val {val}, sparsity {run.sparsity:.4f}"
