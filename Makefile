@@ -10,7 +10,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 # One thread in each worker: two jobs of two threads on two cores are many times slower than one.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
 # The index of the course, drawn, is what JupyterLab opens first.
 INDEX := /lab/tree/README.md?factory=Markdown%20Preview
