@@ -26,6 +26,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 SECONDS = 300_000  # for what takes long on a busy machine, in milliseconds
+PATIENT = "const own = AbortSignal.timeout; AbortSignal.timeout = ms => own.call(AbortSignal, 100 * ms)"
+"""anywidget gives a panel two seconds to begin, and shows nothing of it if a busy machine needs more."""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM")
 
@@ -95,6 +97,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser, request) -> Iterator[Any]:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.add_init_script(PATIENT)
     page.errors = []
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.errors.append(str(error)))
