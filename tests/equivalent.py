@@ -42,6 +42,9 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
             ("super().__init__()", "super"): "torch makes what a mode needs when it is entered",
         },
     },
+    "analysis/statistics.py": {
+        "elif n > 1:": {("n > 1", "n >= 1"): "of a single pair both are NaN in any case"},
+    },
     "criteria/weights.py": {
         "between = {name: (s - low) / ((high - low) or 1.0) for name, s in scores.items()}": {
             ("1.0", "2.0"): "where all scores are alike, 0 is divided",
@@ -53,6 +56,20 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
     "criteria/before_training.py": {
         "largest = max(float(score.max()) for score in scores.values()) or 1.0  # so that float32 holds their order": {
             ("1.0", "2.0"): "where all scores are 0, 0 is divided",
+        },
+    },
+    "criteria/inputs.py": {
+        "both = [m.repeat_interleave(groups // len(m), 0) if len(m) < groups else m for m in (before, moment)]": {
+            ("len(m) < groups", "len(m) <= groups"): "each group once is the groups themselves",
+        },
+        "return weight, (some.reshape(1, -1, x.shape[-1]) for some in x.split(16))": {("16", "17"): SPEED},
+        "return weight, (unfolded(some) for some in x.split(16))  # of a whole batch they may not fit": {
+            ("16", "17"): SPEED,
+        },
+    },
+    "criteria/wanda.py": {
+        "weights = {name: w for name, w in canonical_parameters(model).items() if w.ndim > 1}": {
+            ("w.ndim > 1", "w.ndim >= 1"): "a bias is not what inputs are multiplied with, and has no score",
         },
     },
     "criteria/curvature.py": {

@@ -61,7 +61,7 @@ TESTS = {
     "train/checkpoints.py": ["checkpoints", "state"],
     "analysis/compare.py": COMPARED_RUNS,
     "analysis/fairness.py": COMPARED_RUNS,
-    "analysis/statistics.py": COMPARED_RUNS,
+    "analysis/statistics.py": ["compare", "impact"],
     "layers/flops.py": ["layers", "any"],
     "layers/calls.py": ["layers", "any"],
 }

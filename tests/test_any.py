@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pruninglab as lab
-from pruninglab.layers.calls import Inputs, calling
+from pruninglab.layers.calls import Inputs, calling, logits_of, ones_like
 from pruninglab.methods.cuts.gradual import Gradual
 from pruninglab.results.protocol import training
 from pruninglab.train import negative_squared_error, returned_loss
@@ -265,3 +265,38 @@ def test_a_network_is_itself_again_after_it_was_called_in_another_way():
             assert isinstance(model(Inputs(names={"left": X[:, :3], "right": X[:, 3:]})), Tensor)
         assert isinstance(model(X), Tensor)
     assert isinstance(model(X), Answer)
+
+
+def test_of_two_ways_to_call_a_network_the_outer_one_holds():
+    model = net()
+    with calling(model, lambda model, x: 2 * model(x)), calling(model, lambda model, x: 3 * model(x)):
+        twice = model(X)
+    assert torch.equal(twice, 2 * model(X))
+
+
+def test_what_stands_beside_the_inputs_is_handed_on():
+    model, labels = net(Answer), torch.zeros(N).long()
+    parts = Inputs((X[:, :3], X[:, 3:]))
+    expected = model(X, None, labels).loss
+    with calling(model):
+        assert torch.equal(returned_loss(model(parts, labels), labels), expected)
+        assert torch.equal(returned_loss(model(parts, labels=labels), labels), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 5, 6, 3)])
+def test_only_an_object_s_sequences_of_logits_have_their_classes_last(shape: tuple[int, ...]):
+    logits = torch.randn(shape)
+    for answer in (logits, (logits, 0), [torch.tensor(0.5), logits], {"logits": logits}, {"loss": None, "of": logits}):
+        assert logits_of(answer) is logits
+    found = logits_of(Answer(logits, None))
+    assert torch.equal(found, logits.movedim(2, 1) if len(shape) == 3 else logits)
+
+
+def test_ones_are_of_the_type_that_they_replace():
+    parts = Inputs((X[:2], torch.tensor([[1, 2], [3, 4]])), {"mask": torch.tensor([[True], [False]])})
+    found: Any = ones_like(parts, torch.float64)
+    assert [part.dtype for part in found.parts().values()] == [torch.float64, torch.int64, torch.bool]
+    assert all(bool(part.all()) for part in found.parts().values())
+    assert [ones_like(x, torch.float64).dtype for x in parts.places] == [torch.float64, torch.int64]
+    assert [len(part) for part in parts.repeat_interleave(3).parts().values()] == [6, 6, 6]
+    assert [part.tolist() for part in parts.split(1)[1].parts().values()] == [X[1:2].tolist(), [[3, 4]], [[False]]]

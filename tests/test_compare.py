@@ -155,6 +155,8 @@ def test_paired_test_by_hand():
     assert math.isnan(paired(np.array([0.01]))["p"])
     assert paired(np.zeros(3))["p"] == 1
     assert paired(np.full(3, 0.01))["p"] == 0
+    assert [paired(np.full(2, value))["p"] for value in (0.0, 0.01)] == [1, 0]
+    assert math.isnan(paired(np.array([0.01, 0.02]))["effect"])
     assert paired(np.full(3, 0.01), more=2 * 0.25 / 100**2)["p"] > 0.1  # one image of a hundred, three times
     assert interval(np.array([0.5]))[1] == 0.5
 
@@ -271,6 +273,9 @@ def test_crossing_by_hand():
     assert crossing(sparsities, scores, 0.98) == pytest.approx(0.9)
     assert crossing(sparsities, scores, 0.99) is None
     assert crossing(sparsities, scores, 0.95) == 1
+    assert crossing(np.array([0.5, 0.9, 0.99]), np.array([0.97, 0.99, 0.9]), 0.98) == pytest.approx(
+        1 - 0.1 * 0.1 ** (1 / 9)
+    )
 
 
 def test_sparsity_at_matched_accuracy():

@@ -96,6 +96,7 @@ def test_one_image_more_is_no_claim():
 def test_samples_without_spread_are_certain():
     same, other = np.full(3, 0.5), np.full(4, 0.25)
     assert welch(same, same)["p"] == 1.0
+    assert welch(same, other) | {"t": 0} == {"change": 0.25, "low": 0.25, "high": 0.25, "t": 0, "df": 5, "p": 0}
     assert (welch(same, other)["p"], welch(other, same)["t"]) == (0.0, -np.inf)
 
 

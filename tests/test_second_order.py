@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import pruninglab as lab
-from pruninglab.criteria import OBD, GraSP, LargeQuadratic, Quadratic, curvature, full, layerwise, quadratic
+from pruninglab.criteria import OBD, GraSP, LargeQuadratic, Quadratic, curvature, full, gradients, layerwise, quadratic
 from pruninglab.methods import OneShot, OptimalBrainSurgeon, RelevanceL2
 from pruninglab.typed import choices, hints
 
@@ -250,6 +250,31 @@ def test_what_has_no_second_derivative_is_refused(layer, said):
         of_relevance(net, x, y, RelevanceL2(second_order="exact"))
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("function", [F.hardsigmoid, F.rrelu, partial(F.rrelu, training=True)])
+def test_an_activation_written_out_does_what_torch_s_does(function, inplace):
+    found, expected = torch.linspace(-4, 4, 9), torch.linspace(-4, 4, 9)
+    torch.manual_seed(0)
+    value = function(expected, inplace=inplace)
+    torch.manual_seed(0)
+    with gradients.differentiable_twice():
+        same = function(found, inplace=inplace)
+    assert torch.allclose(same, value, atol=1e-7)
+    assert torch.allclose(found, expected, atol=1e-7)
+    assert (found is same) == inplace
+
+
+def test_where_the_loss_is_linear_there_is_no_curvature():
+    net = nn.Linear(5, 3)
+    scores = OBD("hutchinson", loss=lambda z, y: z.sum())(net, [(torch.randn(6, 5), torch.zeros(6).long())])
+    assert {name: float(score.abs().sum()) for name, score in scores.items()} == {"weight": 0, "bias": 0}
+
+
+def test_an_error_of_the_network_stays_its_own(batches):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        GraSP()(nn.Linear(4, 3).double(), batches)
+
+
 @pytest.mark.parametrize("estimate", ESTIMATES)
 def test_a_model_is_left_as_it_was(estimate):
     data = lab.load("digits", train=60, test=20, size=8)
@@ -468,6 +493,13 @@ def twice(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     return layer, layer
 
 
+class RowByRow(nn.Linear):
+    """Asks for the shape of its weight, and takes inputs of one dimension."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.stack([F.linear(row, self.weight, self.bias) for row in input.view(-1, self.weight.shape[1])])
+
+
 SHARED: dict[str, tuple[tuple[nn.Module, ...], tuple[int, ...]]] = {
     "linear": ((nn.Linear(6, 4),), (40, 6)),
     "sequence": ((nn.Linear(6, 4), nn.Linear(6, 4, bias=False)), (10, 5, 6)),
@@ -482,6 +514,7 @@ SHARED: dict[str, tuple[tuple[nn.Module, ...], tuple[int, ...]]] = {
     "other groups": ((conv(4, 6, 3, groups=2, padding=1), conv(2, 6, 3), conv(6, 6, 3, groups=3)), (12, 6, 5, 5)),
     "one dimension": ((nn.Conv1d(2, 3, 3, padding="same"), nn.Conv1d(2, 3, 3, 2)), (12, 2, 9)),
     "three dimensions": ((nn.Conv3d(1, 2, 2), nn.Conv3d(1, 2, 2, padding=1)), (9, 1, 3, 3, 3)),
+    "rows one by one": ((RowByRow(17, 3),), (60, 17)),
     "none of the batch": ((nn.Conv1d(2, 3, 3),), (2, 40)),
 }
 

@@ -7,6 +7,7 @@ machine that slows down in between slows both.
 import statistics
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pruninglab as lab
 from pruninglab._torchvision import torchvision
@@ -243,3 +244,19 @@ def test_rows_of_a_large_layer_are_solved_for_together():
         for do in (lambda q, kept: q.costs(kept), lambda q, kept: q.minimum(kept))
     )
     print(f"\nsurgeon, 64 rows x 768 inputs, by row / together: costs {costs:.1f} x, values {values:.1f} x")
+
+
+def test_the_surgeon_on_the_largest_3x3_layer_of_resnet50():
+    """512 filters of 512 x 3 x 3 at 7 x 7 places: 512 rows that share a matrix of 4,608 inputs."""
+    x, y = torch.randn(576, 512, 7, 7).relu(), torch.arange(576) % 4
+    data = lab.wrap(TensorDataset(x, y), TensorDataset(x[:8], y[:8]), val=0.1)
+    net = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(512, 512, 3, padding=1, bias=False), pool=nn.AvgPool2d(7), flat=nn.Flatten())
+    )
+    surgeon = lab.methods.OptimalBrainSurgeon(0.9)
+    took, worked = time.perf_counter(), time.process_time()
+    lab.fit(net, data, surgeon, epochs=0, batch_size=32, progress=False)
+    took, worked = time.perf_counter() - took, time.process_time() - worked
+    error = surgeon.errors[0]
+    print(f"\nsurgeon, 512 x 4,608, {surgeon.rounds} rounds: {took:.0f} s, {worked:.0f} s of all cores; ", end="")
+    print(f"error {error['moved']:.3f}, unmoved {error['unmoved']:.3f}")
