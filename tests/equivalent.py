@@ -42,6 +42,11 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
             ("super().__init__()", "super"): "torch makes what a mode needs when it is entered",
         },
     },
+    "analysis/compare.py": {
+        'side = "above" if points > 0 else "below"': {
+            ("points > 0", "points >= 0"): "a difference of 0 has p = 1, and is never claimed",
+        },
+    },
     "analysis/statistics.py": {
         "elif n > 1:": {("n > 1", "n >= 1"): "of a single pair both are NaN in any case"},
     },
@@ -61,6 +66,9 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
     "criteria/inputs.py": {
         "both = [m.repeat_interleave(groups // len(m), 0) if len(m) < groups else m for m in (before, moment)]": {
             ("len(m) < groups", "len(m) <= groups"): "each group once is the groups themselves",
+        },
+        "self.uses[name] += 1": {
+            ("self.uses[name] += 1", "self.uses[name] -= 1"): "all uses are counted the same way, and only compared",
         },
         "return weight, (some.reshape(1, -1, x.shape[-1]) for some in x.split(16))": {("16", "17"): SPEED},
         "return weight, (unfolded(some) for some in x.split(16))  # of a whole batch they may not fit": {

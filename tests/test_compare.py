@@ -80,6 +80,8 @@ def test_a_fair_table_has_n_mean_and_interval():
     assert (one["training_gflops"], one["seconds"]) == (pytest.approx(3 * 100 * 100 * 195 / 1e9), 11)
     assert one["flops_left"] == pytest.approx(0.1)
     assert found.levels == [0.9, 0.95]
+    assert found.differing == ()
+    assert found.table().index.tolist() == [*range(7)]
     assert found.controls == {name: name for name in CONTROLS}
     assert ", 195 steps in all" in repr(found)
     assert found._repr_html_().count("<tr>") == 1 + len(table)
@@ -109,6 +111,7 @@ def test_what_differs_is_refused_and_named_and_shown_when_asked_for(where, chang
     with pytest.raises(lab.ConfigError, match=said):
         lab.compare(frame)
     shown = lab.compare(frame, allow=word)
+    assert ("195 to 260 steps in all" in repr(shown)) == (word == "steps")
     assert any("Not fair, but asked for" in line for line in repr(shown).splitlines())
 
 
@@ -132,6 +135,7 @@ def test_only_common_seeds_are_compared_when_asked_for():
     found = lab.compare(frame, allow="seeds")
     assert set(found.table()["n"]) == {2}
     assert set(found.runs["seed"]) == {0, 1}
+    assert "one run" not in repr(found)
 
 
 def test_equal_runs_count_once_and_unequal_ones_of_a_pair_are_refused():
@@ -201,6 +205,7 @@ def test_pairs_see_what_means_alone_do_not():
     test = found.tests().set_index("method").loc["Gradual"]
     assert test["against"] == "global magnitude"
     assert test["difference"] == pytest.approx(0.01)
+    assert test["deviation"] == pytest.approx(math.sqrt(1e-6 + 2 * 0.25 / 10_000**2))
     assert test["adjusted"] < 0.05
     assert test["verdict"].startswith("is 1.0 points above global magnitude (p = ")
     assert p_value(stats.ttest_ind([0.91, 0.931, 0.949], [0.90, 0.92, 0.94])) > 0.5
@@ -286,6 +291,7 @@ def test_sparsity_at_matched_accuracy():
     assert 0.9 < kept["low"] < kept["sparsity"] < kept["high"] < 0.96
     assert kept["times"] == pytest.approx(1 / (1 - kept["sparsity"]))
     by_dense = lab.compare(pd.DataFrame(rows())).at_accuracy()
+    assert by_dense["method"].tolist() == ["random mask", "layer magnitude", "global magnitude"]
     assert by_dense["accuracy"].tolist() == pytest.approx([0.991 - 0.01] * 3)
 
 
