@@ -31,7 +31,7 @@ def products(layer: Any, x: Tensor, out: Any) -> Products:
         return [(2 * out[0].numel() * layer.in_features, layer.weight)]
     if isinstance(layer, nn.MultiheadAttention):
         places, inside = x.shape[1], layer.in_proj_weight.shape[0] // 3
-        weights = [layer.in_proj_weight]
+        weights: list[Tensor] = [layer.in_proj_weight]
         if type(layer) is nn.MultiheadAttention:  # one that has lost heads calls the last as a layer, which counts then
             weights.append(layer.out_proj.weight)
         return [*((2 * places * w.numel(), w) for w in weights), (4 * places**2 * inside, None)]

@@ -297,6 +297,7 @@ def test_ones_are_of_the_type_that_they_replace():
     found: Any = ones_like(parts, torch.float64)
     assert [part.dtype for part in found.parts().values()] == [torch.float64, torch.int64, torch.bool]
     assert all(bool(part.all()) for part in found.parts().values())
-    assert [ones_like(x, torch.float64).dtype for x in parts.places] == [torch.float64, torch.int64]
+    ones: list[Any] = [ones_like(x, torch.float64) for x in parts.places]
+    assert [part.dtype for part in ones] == [torch.float64, torch.int64]
     assert [len(part) for part in parts.repeat_interleave(3).parts().values()] == [6, 6, 6]
     assert [part.tolist() for part in parts.split(1)[1].parts().values()] == [X[1:2].tolist(), [[3, 4]], [[False]]]

@@ -255,8 +255,8 @@ def test_the_surgeon_on_the_largest_3x3_layer_of_resnet50():
     )
     surgeon = lab.methods.OptimalBrainSurgeon(0.9)
     took, worked = time.perf_counter(), time.process_time()
-    lab.fit(net, data, surgeon, epochs=0, batch_size=32, progress=False)
+    run = lab.fit(net, data, surgeon, epochs=0, batch_size=32, progress=False)
     took, worked = time.perf_counter() - took, time.process_time() - worked
-    error = surgeon.errors[0]
+    error = run[lab.methods.OptimalBrainSurgeon].errors[0]
     print(f"\nsurgeon, 512 x 4,608, {surgeon.rounds} rounds: {took:.0f} s, {worked:.0f} s of all cores; ", end="")
     print(f"error {error['moved']:.3f}, unmoved {error['unmoved']:.3f}")
