@@ -5,8 +5,8 @@
     papers.values()                         every cell of every table: row, column, value, source, caveat
 
 They are read from papers.json beside this file. None of them has a number of seeds or a spread beside a number. The
-survey (S. Hooker, Pruning deep neural networks, 2019) has figures and no table; `published("WMT14")` has curves of its
-Figure 3, from the authors' own files.
+survey (S. Hooker, Pruning deep neural networks, 2019) has figures and no table. The curves of its Figures 3 and 4 come
+from the authors' own files: `published("WMT14")`, and ResNet-50's rows of `published("ImageNet", "resnet50")`.
 """
 
 import json
