@@ -39,8 +39,8 @@ def points(lines: Iterable[str]) -> Iterator[Point]:
 
 def best(found: Iterable[Point], least: float) -> Point | None:
     """The best score of those that are at least as sparse, to a hundredth of a percent; of equal ones the sparsest."""
-    able = [(score, sparsity) for sparsity, score in found if round(sparsity, 2) >= least]
-    return max(able)[::-1] if able else None
+    able = [one for one in found if round(one[0], 2) >= least]
+    return max(able, key=lambda one: one[::-1], default=None)
 
 
 def rows(folder: Path, network: str) -> Iterator[str]:

@@ -166,6 +166,51 @@ def test_data_of_every_form_holds_the_same():
     assert len(prints) == 1
 
 
+@pytest.mark.slow
+def test_a_data_set_of_hugging_face_is_a_list_of_dicts():
+    datasets = pytest.importorskip("datasets")
+    items = [{**halves(i), "label": int(Y[i])} for i in range(N)]
+    table = datasets.Dataset.from_list(
+        [{name: torch.as_tensor(v).tolist() for name, v in item.items()} for item in items]
+    )
+    expected = lab.wrap(items, items[:9]).fingerprint
+    for form in (table, table.with_format("torch")):
+        assert lab.wrap(form, form.select(range(9))).fingerprint == expected
+    endless = table.with_format("torch").to_iterable_dataset()
+    assert lab.wrap(endless, items[:9], length=N).fingerprint == expected
+
+
+class Summed(nn.Module):
+    """Reads sequences of different length: what the mask leaves out counts nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(20, 8), nn.Linear(8, 2)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.out((self.embed(tokens) * mask[..., None]).sum(1))
+
+
+def padded(items: list[dict[str, Any]], by: int) -> dict[str, Tensor]:
+    """A batch in which short sequences end in the token `by`, under a mask of zeros."""
+    tokens = [torch.tensor(item["tokens"]) for item in items]
+    fill = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+    found = {"tokens": fill(tokens, padding_value=by), "mask": fill([torch.ones(len(row)) for row in tokens])}
+    return found | {"label": torch.tensor([item["label"] for item in items])}
+
+
+def test_what_stands_in_the_padding_changes_no_bit():
+    rows = [{"tokens": list(range(1, 2 + i % 7)), "label": i % 2} for i in range(N)]
+    torch.manual_seed(0)
+    model = Summed()
+    one, other = (lab.wrap(rows, rows, val=rows, collate=partial(padded, by=by)) for by in (0, 19))
+    assert one.fingerprint != other.fingerprint
+    assert one.train.shape == (7,)
+    runs = [lab.fit(model, data, Gradual(lab.Cubic(0.5)), skip="embeddings", **FIT) for data in (one, other)]
+    assert same(*runs)
+    assert runs[0].masks.fingerprint == runs[1].masks.fingerprint
+
+
 @pytest.mark.parametrize("resident", [True, False])
 def test_dicts_are_streamed_as_they_are_held(resident: bool):
     items = [{**halves(i), "label": int(Y[i])} for i in range(N)]

@@ -1,8 +1,11 @@
 """Networks of other libraries, built tiny: pruned rightly, or refused in words before they train."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import torch
 from torch import Tensor, nn
@@ -114,20 +117,33 @@ FOREIGN: dict[str, tuple[Callable[[], Any], Any, Tensor | None, float]] = {
 }
 
 
+SEVERAL = "takes several inputs .* cannot be followed which of its channels go together"
+WHOLE = "no channel of this model can be removed"
+KEPT = {
+    **dict.fromkeys(("bert", "bert tags", "distilbert", "gpt2", "llama"), SEVERAL),
+    **dict.fromkeys(("lstm tagger", "gru tagger", "tied"), WHOLE),
+    "weight norm": "has parametrized weights; make them plain first",
+    "shufflenet": "its code rearranges them, or computes what torch-pruning does not know",
+}
+"""Networks whose channels stay, and why. All others shrink."""
 CORE = ("bert", "lstm tagger")
+QUICK = [pytest.param(name, marks=() if name == "sound" else pytest.mark.slow) for name in FOREIGN]
 CASES = [pytest.param(name, marks=() if name in CORE else pytest.mark.slow) for name in FOREIGN]
+
+
+def built(name: str) -> tuple[Any, lab.Data]:
+    make, x, y, _ = FOREIGN[name]
+    torch.manual_seed(0)
+    if y is not None:
+        return make(), lab.wrap((x, y), (x, y), val=0.25)
+    items = [{k: v[i] for k, v in x.items()} for i in range(N)]
+    return make(), lab.wrap(items, items[:8], labels=None, val=items[:4])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_foreign_network_is_pruned_saved_and_resumed(name: str, tmp_path: Any):
-    make, x, y, share = FOREIGN[name]
-    torch.manual_seed(0)
-    model = make()
-    if y is None:
-        items = [{k: v[i] for k, v in x.items()} for i in range(N)]
-        data, loss = lab.wrap(items, items[:8], labels=None, val=items[:4]), lab.train.returned_loss
-    else:
-        data, loss = lab.wrap((x, y), (x, y), val=0.25), nn.functional.cross_entropy
+    (model, data), share = built(name), FOREIGN[name][3]
+    loss = nn.functional.cross_entropy if FOREIGN[name][2] is not None else lab.train.returned_loss
     how: dict[str, Any] = {"epochs": 1, "batch_size": 6, "device": "cpu", "progress": False, "loss": loss}
     run = lab.fit(model, data, Gradual(lab.Cubic(0.6)), **how)
     assert run.status == "done"
@@ -155,3 +171,58 @@ def test_a_foreign_network_is_pruned_saved_and_resumed(name: str, tmp_path: Any)
             assert torch.equal(one, other)
     _, masks = lab.prune(model, 0.5, lab.criteria.SNIP(loss=loss), data=data)
     assert masks.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def smaller(model: nn.Module, data: lab.Data) -> tuple[nn.Module, lab.structured.Shrunk]:
+    pruned, masks = lab.structured.prune(model, data, 0.3)
+    return pruned.eval(), lab.structured.shrink(pruned, data, masks)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_foreign_network_shrinks_or_says_why_not(name: str):
+    """A smaller network of the same class with the logits of the pruned one; or the reason why there is none."""
+    model, data = built(name)
+    before = [p.clone() for p in model.parameters()]
+    if why := KEPT.get(name):
+        with pytest.raises(lab.ConfigError, match=why):
+            smaller(model, data)
+    else:
+        pruned, small = smaller(model, data)
+        assert type(small.model) is type(model)
+        assert small.removed > 0
+        assert small.parameters < sum(map(torch.numel, before))
+        x = FOREIGN[name][1]
+        with torch.no_grad():
+            one, other = (getattr(answer, "logits", answer) for answer in (pruned(x), small.model.eval()(x)))
+        assert (one - other).abs().max() <= 1e-4 * (one.amax(0) - one.amin(0)).max()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.slow
+def test_the_cell_of_notebook_18_fine_tunes_bert_on_dicts_word_for_word(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    """At most ten lines, no class of the user's; sequences of other lengths end in padding."""
+    transformers = pytest.importorskip("transformers")
+    cells = nbformat.read(Path(lab.__file__).parents[1] / "notebooks" / "18_your_own.ipynb", 4).cells
+    (code,) = (
+        part for c in cells for part in re.findall(r"```python\n(.*?)```", c.source, re.DOTALL) if "Bert" in part
+    )
+    assert len(code.splitlines()) <= 10
+    assert "class " not in code
+    source = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(240):
+        long = 3 + i % 6
+        ids = torch.randint(3, 100, (8,), generator=source)
+        ids[0], ids[long:] = 1 + i % 2, 0
+        rows.append({"input_ids": ids, "attention_mask": (torch.arange(8) < long).long(), "label": i % 2})
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    held: dict[str, Any] = {"rows": rows}
+    exec(code, held)
+    assert held["dense"].test > 0.9
+    assert held["pruned"].status == "done"
+    assert held["pruned"].sparsity == pytest.approx(0.5, abs=0.01)
+    assert held["pruned"].test > 0.9
+    again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "pruned-bert")
+    for one, other in zip(again.parameters(), held["pruned"].model.parameters(), strict=True):
+        assert torch.equal(one, other)

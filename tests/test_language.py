@@ -1,7 +1,11 @@
 """Text without a download, the small language model, and what they are measured by."""
 
+import importlib.util
 import math
 import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +169,61 @@ def test_it_goes_on_from_a_prompt(model):
     assert text.startswith("def ")
     likeliest = continued(model, "é", length=3, temperature=0, context=32)
     assert likeliest == continued(model, "é", length=3, temperature=0, context=32, seed=5)
+
+
+@pytest.fixture(scope="module")
+def study() -> Any:
+    """The command behind the survey's Figure 3, as a module."""
+    path = Path(lab.__file__).parents[1] / "notebooks" / "results" / "language" / "study.py"
+    spec: Any = importlib.util.spec_from_file_location("language_study", path)
+    module = sys.modules["language_study"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_study_asks_the_whole_question_at_each_budget(study):
+    for budget in study.BUDGETS.values():
+        asked = list(study.cells(budget))
+        assert len({cell.name for cell in asked}) == len(asked) == 78
+        trained = {(cell.method, cell.sparsity) for cell in asked if cell.group == "trained"}
+        methods = {*study.trained(0.5), "scratch"}
+        assert trained == {("dense", 0.0)} | {(m, s) for m in methods for s in (0.5, 0.8, 0.9, 0.95, 0.98)}
+    assert study.BUDGETS["quick"].epochs * 3 == study.BUDGETS["full"].epochs
+    assert len({budget.records for budget in study.BUDGETS.values()}) == 3
+
+
+@pytest.mark.slow
+def test_the_study_says_its_cost_and_goes_on_where_it_was_stopped(study, tmp_path, monkeypatch, capsys):
+    budgets = {"small": replace(study.BUDGETS["small"].within(tmp_path), sparsities=(0.5,))}
+    words = ["0", "--budget", "small"]
+    study.main([*words, "--estimate"], budgets)
+    assert "18 of 18 records are left, 12 of them trainings of 12 steps" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+    calls: list[int] = []
+
+    def stop(run: lab.Run) -> None:
+        calls.append(run.step)
+        if len(calls) == 40:
+            run.interrupt()
+
+    monkeypatch.setitem(study.COMMON, "progress", stop)
+    study.main(words, budgets)
+    assert "the same command goes on" in capsys.readouterr().out
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("records/**/*.json")}
+    assert 2 < len(first) < 18
+    broken = [path for path in first if lab.Result.read(path).status == "interrupted"]
+    assert len(broken) == 1
+
+    monkeypatch.setitem(study.COMMON, "progress", False)
+    study.main(words, budgets)
+    assert f"{18 - len(first) + 1} of 18 records are left" in capsys.readouterr().out
+    records = lab.results.load(tmp_path / "records")
+    assert len(records) == 18
+    assert set(records["status"]) <= {"done", "target_missed"}
+    assert set(records["asked"]) == {0.0, 0.5}
+    assert set(records.loc[records["group"] == "trained", "steps"]) == {12}
+    changed = {path for path, at in first.items() if path.stat().st_mtime_ns != at}
+    assert changed == {*broken, tmp_path / "records" / "start" / "dense-seed-0.json"}
+    study.main(words, budgets)
+    assert "0 of 18 records are left" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from ..criteria.channels import norm_scale
 from ..criteria.registry import Batches, Criterion, CriterionName
 from ..data.dataset import Data
 from ..errors import ConfigError
+from ..layers.calls import Inputs
 from ..layers.hooks import evaluating
 from ..layers.names import Pattern, canonical_parameters, prunable, real_names
 from ..masks.choose import count, spread, unit_scores
@@ -232,6 +233,12 @@ def _given(model: nn.Module | Run, example: Example | None) -> tuple[nn.Module, 
         model = model.model
     if isinstance(example, Data):
         example = next(iter(example.val.batches([torch.arange(min(8, len(example.val)))])))[0]
+    if isinstance(example, Inputs):
+        raise ConfigError(
+            f"{type(model).__name__} takes several inputs ({', '.join(example.parts())}), so it cannot be followed "
+            "which of its channels go together. Give a network that takes one tensor, or prune single weights by "
+            "`lab.prune`."
+        )
     if not isinstance(model, nn.Module) or not isinstance(example, Tensor):
         raise ConfigError(
             f"got a {type(model).__name__} and a {type(example).__name__}; expected a torch.nn.Module or a finished "

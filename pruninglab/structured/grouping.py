@@ -238,8 +238,10 @@ def _torch_pruning() -> Any:
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    if not isinstance(logits := model(x), Tensor):
-        raise ConfigError(f"the model returns a {type(logits).__name__}; expected one tensor of logits.")
+    """What the network gives out, or its `.logits`, as of a network of transformers."""
+    answer = model(x)
+    if not isinstance(logits := getattr(answer, "logits", answer), Tensor):
+        raise ConfigError(f"the model returns a {type(answer).__name__}; expected one tensor of logits.")
     return logits
 
 

@@ -56,7 +56,9 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     found the masks. Their cost counts as this run's too, as does that of the runs that it continues.
 
     **Where it runs.** `devices` trains on so many devices of this machine, each with its share of every batch. What is
-    defined in a notebook needs `torchrun --nproc-per-node=N -m pruninglab run FILE` instead.
+    defined in a notebook needs `torchrun --nproc-per-node=N -m pruninglab run FILE` instead. All processes have equal
+    masks. Against one process they differ by rounding, since gradients are summed in another order. Where two scores
+    are nearly equal, a cut may therefore take the other weight. In float64 all masks are those of one process.
 
     **What it shows.** `progress` shows a bar. A function in its place is called with the run after every step; at the
     end of an epoch, after its evaluation. It may call `run.interrupt()`.

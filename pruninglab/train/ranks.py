@@ -4,6 +4,12 @@ Every rank holds the whole network, draws the same numbers and sees the logits o
 methods, gates and masks are those of one process. Gradients become their mean over the ranks before anything looks at
 them. Until then a tensor of a share carries `count` times its gradient, as under DistributedDataParallel. That class is
 not used: it shows no method the whole batch, and cannot be differentiated twice.
+
+The ranks agree with each other to the bit. They agree with one process but for rounding: a sum over two shares has
+another order than the sum over the batch. In float32 the last digits of the weights differ, so a cut among nearly equal
+scores may take another weight, and what follows differs more. `Gradual` by gradients in each layer and `L0` show it
+first. In float64 their masks are those of one process at every step. We keep it so: equal bits would need a fixed order
+of sums inside every kernel, in one process too.
 """
 
 import atexit

@@ -2,17 +2,23 @@
 
     OMP_NUM_THREADS=1 python notebooks/results/language/study.py 0 1 2
 
-One process for each seed, two at a time: 234 records, of which 156 are trainings, in some four hours of two cores.
-Every method begins with the dense network of its seed and trains as many steps as the dense control. `cut` holds what
-five of them give without fine-tuning. Each run leaves one record beside this file. What has one is left out; what was
-broken off goes on from runs/language. `--small` trains a tiny network on little text in about a minute, into
-runs/language-small.
+One process for each seed, two at a time. It first says what is left to do and how many hours that takes here;
+`--estimate` says no more than that. Every method begins with the dense network of its seed and trains as many steps as
+the dense control. `cut` holds what five of them give without fine-tuning. Each run leaves one record beside this file.
+What has one is left out; what was broken off goes on from runs/language, by the same command.
+
+`--budget quick` takes a third of the epochs, into runs/language-quick. `--budget small` trains a tiny network on little
+text in about a minute, into runs/language-small.
 """
 
 import argparse
-import os
-from collections.abc import Iterator
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +39,39 @@ COMMON: dict[str, Any] = {
     "precision": "fp32",
     "progress": False,
 }
-SIZES: dict[bool, dict[str, Any]] = {
-    False: {"data": {"train": 10_000, "test": 1_000, "size": 64}, "net": {"width": 64, "layers": 3, "heads": 4}},
-    True: {"data": {"train": 400, "test": 60, "size": 32}, "net": {"width": 16, "layers": 1, "heads": 2}},
+ALONE = ("random mask", "global magnitude", "layer magnitude", "Wanda", "SparseGPT")
+"""Those that have a result without fine-tuning."""
+COSTS = {"movement": 1.1, "variational dropout": 2.2, "L0": 1.1}
+"""What a step of a method takes in steps of the dense network, measured in turns, where it is more."""
+TRIED = 20
+"""Steps by which the cost is estimated, after one that is not counted."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is trained, and where it goes."""
+
+    epochs: int
+    runs: Path
+    """Has the checkpoints to go on from."""
+    records: Path
+    text: dict[str, Any] = field(default_factory=lambda: {"train": 10_000, "test": 1_000, "size": 64})
+    net: dict[str, Any] = field(default_factory=lambda: {"width": 64, "layers": 3, "heads": 4})
+    sparsities: tuple[float, ...] = SPARSITIES
+
+    def within(self, folder: Path) -> "Budget":
+        return replace(self, runs=folder, records=folder / "records")
+
+
+TINY: dict[str, Any] = {
+    "text": {"train": 400, "test": 60, "size": 32},
+    "net": {"width": 16, "layers": 1, "heads": 2},
 }
-EPOCHS = {False: 6, True: 1}
+BUDGETS = {
+    "full": Budget(6, Path("runs/language"), Path(__file__).parent),
+    "quick": Budget(2, Path("runs/language-quick"), Path("runs/language-quick/records")),
+    "small": Budget(1, Path("runs/language-small"), Path("runs/language-small/records"), **TINY),
+}
 
 
 def trained(sparsity: float) -> dict[str, lab.Method]:
@@ -55,74 +89,130 @@ def trained(sparsity: float) -> dict[str, lab.Method]:
     }
 
 
-ALONE = ("random mask", "global magnitude", "layer magnitude", "Wanda", "SparseGPT")
-"""Those that have a result without fine-tuning."""
+@dataclass(frozen=True)
+class Cell:
+    """One run: `sparsity` is what is asked for, `made` what prunes."""
+
+    group: str
+    method: str
+    sparsity: float = 0.0
+    made: lab.Method | None = None
+
+    @property
+    def name(self) -> str:
+        return "/".join(filter(None, (self.group, self.method, str(self.sparsity or ""))))
+
+    @property
+    def cost(self) -> float:
+        """In trainings of the dense network."""
+        return 0.0 if self.group == "cut" else COSTS.get(self.method, 1.0)
 
 
-class Study:
-    """All runs of one seed."""
-
-    def __init__(self, seed: int, small: bool, folder: Path):
-        self.seed, self.small, self.folder = seed, small, folder
-        self.data = lab.load("code", seed=seed, **SIZES[small]["data"])
-
-    def net(self, seed: int) -> torch.nn.Module:
-        return lab.build("gpt", self.data, seed=seed, **SIZES[self.small]["net"])
-
-    def fit(self, start: Any, name: str, *made: lab.Method, epochs: int | None = None, **options: Any) -> lab.Run:
-        """One run with its record, begun or gone on with."""
-        group, method, *_ = name.split("/")
-        files: dict[str, Any] = {"record": self.folder / f"{name}-seed-{self.seed}.json"}
-        files["checkpoint"] = Path("runs/language-small" if self.small else "runs/language", f"{name}-{self.seed}.st")
-        options |= {"tags": {"group": group, "method": method}, "seed": self.seed}
-        run = lab.fit(
-            start,
-            self.data,
-            *made,
-            epochs=EPOCHS[self.small] if epochs is None else epochs,
-            **COMMON,
-            **options,
-            **files,
-        )
-        print(
-            f"{name} seed {self.seed}: {lab.train.bits(run.result.accuracy['test']['loss']):.3f} bits a byte",
-            flush=True,
-        )
-        return run
-
-    def missing(self, name: str) -> bool:
-        return not (self.folder / f"{name}-seed-{self.seed}.json").exists()
-
-    def go(self) -> None:
-        dense = self.fit(self.net(self.seed), "start/dense")  # at once, where it is done
-        for name, made, options in self.plan(dense):
-            if self.missing(name):
-                self.fit(options.pop("start", dense), name, *made, **options)
-
-    def plan(self, dense: lab.Run) -> Iterator[tuple[str, list[lab.Method], dict[str, Any]]]:
-        """Name, methods and options of each run, in the order in which they are done."""
-        yield "trained/dense", [], {}
-        yield "cut/dense", [], {"epochs": 0}
-        for sparsity in SPARSITIES:
-            for method, made in trained(sparsity).items():
-                yield f"trained/{method}/{sparsity}", [made], {}
-                if method in ALONE:
-                    yield f"cut/{method}/{sparsity}", [made], {"epochs": 0}
-            masks = lab.prune(dense, sparsity, skip=COMMON["skip"])[1]
-            fresh = {"start": self.net(self.seed + 1000), "masks": masks, "found_by": [dense]}
-            yield f"trained/scratch/{sparsity}", [], fresh
+def cells(budget: Budget) -> Iterator[Cell]:
+    """All runs of a seed, in the order in which they are done."""
+    yield from (Cell(group, "dense") for group in ("start", "trained", "cut"))
+    for sparsity in budget.sparsities:
+        for method, made in trained(sparsity).items():
+            yield Cell("trained", method, sparsity, made)
+            if method in ALONE:
+                yield Cell("cut", method, sparsity, made)
+        yield Cell("trained", "scratch", sparsity)
 
 
-def run_seed(seed: int, small: bool, folder: Path) -> None:
+def record_of(budget: Budget, cell: Cell, seed: int) -> Path:
+    return budget.records / f"{cell.name}-seed-{seed}.json"
+
+
+def missing(budget: Budget, cell: Cell, seed: int) -> bool:
+    """Whether it has not been run to its end."""
+    path = record_of(budget, cell, seed)
+    return not path.exists() or json.loads(path.read_text(encoding="utf-8"))["status"] == "interrupted"
+
+
+def run_seed(seed: int, budget: Budget) -> str:
+    """All runs of one seed, begun or gone on with."""
     torch.set_num_threads(1)
-    Study(seed, small, folder).go()
+    if not any(missing(budget, cell, seed) for cell in cells(budget)):
+        return f"seed {seed}: done"
+    data = lab.load("code", seed=seed, **budget.text)
+    dense: Any = lab.build("gpt", data, seed=seed, **budget.net)
+    for cell in cells(budget):
+        if cell.group != "start" and not missing(budget, cell, seed):
+            continue
+        start: Any = dense
+        options: dict[str, Any] = {"epochs": 0 if cell.group == "cut" else budget.epochs, "seed": seed, **COMMON}
+        if cell.method == "scratch":
+            start = lab.build("gpt", data, seed=seed + 1000, **budget.net)
+            options |= {"masks": lab.prune(dense, cell.sparsity, skip=COMMON["skip"])[1], "found_by": [dense]}
+        options["tags"] = {"group": cell.group, "method": cell.method, "asked": cell.sparsity}
+        options["record"] = record_of(budget, cell, seed)
+        options["checkpoint"] = budget.runs / f"{cell.name}-{seed}.st"
+        run = lab.fit(start, data, *filter(None, [cell.made]), **options)
+        if run.status == "interrupted":
+            return f"seed {seed}: stopped in {cell.name}; the same command goes on"
+        dense = run if cell.group == "start" else dense  # at once, where it was done
+        bits = lab.train.bits(run.result.accuracy["test"]["loss"])
+        print(f"{cell.name} seed {seed}: {bits:.3f} bits a byte, {run.status}", flush=True)
+    return f"seed {seed}: done"
+
+
+def cost(budget: Budget, seeds: Sequence[int], jobs: int) -> str:
+    """What is left to do, and how long it takes on quiet cores, by a few steps of the dense network."""
+    left = {seed: [cell for cell in cells(budget) if missing(budget, cell, seed)] for seed in seeds}
+    seconds, steps = measured(budget)
+    busy = [0.0] * jobs
+    for each_seed in left.values():
+        busy[busy.index(min(busy))] += sum(cell.cost for cell in each_seed) * steps * seconds / 3600
+    records, every = sum(map(len, left.values())), len(seeds) * len(list(cells(budget)))
+    trainings = sum(cell.cost > 0 for each_seed in left.values() for cell in each_seed)
+    return (
+        f"{records} of {every} records are left, {trainings} of them trainings of {steps:,} steps. "
+        f"A dense step takes {seconds * 1000:.0f} ms of a core here: about {max(busy):.1f} hours with {jobs} at a time."
+    )
+
+
+def measured(budget: Budget) -> tuple[float, int]:
+    """Seconds of a step of the dense network on one core, whatever else the machine does; and steps of a training."""
+    torch.set_num_threads(1)
+    moments: list[float] = []
+
+    def note(run: lab.Run) -> None:
+        moments.append(time.process_time())
+        if len(moments) > min(TRIED, run.steps - 1):
+            run.interrupt()
+
+    data = lab.load("code", seed=0, **budget.text)
+    model = lab.build("gpt", data, seed=0, **budget.net)
+    options: dict[str, Any] = {**COMMON, "progress": note}
+    run = lab.fit(model, data, epochs=budget.epochs, **options)
+    return (moments[-1] - moments[0]) / (len(moments) - 1), run.steps
+
+
+def stop_all(*_: Any) -> None:
+    """SIGTERM: each process ends its step and writes a checkpoint."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    raise SystemExit(143)
+
+
+def main(words: Sequence[str] | None = None, budgets: dict[str, Budget] = BUDGETS) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", type=int, nargs="+")
+    parser.add_argument("--budget", choices=tuple(budgets), default="full")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, each with one thread")
+    parser.add_argument("--estimate", action="store_true", help="say what it costs, and end")
+    given = parser.parse_args(words)
+    budget, jobs = budgets[given.budget], min(given.jobs, len(given.seeds))
+    print(cost(budget, given.seeds, jobs), flush=True)
+    if given.estimate:
+        return
+    if jobs == 1:
+        print(*map(partial(run_seed, budget=budget), given.seeds), sep="\n")
+        return
+    signal.signal(signal.SIGTERM, stop_all)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        print(*pool.map(partial(run_seed, budget=budget), given.seeds), sep="\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seeds", type=int, nargs="+")
-    parser.add_argument("--small", action="store_true", help="a tiny network, to see that it runs")
-    given = parser.parse_args()
-    folder = Path("runs/language-small/records") if given.small else Path(__file__).parent
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        list(pool.map(partial(run_seed, small=given.small, folder=folder), given.seeds))
+    main()
