@@ -11,6 +11,8 @@ from .console.completion import SHELLS, script
 from .errors import ConfigError, DataError, RunError
 from .version import __version__
 
+CLONE = Path(__file__).parent.parent / "notebooks"
+
 
 def demo(out: Path) -> None:
     """Run the first notebook headless; leave it executed, as a page, and as records; print its table."""
@@ -25,7 +27,7 @@ def demo(out: Path) -> None:
     _write_page(executed, page)
     print(f"\n{tables.compare_text(tables.load(out))}\n")
     print(f"Executed notebook: {executed}\nPage to open in a browser: {page}")
-    print("Open JupyterLab with: make lab")
+    print(f"Open it in JupyterLab with: {'make lab' if source.parent == CLONE else f'jupyter lab {executed}'}")
 
 
 def report(folder: Path, out: Path, by: str) -> None:
@@ -48,8 +50,7 @@ def report(folder: Path, out: Path, by: str) -> None:
 
 
 def _notebook(name: str) -> Path:
-    here = Path(__file__).parent
-    places = [here.parent / "notebooks" / name, here / "notebooks" / name]  # of a clone, and of an installed wheel
+    places = [CLONE / name, Path(__file__).parent / "notebooks" / name]  # the second is that of an installed wheel
     source = next((place for place in places if place.exists()), None)
     if source is None:
         raise ConfigError(f"{name} is not part of this installation; run this in a clone of the repository.")
@@ -294,7 +295,7 @@ EXAMPLES = {
 
 def parser_of() -> argparse.ArgumentParser:
     raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    about = "Prune neural networks, and get numbers that can be trusted. The rest is notebooks: `make lab`."
+    about = "Prune neural networks, and get numbers that can be trusted. The rest is notebooks; `new` writes one."
     parser = argparse.ArgumentParser("pruninglab", description=about, epilog=EXAMPLES[""] + "\n" + EXITS, **raw)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import addresses
 import front_page
 import make_book
 import pytest
@@ -21,7 +22,7 @@ PAGES = [path for path in make_book.PAGES if path.endswith(".md")]
 @pytest.mark.parametrize("page", PAGES)
 def test_a_link_of_a_page_leads_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [target.partition("#")[0] for _, _, target in make_book.LINK.findall(text) if "://" not in target]
+    targets = [target.partition("#")[0] for _, _, target in addresses.LINK.findall(text) if "://" not in target]
     assert [target for target in targets if target and not ((ROOT / page).parent / target).exists()] == []
 
 
@@ -45,15 +46,26 @@ def test_the_five_lines_run(monkeypatch):
 def test_a_link_is_led_into_the_book_to_the_repository_or_to_nothing():
     text = "[course](notebooks/README.md) [licence](LICENSE) [none](no/where.md) ![p](notebooks/book/front.gif) [w](https://x)"
     pages = {"README.md": "index.md", "notebooks/README.md": "notebooks/README.md"}
-    led = make_book.inside(text, "README.md", pages, "https://github.com/a/b")
+    led = addresses.inside(text, "README.md", pages, "https://github.com/a/b")
     assert led == (
         "[course](notebooks/README.md) [licence](https://github.com/a/b/blob/main/LICENSE) none "
         "![p](notebooks/book/front.gif) [w](https://x)"
     )
-    assert make_book.inside("[licence](LICENSE)", "README.md", pages, "") == "licence"
+    assert addresses.inside("[licence](LICENSE)", "README.md", pages, "") == "licence"
     assert "colab.research.google.com/github/a/b/blob/main/notebooks/x.ipynb" in make_book.badges(
         "x.ipynb", "https://github.com/a/b"
     )
+
+
+@pytest.mark.parametrize("home", ["https://github.com/a/b", ""])
+def test_a_package_index_gets_a_front_page_without_dead_links(home):
+    described = addresses.described(home)
+    links = addresses.LINK.findall(described["readme"]["text"])
+    assert [target for _, _, target in links if "://" not in target] == []
+    assert bool(home) == bool(links) == bool(described["urls"])
+    for target in [*described["urls"].values(), *(target for _, _, target in links if home and home in target)]:
+        path = target.removeprefix(home).strip("/").split("/", 2)[2:]
+        assert all((ROOT / name).exists() for name in path)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 import ast
 import os
 import shutil
+import site
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,55 @@ def test_the_wheel_carries_the_notebooks_that_its_commands_run():
     assert {name for name in named if isinstance(name, str) and name.endswith(".ipynb")} - {
         os.path.basename(source) for source in carried
     } == set()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The commands of a wheel that is built and installed beside the libraries of this Python, away from the clone."""
+    away = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(away), str(ROOT)], check=True)
+    venv.create(away / "venv")
+    python = away / "venv/bin/python"
+    place = subprocess.run(
+        [python, "-c", "import site; print(*site.getsitepackages())"], capture_output=True, text=True
+    )
+    libraries = site.getsitepackages()
+    (Path(place.stdout.strip()) / "libraries.pth").write_text("\n".join(libraries), encoding="utf-8")
+    wheel = next(away.glob("*.whl"))
+    install = ["--python", str(python), "install", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    subprocess.run([*pip, *install], check=True)
+    return away / "venv/bin"
+
+
+@pytest.mark.slow
+def test_an_installed_package_is_of_use_alone(installed, tmp_path):
+    """Every command that runs a notebook, and words that fit where there is no clone and no Makefile."""
+    own = {"JUPYTER_PATH": str(Path(sys.prefix, "share/jupyter")), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+
+    def said(*typed: str) -> str:
+        program = [installed / "python", "-m", "pruninglab"] if typed[0] == "data" else [installed / "pruninglab"]
+        seen = subprocess.run(
+            [*program, *typed], capture_output=True, text=True, cwd=tmp_path, env=os.environ | own, timeout=900
+        )
+        assert seen.returncode == 0, seen.stderr
+        assert "make " not in seen.stdout
+        return seen.stdout
+
+    assert said("--version") == f"{lab.__version__}\n"
+    assert "digits" in said("data")
+    assert "jupyter lab" in said("demo")
+    assert "global magnitude" in said("results", "runs/demo")
+    said("report", "runs/demo", "--out", "page.html")
+    assert "data:image/png;base64," in (tmp_path / "page.html").read_text(encoding="utf-8")
+    said("new", "my_study")
+    few = ("-p", "model_name=lenet300", "-p", "epochs=1", "-p", "dense_epochs=1")
+    assert "1 of 1 cells done" in said("sweep", "my_study.ipynb", *few, "--jobs", "1", "--out", "runs/grid")
+    shutil.copytree(ROOT / "notebooks/results/papers", tmp_path / "papers", ignore=_all_but("direct-71"))
+    assert "direct-71.sparse" in said("verify", "papers")
+    assert "26 rows" in said("papers")
+    assert not list(Path(installed.parent).rglob("site-packages/pruninglab/notebooks/runs"))
+
+
+def _all_but(name: str) -> Any:
+    return lambda _, names: [one for one in names if "." in one and not one.startswith(f"{name}.")]

@@ -5,19 +5,17 @@ book go to the repository where its address is known, and are plain text where i
 """
 
 import inspect
-import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import nbformat
+from addresses import ROOT, inside, repository
 from sphinx.cmd.build import main as sphinx
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 PAGES = {
     "README.md": "index.md",
     "notebooks/README.md": "notebooks/README.md",
@@ -30,35 +28,6 @@ ROOMS = (
     *("analysis", "benchmark", "criteria", "data", "layers", "masks", "methods", "models", "plots", "plots.concepts"),
     *("recipes", "results", "storage", "structured", "sweep", "train", "widgets"),
 )
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
-
-
-def repository() -> str:
-    """The address of the repository on GitHub, from the workflow or from the clone; empty where there is none."""
-    if name := os.environ.get("GITHUB_REPOSITORY"):
-        return f"https://github.com/{name}"
-    asked = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
-    found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?$", asked.stdout.strip())
-    return f"https://github.com/{found.group(1)}" if found else ""
-
-
-def inside(text: str, source: str, pages: dict[str, str], home: str) -> str:
-    """The text with its links led to pages of the book, to the repository, or to nothing."""
-    here = Path(pages[source]).parent
-
-    def led(match: re.Match[str]) -> str:
-        picture, words, target = match.groups()
-        path, _, anchor = target.partition("#")
-        if not path or "://" in target or target.startswith("data:"):
-            return match.group()
-        known = os.path.normpath(Path(source).parent / path)
-        if known in pages:
-            return f"{picture}[{words}]({os.path.relpath(pages[known], here)}{'#' + anchor if anchor else ''})"
-        if picture:
-            return f"![{words}]({os.path.relpath(known, here)})"
-        return f"[{words}]({home}/blob/main/{known})" if home and (ROOT / known).exists() else words
-
-    return LINK.sub(led, text)
 
 
 def badges(name: str, home: str) -> str:
