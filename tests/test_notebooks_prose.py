@@ -1,5 +1,6 @@
 """The words of the notebooks: short sentences, a guess before a run, a recap, and no number that may go stale."""
 
+import ast
 import json
 import re
 import statistics
@@ -17,6 +18,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 LONGEST_SENTENCE, MEAN_SENTENCE, LONGEST_CELL = 30, 18, 150
 SECTIONS = ["The idea", "Parameters", "The method", "Run", "Look", "What to notice, and try"]
 NUMERAL = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
+SETTING = re.compile(r"(?<=[`(\s])(?<!-p )([a-z_]+)=(?=[^`\n]*`)")
 EMPTY_CLAIM = re.compile(
     r"\b(significant\w*|outperform\w*|proves|clearly|obviously|undoubtedly|state of the art)\b", re.I
 )
@@ -128,6 +130,22 @@ def test_the_glossary_is_in_order_and_true() -> None:
     assert [term for terms, _, page in rows for term in terms.lower().split(", ") if term not in text[page]] == []
     for name in re.findall(r"`lab\.([\w.]+)`", glossary):
         assert attrgetter(name)(lab)
+
+
+def arguments() -> set[str]:
+    """Every name that a call of the package takes: arguments of functions, and fields of classes."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in Path(lab.__file__).parent.rglob("*.py"))
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    fields = {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    return fields | {node.arg for node in nodes if isinstance(node, ast.arg)}
+
+
+def test_a_setting_that_a_page_names_exists() -> None:
+    """`name=value` between backticks, also inside a call."""
+    known = arguments()
+    named = [(p.name, n) for p in found([NOTEBOOKS]) for text in markdown(p).values() for n in SETTING.findall(text)]
+    assert len(named) > 20
+    assert [(page, name) for page, name in named if name not in known] == []
 
 
 def test_headings_are_there_to_which_the_browser_test_scrolls() -> None:
