@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ipywidgets as ipw
 import numpy as np
@@ -17,15 +17,15 @@ import pytest
 import torch
 from ipykernel.comm.comm import BaseComm
 from ipykernel.kernelbase import Kernel
+from ipykernel.subshell_manager import SubshellManager
 
 import pruninglab as lab
 from pruninglab import identity, methods, widgets
 from pruninglab.analysis import allocation
 from pruninglab.typed import Fraction, Strength
 from pruninglab.widgets import explorer as explorer_module
-from pruninglab.widgets import forms, front, live
+from pruninglab.widgets import forms, front, job, live
 from pruninglab.widgets import truth as truth_meter
-from pruninglab.widgets.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -415,14 +415,14 @@ def test_the_panel_leaves_the_run_that_fit_makes():
 
 def test_pause_stands_still_and_stop_ends_within_a_step(monkeypatch):
     live, steps, seen = panel(epochs=500), [], threading.Event()
-    watched = Job.watch
+    watched = job.Job.watch
 
-    def watch(job, run):
+    def watch(one, run):
         steps.append(run.step)
         seen.set()
-        watched(job, run)
+        watched(one, run)
 
-    monkeypatch.setattr(Job, "watch", watch)
+    monkeypatch.setattr(job.Job, "watch", watch)
     live.start()
     assert seen.wait(60)
     live.pause()
@@ -642,3 +642,35 @@ def test_a_click_reaches_the_kernel_after_the_page_was_opened_again(monkeypatch)
     for wrote, heard in (("old", "new"), ("new", "new"), (None, None)):
         comm._reply_subshell_id = wrote
         assert comm._reply_subshell_for({}, "new") == heard
+
+
+@pytest.mark.parametrize("lacks", ["list_subshell", "an argument"])
+def test_an_ipykernel_that_is_not_known_is_left_alone_in_words(lacks, monkeypatch):
+    route: Any = (lambda comm, data, named: "old") if lacks == "list_subshell" else (lambda comm, data: "old")
+    route.__module__ = "ipykernel.comm.comm"
+    monkeypatch.setattr(BaseComm, "_reply_subshell_for", route)
+    if lacks == "list_subshell":
+        monkeypatch.delattr(SubshellManager, "list_subshell")
+    with pytest.warns(UserWarning, match="run its cell again"):
+        panel()
+    assert BaseComm._reply_subshell_for is route
+
+
+@pytest.mark.parametrize("dear", [0.001, 0.5])
+def test_looks_take_a_small_share_of_the_training_however_dear_they_are(dear, monkeypatch):
+    clock = SimpleNamespace(now=0.0, looks=0)
+
+    def show(*_: object) -> None:
+        clock.now += dear
+        clock.looks += 1
+
+    read = lambda: clock.now  # noqa: E731
+    monkeypatch.setattr(job, "time", SimpleNamespace(perf_counter=read, thread_time=read))
+    monkeypatch.setattr(job.Job, "_show", show)
+    training, run = job.Job(widgets.Choice()), SimpleNamespace()
+    training.prepare()
+    for _ in range(20_000):
+        clock.now += 0.01
+        training.watch(cast("lab.Run", run))
+    assert 2 < clock.looks <= clock.now / job.EVERY
+    assert (clock.looks - 1) * dear <= 1.01 * job.SHARE * clock.now

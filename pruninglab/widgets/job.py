@@ -17,7 +17,9 @@ from .choice import Choice
 
 State = Literal["waiting", "running", "paused", "stopping", "over"]
 EVERY = 0.25
-"""Seconds between two looks at a training."""
+"""Seconds between two looks at a training, at least."""
+SHARE = 0.02
+"""Of the time of the thread that trains, at most for looks: where they are dear, they are fewer."""
 
 
 class Job:
@@ -43,6 +45,7 @@ class Job:
         self._go.set()
         self._once = False
         self._looked, self._epochs, self._began = 0.0, 0, time.perf_counter()
+        self._due = 0.0  # time of the thread that has paid for the look before
 
     def prepare(self) -> None:
         """Leave the queue: from here on it can be paused and stopped."""
@@ -103,7 +106,7 @@ class Job:
     def watch(self, run: Run) -> None:
         """After each step, in the thread that trains: a few times a second words and points."""
         now = time.perf_counter()
-        if now - self._looked > EVERY or self._once:
+        if self._once or (now - self._looked > EVERY and time.thread_time() >= self._due):
             self._looked = now
             self._look(run, now)
         if self._once:
@@ -121,6 +124,12 @@ class Job:
             run.interrupt()
 
     def _look(self, run: Run, now: float) -> None:
+        began = time.thread_time()
+        self._show(run, now)
+        ended = time.thread_time()
+        self._due = ended + (ended - began) / SHARE
+
+    def _show(self, run: Run, now: float) -> None:
         self._points(run)
         self.share = run.progress
         self.left = (now - self._began) * (run.steps - run.step) / max(run.step, 1)

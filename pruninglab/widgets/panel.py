@@ -1,8 +1,10 @@
 """What all panels share."""
 
+import inspect
 import io
 import sys
 import threading
+import warnings
 from typing import Any, Self
 
 import ipywidgets as ipw
@@ -51,23 +53,48 @@ def hear_reopened_pages() -> None:
     """Hand what a page sends to the subshell that it names, where the one that wrote last to its widget is gone.
 
     ipykernel 7.4 hands it to the one that wrote last. That was a thread of the page before, which ended with it, and
-    the kernel dropped every click of a page that was opened again.
+    the kernel dropped every click of a page that was opened again. ipykernel has no public way to change this. So
+    where its private parts are others than those known here, they stay as they are, and a warning says what to do.
     """
     if "ipykernel.kernelbase" not in sys.modules:  # this is no kernel
         return
     from ipykernel.comm.comm import BaseComm
-    from ipykernel.kernelbase import Kernel
 
     comms: Any = BaseComm
     route: Any = getattr(comms, "_reply_subshell_for", None)
     if route is None or route.__module__ == __name__:
         return
+    if not _is_known(route):
+        warnings.warn(UNHEARD, stacklevel=3)
+        return
 
     def hear(comm: Any, data: Any, named: str | None) -> str | None:
-        last, threads = route(comm, data, named), getattr(Kernel.instance(), "shell_channel_thread", None)
-        return last if last is None or threads is None or last in threads.manager.list_subshell() else named
+        last = route(comm, data, named)
+        return last if _is_open(last) else named
 
     comms._reply_subshell_for = hear
+
+
+UNHEARD = (
+    "this version of ipykernel is not known to pruninglab. If a panel does not answer after its page was opened again, "
+    "run its cell again."
+)
+
+
+def _is_known(route: Any) -> bool:
+    try:
+        from ipykernel.subshell_manager import SubshellManager
+    except ImportError:
+        return False
+    return hasattr(SubshellManager, "list_subshell") and len(inspect.signature(route).parameters) == 3
+
+
+def _is_open(subshell: str | None) -> bool:
+    """Whether something still listens there; of what cannot be found out, yes."""
+    from ipykernel.kernelbase import Kernel
+
+    threads = getattr(Kernel.instance(), "shell_channel_thread", None)
+    return subshell is None or threads is None or subshell in threads.manager.list_subshell()
 
 
 def picture(**layout: Any) -> ipw.Image:
