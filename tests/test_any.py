@@ -272,6 +272,14 @@ def test_an_optimizer_of_the_users_is_made_from_groups_rate_and_decay():
         lab.fit(net(), plain(), optimizer=torch.optim.LBFGS, **FIT)
 
 
+def test_the_record_says_in_which_type_the_weights_are(expected: lab.Run):
+    data = lab.wrap((X.bfloat16(), Y), (X[:16].bfloat16(), Y[:16]))
+    narrow = lab.fit(net().bfloat16(), data, **FIT)
+    assert training(expected.config)["precision"] == "fp32"
+    assert training(narrow.config)["precision"] == "fp32, weights in bfloat16"
+    assert "dtype" not in expected.config["model"]
+
+
 def test_a_batch_in_parts_trains_as_the_whole_batch_does():
     whole = lab.fit(net(), plain(), optimizer="sgd", **FIT)
     parts = lab.fit(net(), plain(), optimizer="sgd", accumulate=3, **FIT)

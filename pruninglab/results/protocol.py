@@ -21,7 +21,7 @@ TRAINING: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "weight_decay": lambda c: c["weight_decay"],
     "lr_schedule": lambda c: text(c["lr_schedule"]),
     "batch_size": lambda c: f"{c['batch_size']} in {c['accumulate']} parts" if "accumulate" in c else c["batch_size"],
-    "precision": lambda c: c["precision"],
+    "precision": lambda c: c["precision"] + (f", weights in {c['model']['dtype']}" if "dtype" in c["model"] else ""),
     "keep": lambda c: c["keep"],
     "patience": lambda c: c["patience"],
     "scope": lambda c: _scope(c),

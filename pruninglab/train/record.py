@@ -157,13 +157,19 @@ def _config(run: Run) -> dict[str, Any]:
             **({"source": data.source} if data.source else {}),
             **({"holds": "ImageNet"} if is_imagenet(data.class_names) else {}),
         },
-        "model": {"name": type(run.model).__name__, **built, "form": form},
+        "model": {"name": type(run.model).__name__, **built, "form": form, **_other_type(run)},
         "methods": [describe(method) for method in run.acting],
         **{k: v for k, v in describe(run.options).items() if k != "type" and (k, v) not in LATER.items()},
         "origin": {k: v for k, v in run.origin.items() if k != "earlier"},
         "masks": run.masks.fingerprint if run.sparsity else None,
         "device": run.device.type,
     }
+
+
+def _other_type(run: Run) -> dict[str, str]:
+    """The type of the weights, where it is not float32."""
+    found = sorted({str(p.dtype).removeprefix("torch.") for p in run.model.parameters() if p.is_floating_point()})
+    return {} if found in ([], ["float32"]) else {"dtype": " and ".join(found)}
 
 
 def is_imagenet(class_names: Sequence[str]) -> bool:
