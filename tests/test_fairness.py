@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -318,6 +320,68 @@ def test_other_settings_under_one_name_are_said(records):
     other = [{"type": "OneShot", "sparsity": 0.5, "criterion": "magnitude", "scope": "layer", "unit": "weight"}]
     found = lab.compare(varied(records, {"config.methods": other}, of_one_seed), "method")
     assert found.notes == ("cut has other settings with some seeds than with others.",)
+
+
+def table(columns: str, *rows: str) -> pd.DataFrame:
+    return pd.DataFrame([dict(zip(columns.split(), row.split(), strict=True)) for row in rows])
+
+
+def test_of_a_recipe_the_ends_are_compared():
+    """Of dense, two rounds, the last without a step, and a trial: the rounds, and what somebody trained on from one."""
+    made = table(
+        "stage control start_hash end_hash chosen",
+        "dense dense new trained yes",
+        "round-1 global trained first yes",
+        "round-2 global first first yes",
+        "trial global trained other no",
+        "mine global first mine yes",
+    ).assign(recipe=["iterative"] * 4 + [None])
+    made["chosen"] = made["chosen"] == "yes"
+    ends, said = fairness.ends_of_recipes(made, stages=False)
+    assert ends[["stage", "control"]].to_numpy().tolist() == [["round-1", ""], ["round-2", ""], ["mine", "global"]]
+    assert said == [
+        "1 records are stages that a recipe went on from, and are not compared.",
+        "1 records are trials that a recipe did not choose, and are not compared.",
+    ]
+    every, said = fairness.ends_of_recipes(made, stages=True)
+    assert (len(every), said) == (5, [])
+
+
+def test_several_runs_of_one_pair_are_told_apart_by_their_stage_or_by_what_differs():
+    runs = table(
+        "method stage lr",
+        "ticket round-1 0.1",
+        "ticket round-2 0.2",
+        "dense dense 0.1",
+        "mine none 0.1",
+        "mine all 0.1",
+    ).assign(pair="seed 0", level=0.9, recipe=["tickets"] * 3 + [None] * 2)
+    assert fairness.named_by_stage(runs)["method"].tolist() == [
+        *("ticket: round-1", "ticket: round-2", "dense", "mine", "mine"),
+    ]
+    assert fairness.named_apart(runs, ["lr"])["method"].tolist() == [
+        *("ticket, lr 0.1", "ticket, lr 0.2", "dense", "mine", "mine"),
+    ]
+
+
+@pytest.mark.parametrize("values", [4, 5])
+def test_a_refusal_gives_four_examples_in_their_order(records, values):
+    other = copy.deepcopy(records)
+    for i, result in enumerate(other):
+        result.config["lr"] = 0.5 - 0.1 * min(i, values - 1)
+    said = re.search(r"learning rate differs \((.*?)\)", refused(other))
+    assert said
+    assert said[1].startswith("0.5 of dense; 0.4 of dense; 0.3 of random; 0.2 of random")
+    assert said[1].endswith(" and others") == (values == 5)
+
+
+@pytest.mark.parametrize("lacking", [8, 9])
+def test_a_table_that_lacks_columns_names_eight_of_them(lacking):
+    needed = [f"column{i}" for i in range(lacking)]
+    with pytest.raises(
+        lab.ConfigError, match=rf"lacks column0, .*column7{' and others' * (lacking > 8)}; it has other\."
+    ):
+        fairness.check_columns(pd.DataFrame({"other": [1]}), needed)
 
 
 # -- studies --------------------------------------------------------------------------------------------------------
