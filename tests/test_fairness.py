@@ -375,6 +375,11 @@ def test_a_refusal_gives_four_examples_in_their_order(records, values):
     assert said[1].endswith(" and others") == (values == 5)
 
 
+def test_values_are_shown_alike_where_they_are_equal():
+    values = [1000, 1000.0, 0.1 + 0.2, True, None, float("nan"), "adam"]
+    assert [fairness.shown(value) for value in values] == ["1,000", "1,000", "0.3", "True", "none", "none", "adam"]
+
+
 @pytest.mark.parametrize("lacking", [8, 9])
 def test_a_table_that_lacks_columns_names_eight_of_them(lacking):
     needed = [f"column{i}" for i in range(lacking)]
