@@ -163,6 +163,8 @@ def test_paired_test_by_hand():
     assert math.isnan(paired(np.array([0.01, 0.02]))["effect"])
     assert paired(np.full(3, 0.01), more=2 * 0.25 / 100**2)["p"] > 0.1  # one image of a hundred, three times
     assert interval(np.array([0.5]))[1] == 0.5
+    half = stats.t.ppf(0.975, 1) * 0.1
+    assert interval(np.array([0.5, 0.7])) == pytest.approx((0.6 - half, 0.6, 0.6 + half))
 
 
 @pytest.mark.parametrize(("n", "level"), [(2, 0.05), (3, 0.05), (3, 0.05 / 21), (5, 0.01), (10, 0.05 / 7), (40, 0.05)])
