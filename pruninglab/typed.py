@@ -263,7 +263,9 @@ def _plural(hint: Any) -> str:
 
 
 def parts(hint: Any) -> tuple[Any, ...]:
-    """The types that a union joins, or the one type."""
+    """The types that a union joins, or the one type; of a type variable its bound."""
+    if isinstance(hint, TypeVar):
+        hint = hint.__bound__ or Any
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 

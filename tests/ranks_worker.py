@@ -31,6 +31,7 @@ def trained(kind: str, data: lab.Data, dtype: torch.dtype, names: Iterable[str])
     found = {}
     given = in_float64(data) if dtype == torch.float64 else data
     how: dict[str, Any] = {"epochs": 2, "batch_size": 25, "lr": 1e-3, "progress": False, "device": "cpu"}
+    how["collapse"] = "allow"
     for name in names:
         if (kind, name) in REFUSED or "pattern" in name or "N2N" in name:
             continue

@@ -21,7 +21,7 @@ from pruninglab.masks import keeping, largest, largest_per_channel, n_of_m, proj
 from pruninglab.methods import ADMM, PGD, OneShot
 from pruninglab.recipes import Trial, Trials, admm, progressive
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 
 

@@ -20,7 +20,7 @@ N = 48
 SOURCE = torch.Generator().manual_seed(0)
 X = torch.randn(N, 6, generator=SOURCE)
 Y = (X[:, 0] + X[:, 3] > 0).long()
-FIT: dict[str, Any] = {"epochs": 2, "batch_size": 8, "progress": False, "device": "cpu"}
+FIT: dict[str, Any] = {"epochs": 2, "batch_size": 8, "progress": False, "collapse": "allow", "device": "cpu"}
 
 
 class Net(nn.Module):

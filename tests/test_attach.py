@@ -29,6 +29,7 @@ def fitted(*methods: lab.Method) -> tuple[lab.Run, list[tuple[Tensor, Tensor]]]:
     """A run of `fit`, and the batches that it saw."""
     seen: list[tuple[Tensor, Tensor]] = []
     how: dict[str, Any] = {"epochs": EPOCHS, "batch_size": SIZE, "optimizer": "sgd", "lr": 0.05, "device": "cpu"}
+    how["collapse"] = "allow"
     run = lab.fit(net(), DATA, *methods, lr_schedule="constant", progress=lambda r: seen.append((r.x, r.y)), **how)
     return run, seen
 
@@ -38,7 +39,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def attached(model: nn.Module, optimizer: torch.optim.Optimizer, *methods: lab.Method, **options: Any) -> Any:
-    known = {"data": DATA, "batch_size": SIZE, "steps_per_epoch": STEPS, **options}
+    known = {"data": DATA, "batch_size": SIZE, "steps_per_epoch": STEPS, "collapse": "allow", **options}
     return lab.attach(model, optimizer, *methods, steps=EPOCHS * STEPS, **known)
 
 
@@ -155,7 +156,7 @@ def test_lightning_gives_the_masks_and_bits_of_fit(tmp_path: Any):
 
     expected, batches = fitted(CASES["gradual"])
     order = [batches[i * STEPS : (i + 1) * STEPS] for i in range(EPOCHS)]
-    callback, module = PruningCallback(CASES["gradual"]), Module()
+    callback, module = PruningCallback(CASES["gradual"], collapse="allow"), Module()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     how = {"accelerator": "cpu", "reload_dataloaders_every_n_epochs": 1, "default_root_dir": tmp_path, **quiet}
     trainer = lightning.Trainer(max_epochs=EPOCHS, callbacks=[callback], **how)
@@ -193,7 +194,7 @@ def test_the_trainer_of_hugging_face_gives_the_masks_and_bits_of_fit_and_resumes
             return torch.utils.data.SequentialSampler(items)
 
     def trained(folder: str, resume: str | None = None) -> Any:
-        callback, model = PruningCallback(CASES["gradual"], steps_per_epoch=STEPS), Model()
+        callback, model = PruningCallback(CASES["gradual"], steps_per_epoch=STEPS, collapse="allow"), Model()
         how = {"max_grad_norm": 0.0, "lr_scheduler_type": "constant", "report_to": [], "disable_tqdm": True}
         how |= {"per_device_train_batch_size": SIZE, "num_train_epochs": 1, "save_steps": 5, "use_cpu": True}
         arguments = transformers.TrainingArguments(str(tmp_path / folder), save_strategy="steps", **how)

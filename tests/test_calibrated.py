@@ -15,7 +15,7 @@ from pruninglab.criteria import layer_by_layer
 from pruninglab.methods import SparseGPT, Wanda
 from pruninglab.methods.cuts import sparsegpt
 
-QUIET: dict[str, Any] = {"progress": False, "batch_size": 16, "epochs": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "batch_size": 16, "epochs": 0}
 WORDS = ("embeddings", "output")
 
 

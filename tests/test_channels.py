@@ -26,7 +26,9 @@ def vgg(data, **options) -> Any:
 
 
 def fit(model, data, *methods, **options) -> Any:
-    return lab.fit(model, data, *methods, **{"epochs": 1, "batch_size": 90, "progress": False} | options)
+    return lab.fit(
+        model, data, *methods, **{"epochs": 1, "batch_size": 90, "progress": False, "collapse": "allow"} | options
+    )
 
 
 @dataclass
@@ -171,7 +173,15 @@ def test_silence_follows_a_schedule(data):
 
 
 def test_three_stages_and_their_controls(data, tmp_path):
-    settings = {"epochs": 1, "finetune": 1, "strength": 1e-3, "batch_size": 90, "progress": False, "folder": tmp_path}
+    settings = {
+        "epochs": 1,
+        "finetune": 1,
+        "strength": 1e-3,
+        "batch_size": 90,
+        "progress": False,
+        "collapse": "allow",
+        "folder": tmp_path,
+    }
     model = lab.build("vgg16", data, seed=0, width=0.0625)
     made: Any = slimming(model, data, 0.5, **settings)
     assert [trial.method for trial in made] == ["dense", "slimmed", "removed", "fine-tuned", "Scratch-E", "Scratch-B"]

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ import torch
 
 import pruninglab as lab
 from pruninglab import storage
+from pruninglab.benchmark import TABLES, runner
 from pruninglab.storage import locks
 from pruninglab.train import checkpoints
 
@@ -34,7 +35,7 @@ def train(name):
     run = lab.fit(
         model, data, lab.methods.Gradual(lab.Cubic(0.9), reactivate=True), epochs=8, batch_size=30, optimizer="sgd",
         lr=0.1, weight_decay=1e-3, keep="best", checkpoint=f"{name}.safetensors", every_steps=4, record=f"{name}.json",
-        progress=False,
+        collapse="allow", progress=False,
     )
     open(f"{name}.txt", "w").write(f"{lab.results.tensor_hash(run.model.state_dict())} {run.masks.fingerprint}")
 for line in sys.stdin:
@@ -459,6 +460,35 @@ def test_a_disk_that_stays_full_gives_the_run_back(fit, tmp_path, monkeypatch):
     assert run.status == "done"
     assert len(run.result.warnings) == 2
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def fitted(blobs):
+    return lab.fit(torch.nn.Sequential(torch.nn.Linear(10, 4)), blobs, epochs=0, progress=False)
+
+
+WRITERS: dict[str, Callable[[lab.Run, Path], Any]] = {
+    "record": lambda run, path: run.save(path),
+    "result": lambda run, path: run.result.save(path),
+    "snapshot": lambda run, path: run.snapshot().save(path),
+    "state": lambda run, path: lab.storage.save_state(path, {"a": 1}),
+    "sparse file": lambda run, path: lab.storage.save(run, path),
+    "any bytes": lambda run, path: lab.storage.write_atomic(path, b"x"),
+    "published": lambda run, path: lab.train.publish(run, path.parent),
+    "row of a table": lambda run, path: runner.keep(run, TABLES["MNIST"].rows["dense"], path),
+    "C": lambda run, path: lab.deploy.export_c(run, path),
+}
+
+
+@pytest.mark.parametrize("call", ["write", "replace"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_is_written_says_in_words_that_the_disk_is_full(fitted, tmp_path, monkeypatch, name, call):
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(lab.RunError, match=rf"{tmp_path}.* could not be written: No space left on device.*room"):
+        WRITERS[name](fitted, tmp_path / "file")
+    monkeypatch.undo()
+    assert not [name for name in os.listdir(tmp_path) if "partial" in name]
+    WRITERS[name](fitted, tmp_path / "file")
 
 
 def test_a_folder_that_is_removed_is_made_again(fit, tmp_path):

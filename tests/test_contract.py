@@ -235,7 +235,7 @@ def test_what_only_acts_in_training_is_refused_without_it(name, blobs):
 
 
 def train(net: Net, made: list[lab.Method], **options: Any) -> lab.Run:
-    return lab.fit(*net, *made, epochs=2, batch_size=24, seed=1, progress=False, **options)
+    return lab.fit(*net, *made, epochs=2, batch_size=24, seed=1, collapse="allow", progress=False, **options)
 
 
 def test_the_lists_name_every_method_and_every_recipe():
@@ -282,7 +282,8 @@ def test_recipes(net, name, tmp_path):
         return
 
     def go(folder: str, watch: Watch) -> list[lab.Run]:
-        return runs_of(recipe(model, data, folder=tmp_path / folder, batch_size=36, seed=1, progress=watch))
+        options: Any = {"batch_size": 36, "seed": 1, "collapse": "allow"}
+        return runs_of(recipe(model, data, folder=tmp_path / folder, progress=watch, **options))
 
     whole = Watch()
     runs = go("whole", whole)

@@ -23,6 +23,7 @@ from pruninglab import build, fit, models
 from pruninglab import data as lab
 from pruninglab.data import Crop, Cutout, Data, Flip, Shift, Split, StreamSplit, available, load, stored, wrap
 from pruninglab.data.generated import strokes, textures
+from pruninglab.data.loading import GENERATED
 from pruninglab.data.resizing import resized
 from pruninglab.data.splits import Augmentation
 from pruninglab.errors import ConfigError, DataError
@@ -476,6 +477,10 @@ FINGERPRINTS = {
     ("textures", 16): "f2a7afd0a8c5088d",
     ("sorting", None): "da101bda1feacdae",
 }
+
+
+def test_every_set_that_is_made_here_has_its_fingerprint_in_the_list():
+    assert {name for name, _ in FINGERPRINTS} == {"digits", *GENERATED}
 
 
 @pytest.mark.parametrize(("name", "size"), FINGERPRINTS)

@@ -37,11 +37,12 @@ METHODS = (
 def fit(number):
     model = lab.build("lenet300", data)
     run = lab.fit(model, data, METHODS[number % 4](), epochs=6, batch_size=30, keep="best", checkpoint="c.safetensors",
-                  every_steps=2, record="r.json", progress=False)
+                  every_steps=2, record="r.json", collapse="allow", progress=False)
     return [lab.results.tensor_hash(run.model.state_dict()), run.masks.fingerprint]
 
 def recipe(number):
     model, options = lab.build("lenet300", data), {"folder": "work", "progress": False, "epochs": 2}
+    options |= {"collapse": "allow"}
     made = (
         lambda: lab.recipes.iterative(model, data, 0.8, rounds=2, finetune=1, **options),
         lambda: lab.recipes.tickets(model, data, 0.8, rounds=2, **options),
@@ -124,7 +125,7 @@ import pruninglab as lab
 data = lab.load("digits", train=200, test=60, size=8)
 model = lab.build("lenet300", data, seed=seed)
 run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=6, batch_size=30, every_steps=2,
-              checkpoint=f"{out}/c.safetensors", record=f"{out}/r.json", progress=False)
+              checkpoint=f"{out}/c.safetensors", record=f"{out}/r.json", collapse="allow", progress=False)
 open(f"{out}/hash.txt", "w").write(lab.results.tensor_hash(run.model.state_dict()))
 """
 FOREVER = 10**9

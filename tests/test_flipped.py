@@ -27,7 +27,7 @@ def noticing(
     """A whole file of this kind, and what reads it."""
     torch.manual_seed(0)
     model, path = nn.Sequential(nn.Linear(10, 4)), folder / "file.x"
-    options: Any = {"epochs": 2, "progress": False}
+    options: Any = {"epochs": 2, "collapse": "allow", "progress": False}
 
     def fit(**more: Any) -> lab.Run:
         return lab.fit(model, blobs, lab.methods.OneShot(0.5), **options, **more)

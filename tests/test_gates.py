@@ -19,7 +19,7 @@ import pruninglab as lab
 from pruninglab.methods import L0, TargetedDropout, VariationalDropout
 from pruninglab.methods.noise import l0, steering, variational
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 WEIGHTS = (2.0, -3.0, 1.5, 1.0)
 NOW: dict[str, Any] = {"warmup": (0.0, 0.0)}

@@ -125,7 +125,7 @@ def kinds(blobs: lab.Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     base = tmp_path_factory.mktemp("whole")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 4))
-    options: Any = {"epochs": 1, "progress": False}
+    options: Any = {"epochs": 1, "collapse": "allow", "progress": False}
     run = lab.fit(model, blobs, lab.methods.OneShot(0.7), checkpoint=base / "c", record=base / "r", **options)
     run.snapshot().save(base / "s")
     packed = fileformat.pack(run.model.state_dict(), entropy="zlib")

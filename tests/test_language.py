@@ -18,7 +18,7 @@ from pruninglab.data.assembling import whole_groups
 from pruninglab.models import continued
 from pruninglab.train import metrics
 
-QUIET: dict[str, Any] = {"progress": False, "batch_size": 20}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "batch_size": 20}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pruninglab.train import CSVLog, TensorBoard, Tracker
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 DATA = lab.wrap((X, (X[:, 0] > 0).long()), (X, (X[:, 0] > 0).long()))
-FIT: dict[str, Any] = {"epochs": 3, "batch_size": 10, "progress": False, "device": "cpu"}
+FIT: dict[str, Any] = {"epochs": 3, "batch_size": 10, "progress": False, "collapse": "allow", "device": "cpu"}
 
 
 def net() -> nn.Module:

@@ -18,7 +18,7 @@ from pruninglab.methods import Gradual, OneShot, Quantize, SharedWeights
 from pruninglab.recipes import deep_compression, quantize
 from pruninglab.storage import levels
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0, "batch_size": 20}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0, "batch_size": 20}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 BITS = {"0.*": 3, "3.*": 2}
 

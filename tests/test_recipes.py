@@ -84,8 +84,8 @@ def test_a_break_in_the_last_step_ends_the_recipe_and_a_finished_run_is_gone_on_
 
 
 def test_a_sparse_start_and_no_retraining_are_taken_as_they_are(blobs):
-    sparse = lab.fit(mlp(), blobs, lab.methods.OneShot(0.8), epochs=1, progress=False)
-    runs = iterative(sparse, blobs, 0.9, rounds=3, epochs=2, finetune=0, progress=False).runs
+    sparse = lab.fit(mlp(), blobs, lab.methods.OneShot(0.8), epochs=1, collapse="allow", progress=False)
+    runs = iterative(sparse, blobs, 0.9, rounds=3, epochs=2, finetune=0, collapse="allow", progress=False).runs
     assert [run.masks.sparsity for run in runs] == pytest.approx([0.8, 0.8, 0.8, 0.9], abs=0.003)
     assert [run.step for run in runs[1:]] == [0, 0, 0]
     with pytest.raises(lab.ConfigError, match="sets masks by itself"):
@@ -118,7 +118,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 def call(name: str, model: Any, data: Any, **options: Any) -> Any:
     """A recipe with what it needs at least."""
-    given: dict[str, Any] = {"epochs": 1, "progress": False} | NEEDED.get(name, {}) | options
+    given: dict[str, Any] = {"epochs": 1, "progress": False, "collapse": "allow"} | NEEDED.get(name, {}) | options
     function = getattr(recipes, name)
     if name == "bonetta":
         return function(model=model, data=data, **given)
@@ -220,7 +220,7 @@ def test_every_recipe_returns_trials_whose_costs_add_up(name, blobs):
 
 
 def test_what_found_the_masks_counts_once_however_it_is_handed_on(blobs):
-    each: dict[str, Any] = {"epochs": 1, "progress": False}
+    each: dict[str, Any] = {"epochs": 1, "progress": False, "collapse": "allow"}
     model = mlp()
     dense = lab.fit(model, blobs, **each)
     pruned = lab.fit(dense, blobs, lab.methods.OneShot(0.5), **each)
@@ -231,7 +231,7 @@ def test_what_found_the_masks_counts_once_however_it_is_handed_on(blobs):
     assert twice.origin["steps"] == 3 * dense.step
     onward = lab.fit(ticket, blobs, **each)  # goes on from it, and owes what it owed
     assert (onward.origin["steps"], "search" in onward.origin) == (3 * dense.step, False)
-    again: dict[str, Any] = {"epochs": 2, "progress": False, "found_by": [pruned]}
+    again: dict[str, Any] = {"epochs": 2, "progress": False, "collapse": "allow", "found_by": [pruned]}
     rewound = lab.fit(model, blobs, start=ticket.snapshot(), masks=pruned.masks, **again)
     assert (rewound.origin["steps"], rewound.origin["search"]) == (3 * dense.step, 0)
     flops = dense.result.flops["training"]
@@ -361,7 +361,7 @@ def test_a_folder_compares_by_the_ends_of_its_recipe_or_is_refused_in_words(name
 
 def test_recipes_compare_with_each_other_and_with_runs_of_equal_steps(blobs, tmp_path):
     """The user's name for a method stands; the stage is added where a recipe has several results."""
-    each: dict[str, Any] = {"lr_schedule": "constant", "progress": False}
+    each: dict[str, Any] = {"lr_schedule": "constant", "progress": False, "collapse": "allow"}
     for seed in range(2):
         recipes.admm(mlp(), blobs, 0.5, epochs=1, folder=tmp_path / f"admm-{seed}", seed=seed, **each)
         named: dict[str, Any] = {"tags": {"method": "mine"}, "finetune_lr": 1e-3, "rounds": 2} | each

@@ -15,7 +15,7 @@ from pruninglab.methods import SET, DynamicSurgery, GlobalSparseMomentum, OneSho
 from pruninglab.methods.regrowth import dynamic_surgery, turnover
 from pruninglab.methods.regrowth.set import without_closest
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 FAMILY: list[Any] = [
     RigL(0.9, every_steps=2),

@@ -19,7 +19,7 @@ from pruninglab.methods.penalties.plain import at_least, largest_threshold
 from pruninglab.methods.penalties.relevance import EDGES
 from pruninglab.recipes import bonetta, prune_while_accurate, search
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 WEIGHTS = (2.0, -3.0, 1.5, 1.0)
 
@@ -569,7 +569,14 @@ def test_the_published_settings(monkeypatch, blobs):
 def test_the_published_recipe_runs(tmp_path):
     data = lab.load("digits", train=200, test=60, size=14, val="test")
     gate = PruneWhileAccurate(0.2, prune_fraction=0.3, every_steps=2, target=0.9)
-    short: dict[str, Any] = {"pruning": gate, "epochs": 12, "finetune": 2, "batch_size": 40, "progress": False}
+    short: dict[str, Any] = {
+        "pruning": gate,
+        "epochs": 12,
+        "finetune": 2,
+        "batch_size": 40,
+        "progress": False,
+        "collapse": "allow",
+    }
     pruned, final = bonetta("MNIST", data=data, folder=tmp_path, **short).runs
     assert (pruned.status, pruned.options.lr, pruned.options.lr_factor(0.9)) == ("done", 1e-3, 1.0)
     assert final.masks.kept == pruned.masks.total - round(0.9 * pruned.masks.total)

@@ -189,7 +189,7 @@ def test_a_collapsed_layer_is_said():
     data = lab.load("digits", train=200, test=60, size=8)
     masks = lab.Masks.full(lab.prunable(lab.build("lenet300", data)))
     masks["fc2.weight"][:] = False
-    run = lab.fit(lab.build("lenet300", data), data, masks=masks, epochs=0, progress=False)
+    run = lab.fit(lab.build("lenet300", data), data, masks=masks, epochs=0, collapse="allow", progress=False)
     assert run.result.row()["collapsed_layers"] == 1
     assert "nothing is left of fc2.weight" in repr(run)
     assert "nothing is left of fc2.weight" in run._repr_html_()

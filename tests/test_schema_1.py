@@ -17,7 +17,7 @@ COLUMNS: dict[str, str] = {
     word.partition(":")[0]: word.partition(":")[2]
     for word in """
     batch_size:b4b9fffd8c81c9ab bytes:b710fe3c7095e3c7 bzip2_bytes:67b67dd7d4679bd4 chosen_on:8c169b8b8b6b9b56
-    collapsed_layers:e864ec9daddb8491 commit:061dbd4a96552a2e control:2a50b5649b5e6577 data:0159ebfbd0bd6ffb
+    collapsed_layers:9aaa0856abaac541 commit:061dbd4a96552a2e control:2a50b5649b5e6577 data:0159ebfbd0bd6ffb
     dense_hash:45846d4df0ce63c4 device:90179e3097df1337 flops_dense:e18b3fdd92b96c2b
     flops_sparse:fb9621073ebd2e6d flops_training:4dc9c9608eda6e1a form:43d455b8356b59d6
     init_seed:fbd4b248b90203a2 method:c41691e61a61545b methods:62783a7d3848899f metric:0deec7190bea1b42
@@ -30,7 +30,7 @@ COLUMNS: dict[str, str] = {
     test_top5:27e74e7088cf248d total_steps:70857547ffa15875 val_accuracy:0ee249c1744b397b
     """.split()
 }
-"""A hash of each column as it was read before the schema was raised, in today's words."""
+"""A hash of each column as it was read before the schema was raised, in today's words. Biases are no layers."""
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def model(data) -> nn.Module:
 
 
 def go(model, data, sparsity: lab.masks.Sparsity = 0.8, **options):
-    given = {"epochs": 2, "finetune": 1, "batch_size": 50, "progress": False} | options
+    given = {"epochs": 2, "finetune": 1, "batch_size": 50, "progress": False, "collapse": "allow"} | options
     return scratch(model, data, sparsity, **given)
 
 
@@ -170,7 +170,7 @@ class Head(nn.Module):
 
 
 def test_first_and_last_are_those_of_the_forward_pass(data):
-    settings: dict[str, Any] = {"epochs": 1, "batch_size": 50, "progress": False}
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 50, "progress": False, "collapse": "allow"}
     kept = enhanced(Head(), data, 0.8, **settings).last.masks.kept_by_layer
     assert kept == {"head.weight": 16, "late.weight": 58, "early.weight": 72}
     other_way: dict[str, Any] = {

@@ -18,7 +18,7 @@ from pruninglab.criteria import OBD, GraSP, LargeQuadratic, Quadratic, curvature
 from pruninglab.methods import OneShot, OptimalBrainSurgeon, RelevanceL2
 from pruninglab.typed import choices, hints
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0}
 ESTIMATES = choices(hints(OBD)["estimate"])
 Batches = list[tuple[Tensor, Tensor]]
 

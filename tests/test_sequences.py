@@ -341,6 +341,8 @@ PLAN = st.sampled_from([*PLANS])
 RARELY = st.sampled_from([False] * 7 + [True])
 UNIT, SCOPE = st.sampled_from(UNITS), st.sampled_from(SCOPES)
 SEED = st.integers(0, 2)
+FREELY = {"collapse": "allow"}
+"""Any layer may be cut away entirely here."""
 OPTIONS = st.fixed_dictionaries(
     {"epochs": st.sampled_from([1, 1, 0, 2]), "seed": SEED, "batch_size": st.sampled_from([13, 26, 9, 100, 1])},
     optional={
@@ -424,7 +426,7 @@ class Sequences(RuleBasedStateMachine):
     def prune(self, amount: Any, criterion: str, unit: str, scope: str, seed: int, narrow: bool) -> None:
         LOOKING.rest(base=self.masks)
         wide: dict[str, Any] = {} if narrow else self.wide
-        choice: dict[str, Any] = {"unit": unit, "scope": scope, "data": self.data, "seed": seed, **wide}
+        choice: dict[str, Any] = {"unit": unit, "scope": scope, "data": self.data, "seed": seed, **FREELY, **wide}
         if self.run is None:
             choice["masks"] = self.masks or None
         made = self.call("prune", lab.prune, self.subject, amount, Looks(criterion), **choice)
@@ -451,7 +453,7 @@ class Sequences(RuleBasedStateMachine):
     def prune_in_another_precision(self, dtype: torch.dtype, unit: str, scope: str) -> None:
         LOOKING.rest(base=self.masks)
         cast = copy.deepcopy(self.model).to(dtype)
-        choice: dict[str, Any] = {"unit": unit, "scope": scope, "masks": self.masks or None, **self.wide}
+        choice: dict[str, Any] = {"unit": unit, "scope": scope, "masks": self.masks or None, **FREELY, **self.wide}
         made = self.call("prune cast", lab.prune, cast, 0.9, **choice)
         before = self.held_by(lab.prunable(cast, **self.wide))
         known = self.masks.keys() <= before.keys()
@@ -511,7 +513,15 @@ class Sequences(RuleBasedStateMachine):
         base = start.masks if start else self.masks
         LOOKING.rest(base=base, renews=plan == "renewed")
         path = self.file("record")
-        chosen: Any = {"progress": False, "loss": looking_loss, "record": path, **self.wide, **options, **more}
+        chosen: Any = {
+            "progress": False,
+            "loss": looking_loss,
+            "record": path,
+            **FREELY,
+            **self.wide,
+            **options,
+            **more,
+        }
 
         def trained() -> lab.Run:
             acting = PLANS[plan](amount, unit, scope, Looks(criterion))
@@ -550,6 +560,7 @@ class Sequences(RuleBasedStateMachine):
             "progress": False,
             "masks": self.masks or None,
             "every_steps": 1,
+            **FREELY,
             **self.wide,
             **options,
             "epochs": 2,
@@ -756,7 +767,7 @@ def check_record(run: lab.Run, path: Path, steps_before: int, first_step: int) -
         for name, mask in masks.items()
     ]
     assert result.layers == layers
-    assert result.collapsed == [layer["layer"] for layer in layers if not layer["kept"]]
+    assert result.collapsed == [x["layer"] for x in layers if not x["kept"] and not x["layer"].endswith("bias")]
     total, kept = (sum(layer[key] for layer in layers) for key in ("total", "kept"))
     every = sum(p.numel() for p in parameters.values())
     assert result.sparsity["weights"] == pytest.approx(1 - kept / total if total else 0)

@@ -16,7 +16,7 @@ from pruninglab.methods import OneShot, SoftSharing
 from pruninglab.methods.penalties import soft_sharing
 from pruninglab.methods.penalties.soft_sharing import divergence, log_joint, log_prior, merged
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0}
 
 
 def mixture(means: list[float], sigmas: list[float], zero: float) -> SoftSharing:

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 import pruninglab as lab
 from pruninglab.methods import OneShot, TargetedDropout
 
-QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+QUIET: dict[str, Any] = {"progress": False, "collapse": "allow", "seed": 0}
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "lr_schedule": "constant", **QUIET}
 
 

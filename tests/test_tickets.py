@@ -46,7 +46,14 @@ def model(data) -> nn.Module:
 
 
 def go(model, data, **options):
-    given = {"sparsity": 0.8, "epochs": 3, "rounds": 2, "batch_size": 50, "progress": False} | options
+    given = {
+        "sparsity": 0.8,
+        "epochs": 3,
+        "rounds": 2,
+        "batch_size": 50,
+        "progress": False,
+        "collapse": "allow",
+    } | options
     return tickets(model, data, **given)
 
 
@@ -59,7 +66,7 @@ def test_a_late_rewind_is_bit_for_bit(model, data, options):
     made = go(model, data, step=7, **options)
     assert [trial.run.first_step for trial in made] == [0] + [7] * 2 + [0] + [7] * 2
     # an independent way to the same step: one uninterrupted run, looked at
-    until = {"epochs": 3, "batch_size": 50, "progress": False, **options}
+    until = {"epochs": 3, "batch_size": 50, "progress": False, "collapse": "allow", **options}
     early = lab.fit(model, data, StopsAt(7), **until)
     saved, remembered = early.snapshot(), optimizer_state(early)
     seen = lab.fit(model, data, Looks(), start=saved, masks=made["ticket"].masks, **until)
@@ -234,7 +241,14 @@ def test_the_ticket_beats_a_random_mask_of_the_same_shares(seeds):
     for seed in seeds:
         data = lab.load("digits", seed=seed)
         model = lab.build("lenet300", data, seed=seed)
-        settings = {"epochs": 5, "rounds": 3, "controls": ["random mask"], "seed": seed, "progress": False}
+        settings = {
+            "epochs": 5,
+            "rounds": 3,
+            "controls": ["random mask"],
+            "seed": seed,
+            "progress": False,
+            "collapse": "allow",
+        }
         made = tickets(model, data, 0.9, **settings)
         ticket, random = made["ticket"], made["random mask"]
         assert ticket.masks.kept_by_layer == random.masks.kept_by_layer

@@ -96,6 +96,12 @@ def test_the_oldest_torch(name: str, old: str, first: str) -> None:
     assert old not in admitted
 
 
+def test_jupyterlab_keeps_to_the_loopback_address_and_its_token() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "-m jupyterlab notebooks" in makefile
+    assert not re.search(r"--ip|\bip=|token|password|allow.root|origin", makefile)
+
+
 def test_one_list_of_pythons() -> None:
     versions = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     admitted = SpecifierSet(PROJECT["requires-python"])

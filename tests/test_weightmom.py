@@ -32,7 +32,7 @@ def data() -> lab.Data:
 
 def train(name: str, data: lab.Data, method: WeightMom, **options: Any) -> tuple[lab.Run, WeightMom]:
     model = lab.build(name, data, seed=0, **NETS[name])
-    run = lab.fit(model, data, method, **{"epochs": 3, "progress": False} | options)
+    run = lab.fit(model, data, method, **{"epochs": 3, "progress": False, "collapse": "allow"} | options)
     made = run.methods[0]
     assert isinstance(made, WeightMom)
     return run, made
@@ -381,7 +381,7 @@ def test_the_papers_setting_halves_the_rate_every_30_epochs(data):
     assert [0.05 * rate(epoch / 300) for epoch in (0, 29, 30, 60, 299)] == pytest.approx(
         [0.05, 0.05, 0.025, 0.0125, 0.05 / 2**9]
     )
-    settings: dict[str, Any] = {**PAPER, "epochs": 2, "progress": False}
+    settings: dict[str, Any] = {**PAPER, "epochs": 2, "progress": False, "collapse": "allow"}
     trained = lab.fit(lab.build("lenet5", data), data, **settings)
     run = lab.fit(trained, data, WeightMom(lab.Cubic(0.9)), **settings)
     assert run.result.config["optimizer"] == "sgd"

@@ -20,6 +20,7 @@ import pruninglab as lab
 from pruninglab import criteria, methods, train
 from pruninglab.analysis.fairness import ALLOWED
 
+RECORDS = Path(__file__).parent.parent / "notebooks" / "results" / "papers" / "MNIST"
 OWN = (lab.ConfigError, lab.DataError, lab.RunError)
 ZOO: dict[str, Any] = {
     "None": None,
@@ -35,7 +36,7 @@ ZOO: dict[str, Any] = {
 }
 ROOMS = (
     *("", "masks", "criteria", "data", "models", "storage", "results", "train", "structured", "analysis", "methods"),
-    *("deploy", "recipes", "plots", "widgets", "sweep"),
+    *("layers", "deploy", "recipes", "plots", "widgets", "sweep", "benchmark"),
 )
 MADE_HERE = {  # results of the package, and words for types: nobody writes their arguments
     *("Method", "Schedule", "Masks", "Result", "Run", "Training", "Snapshot", "Cut", "Trial", "Trials", "Comparison"),
@@ -51,14 +52,16 @@ MADE_HERE = {  # results of the package, and words for types: nobody writes thei
         "Chart",
         "Choice",
         "layer_by_layer",
+        *("Flops", "Kind", "Norm", "Reading", "Cell", "Row", "Table"),
     ),
 }
 WITHOUT_ARGUMENTS = {"ConstantLR", "Dense", "Flip", "available", "Silence"}
 TAKES_ANYTHING = {"describe", "tensor_hash", "bits", "perplexity", "negative_loss", "returned_loss"}
+TAKES_ANYTHING |= {"kind_of"}  # of what is no layer nothing is known
 
 
-NEEDS_MORE = {"structured.semi_structured", "sweep.until_width"}
-"""A right call of these takes a GPU, or minutes."""
+NEEDS_MORE = {"structured.semi_structured", "sweep.until_width", "benchmark.estimate", "benchmark.verify"}
+"""A right call of these takes a GPU, data that has to be downloaded, or minutes."""
 
 
 class World:
@@ -188,6 +191,29 @@ def right(w: World) -> dict[str, dict[str, Any]]:
         "masks.scattered": {"masks": w.run.masks, "seed": 0, "unit": "weight"},
         "masks.spread": {"total": 4, "quotas": [1.0, 2.0], "caps": [3, 3], "least": 0},
         "masks.units": {"masks": w.run.masks, "unit": "weight"},
+        "layers.Attention": {"full": nn.MultiheadAttention(4, 2), "heads": 1, "head_dim": 2},
+        "layers.CausalAttention": {"width": 8, "heads": 2, "kv_heads": 1, "head_dim": None},
+        "layers.PadShortcut": {"added": 1, "stride": 2},
+        "layers.canonical_parameters": {"model": w.net},
+        "layers.count": {"model": w.net, "x": w.batches[0][0][:1]},
+        "layers.evaluating": {"model": w.net},
+        "layers.exact": {"tensor": torch.ones(2)},
+        "layers.exact_device": {"device": torch.device("cpu")},
+        "layers.exact_dtype": {"device": "cpu"},
+        "layers.hooked": {"model": w.net, "kinds": (nn.Linear,), "before": None, "after": None},
+        "layers.narrow_": {"model": nn.Linear(3, 2), "widths": {"": {"in_features": 3, "out_features": 2}}},
+        "layers.norms_after": {"model": w.conv, "example": next(iter(w.images.test))[0]},
+        "layers.owner_of": {"model": w.net, "name": "0.weight"},
+        "layers.readings": {"model": w.conv, "example": next(iter(w.images.test))[0]},
+        "layers.real_names": {"model": w.net},
+        "benchmark.beside": {"folder": RECORDS, "table": "MNIST"},
+        "benchmark.coded": {"folder": RECORDS, "table": "MNIST"},
+        "benchmark.describe_table": {"table": "MNIST", "only": ()},
+        "benchmark.estimate": {"table": "MNIST", "only": (), "data": ""},
+        "benchmark.run_table": {"table": "MNIST", "seeds": [0], "out": w.folder / "new", "work": w.folder / "work"}
+        | {"only": (), "data": "", "weights": None, "start": None, "epochs": None}
+        | {"budget": "full", "protocol": "holdout"},
+        "benchmark.verify": {"folder": RECORDS},
         "criteria.OBD": {"estimate": "fisher", "batches": 1, "draws": 2, "loss": loss},
         "criteria.SNIP": {"batches": 1, "init": "own", "mode": "eval", "loss": loss},
         "criteria.Activation": {"batches": 1},
@@ -490,6 +516,8 @@ RIGHT: dict[str, tuple[str, str]] = {
     ),
     "*:sampled": ("'x'", "a pattern, which is held against the layers when a run begins"),
     "Data:shape StreamSplit:shape": ("[]", "an item may be one number"),
+    "run_table:out run_table:work run_table:weights run_table:data": ("'x'", "looked for when the first seed begins"),
+    "run_table:seeds hooked:kinds": ("[]", "none of them"),
     "bonetta:* shrink:example silence:example L0:sparsity *:lr *:patience *:every_steps": ("None", "the usual"),
 }
 

@@ -11,6 +11,7 @@ from ..analysis import papers
 from ..analysis.statistics import NEAR, interval
 from ..errors import DataError
 from ..results.tables import load
+from ..typed import checked
 from .rows import Row
 from .runner import chosen
 
@@ -19,6 +20,7 @@ CODED = ("admm", 6)
 COLUMNS = ("row", "printed", "table", "paper_accuracy", "n", "accuracy", "low", "high", "sparsity", "verdict")
 
 
+@checked
 def beside(folder: str | Path, table: str) -> pd.DataFrame:
     """One line for each printed row that has records in `folder`, those of `pruninglab papers TABLE`.
 
@@ -37,6 +39,7 @@ def beside(folder: str | Path, table: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=pd.Index([*COLUMNS, "gradual", "random", "dense"]))
 
 
+@checked
 def coded(folder: str | Path, table: str = "MNIST") -> pd.DataFrame:
     """One line for each row of the ADMM paper's Table 6 that has records: what its weights take in bytes.
 

@@ -6,7 +6,7 @@ A row is a function of a `Cell` that returns its last run.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..data.dataset import Data
 from ..masks.schedules import Cubic, Exponential
@@ -75,7 +75,7 @@ class Table:
     start: int = 4
     epochs: int = 33
     """Of each row."""
-    val: float = 1 / 12
+    val: float | Literal["test"] = 1 / 12
     options: Mapping[str, Any] = field(default_factory=lambda: {"weight_decay": 5e-5})
 
 

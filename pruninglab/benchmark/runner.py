@@ -12,8 +12,9 @@ from ..models.building import build
 from ..recipes.stages import dense_start
 from ..results.record import Result
 from ..storage import sparse
+from ..storage.files import check_writable
 from ..train.fit import fit
-from ..train.options import Options
+from ..train.options import Options, refuse_unknown
 from ..train.run import Run
 from ..typed import Count, CountFromZero, checked
 from .rows import Cell, Row, Table
@@ -31,7 +32,7 @@ TRIED = 3
 @checked
 def run_table(
     table: str,
-    seeds: Sequence[int],
+    seeds: Sequence[CountFromZero],
     out: str | Path,
     work: str | Path,
     *,
@@ -52,18 +53,27 @@ def run_table(
     `weights`, a checkpoint of torchvision. `out` gets one record for each row, and its network where that is small;
     `work` has the checkpoints to go on from.
     """
+    refuse_unknown(options, "run_table")
     asked, rows = _within(known(table), budget), chosen(table, only)
+    lengths = {"start": asked.start if start is None else start, "epochs": epochs or asked.epochs}
+    val = "test" if protocol == "paper" else asked.val
+    asked = replace(asked, **lengths, val=val, data=_data(table, data), options={**asked.options, **options})
+    return _run(asked, rows, seeds, Path(out), Path(work), _weights(table, weights))
+
+
+def _run(
+    asked: Table, rows: dict[str, Row], seeds: Sequence[int], out: Path, work: Path, weights: str | Path | None
+) -> Iterator[tuple[int, str, Result]]:
     for seed in seeds:
-        given = {"seed": seed, "progress": False, **asked.options, **options}
-        home, made = Path(out, f"seed-{seed}"), Path(work, f"seed-{seed}")
+        given = {"seed": seed, "progress": False, **asked.options}
+        home, made = out / f"seed-{seed}", work / f"seed-{seed}"
         missing = {name: row for name, row in rows.items() if not (home / f"{name}.json").exists()}
         if not missing:
             continue
-        images = load(_data(table, data), seed=seed, val="test" if protocol == "paper" else asked.val)
-        model = build(asked.model, images, seed=seed, weights=_weights(table, weights))
-        began = asked.start if start is None else start
-        dense = dense_start(model, images, epochs=began, folder=made / "start", **given)
-        cell = Cell(images, dense, epochs or asked.epochs, made, given)
+        images = load(asked.data, seed=seed, val=asked.val)
+        model = build(asked.model, images, seed=seed, weights=weights)
+        dense = dense_start(model, images, epochs=asked.start, folder=made / "start", **given)
+        cell = Cell(images, dense, asked.epochs, made, given)
         for name, row in missing.items():
             run = row.make(replace(cell, folder=made / name))
             if run.status == "interrupted":
@@ -71,6 +81,7 @@ def run_table(
             yield seed, name, keep(run, row, home / name)
 
 
+@checked
 def describe_table(table: str, only: Sequence[str] = ()) -> str:
     """What a table has, and what it takes."""
     asked, rows = known(table), chosen(table, only)
@@ -84,6 +95,7 @@ def describe_table(table: str, only: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
+@checked
 def estimate(table: str, only: Sequence[str] = (), data: str = "", **options: Any) -> str:
     """How long a seed takes on this machine, by a few steps of the dense net.
 
@@ -111,7 +123,7 @@ def keep(run: Run, row: Row, path: Path) -> Result:
     """The record with its tags; the network as a sparse file where that is small."""
     run.result.tags |= {"method": row.method, "asked": row.sparsity, **row.tags}
     if run.result.size["sparse_bytes"] <= SHIPPED:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path, "out")
         sparse.save(run, path.with_suffix(NETWORK))
     run.save(path.with_suffix(".json"))
     return run.result

@@ -20,11 +20,13 @@ from ..results.answers import Answers, unpack
 from ..results.record import Result
 from ..storage import sparse
 from ..train.evaluate import evaluate
+from ..typed import checked
 
 NETWORK = ".sparse"
 """The end of the name of a network that lies beside its record."""
 
 
+@checked
 def verify(folder: str | Path) -> pd.DataFrame:
     """One row for each record in `folder` whose network lies beside it.
 

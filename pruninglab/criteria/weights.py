@@ -21,7 +21,7 @@ from .registry import BY_NAME, Batches, Criterion, CriterionName, resolve
 def magnitude(model: nn.Module, batches: Batches | None = None) -> dict[str, Tensor]:
     """|w|.
 
-    >>> _, masks = lab.prune(model, 0.9, lab.criteria.magnitude)
+    >>> _, masks = lab.prune(model, 0.9, lab.criteria.magnitude, scope="layer")
     >>> print(f"{masks.density:.0%}")
     10%
     """

@@ -32,11 +32,12 @@ def norms_after(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 @contextmanager
+@checked
 def hooked(
     model: nn.Module, kinds: Kinds, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
 ) -> Generator[None]:
     """Look at the modules of these kinds while the network runs in eval mode, with their names as first argument."""
-    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, tuple(kinds))]
     handles = [m.register_forward_pre_hook(partial(before, name)) for name, m in modules if before]
     handles += [m.register_forward_hook(partial(after, name)) for name, m in modules if after]
     try:
@@ -48,6 +49,7 @@ def hooked(
 
 
 @contextmanager
+@checked
 def evaluating(model: nn.Module) -> Generator[None]:
     """Eval mode, and afterwards each module's own mode again: some may have been frozen by their owner."""
     modes = [(module, module.training) for module in model.modules()]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..typed import Count, CountFromZero, checked
 from .kinds import KINDS, Kind
 
 
@@ -15,7 +16,8 @@ class Attention(nn.MultiheadAttention):
     The parameters have the names that they have in `nn.MultiheadAttention`, which would ask for width = heads · size.
     """
 
-    def __init__(self, full: nn.MultiheadAttention, heads: int, head_dim: int):
+    @checked
+    def __init__(self, full: nn.MultiheadAttention, heads: Count, head_dim: Count):
         place: Any = {"device": full.in_proj_weight.device, "dtype": full.in_proj_weight.dtype}
         bias = full.in_proj_bias is not None
         super().__init__(full.embed_dim, 1, full.dropout, bias, batch_first=full.batch_first, **place)
@@ -60,7 +62,8 @@ class CausalAttention(nn.Module):
     `qkv` gives all queries, then all keys, then all values; `out_proj` reads what the query heads mix.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int | None = None):
+    @checked
+    def __init__(self, width: Count, heads: Count, kv_heads: Count, head_dim: Count | None = None):
         super().__init__()
         self.kv_heads, self.queries, self.head_dim = kv_heads, heads // kv_heads, head_dim or width // heads
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_dim)
@@ -89,7 +92,8 @@ class CausalAttention(nn.Module):
 class PadShortcut(nn.Module):
     """Option A of the paper: every stride-th pixel, and zeros in the channels that are added. No parameters."""
 
-    def __init__(self, added: int, stride: int):
+    @checked
+    def __init__(self, added: CountFromZero, stride: Count):
         super().__init__()
         self.added, self.stride = added, stride
 

@@ -73,12 +73,17 @@ def check_plain(model: nn.Module) -> None:
                 )
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is what is added to a layer's output."""
+    return "bias" in name.rpartition(".")[2]
+
+
 def _is_usual(owner: nn.Module, name: str, parameter: Tensor, biases: bool, norms: bool) -> bool:
     kind, own = kind_of(owner), name.rpartition(".")[2]
     if kind.norm:
-        return norms and (biases or "bias" not in own)
+        return norms and (biases or not is_bias(name))
     is_length = own.endswith("_g") and hasattr(owner, own.removesuffix("_g") + "_v")  # of torch.nn.utils.weight_norm
-    return kind.prunable and ((parameter.ndim > 1 and "bias" not in own and not is_length) or biases)
+    return kind.prunable and ((parameter.ndim > 1 and not is_bias(name) and not is_length) or biases)
 
 
 Places = list[tuple[nn.Module, str]]
@@ -127,11 +132,13 @@ def _means(wanted: str, owner: nn.Module, name: str, last: nn.Module | None) -> 
     return fnmatchcase(name, wanted) or wanted in {cls.__name__ for cls in type(owner).__mro__}
 
 
+@checked
 def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters by canonical name."""
     return {_canonical(model, name): parameter for name, parameter in model.named_parameters()}
 
 
+@checked
 def real_names(model: nn.Module) -> dict[str, str]:
     """Canonical name -> the name in `named_parameters`, which differs for a parametrized weight."""
     return {_canonical(model, name): name for name, _ in model.named_parameters()}
@@ -148,6 +155,10 @@ def _canonical(model: nn.Module, name: str) -> str:
     return f"{layer}.{tensor}".lstrip(".")
 
 
+@checked
 def owner_of(model: nn.Module, name: str) -> nn.Module:
     """The layer that holds a parameter."""
-    return model.get_submodule(name.rpartition(".")[0])
+    path = name.rpartition(".")[0]
+    if (layer := dict(model.named_modules()).get(path)) is None:
+        raise ConfigError(f"name={name!r}: this model has no layer {path!r}.")
+    return layer

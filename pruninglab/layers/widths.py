@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from ..typed import Count, checked
 from .kinds import kind_of, set_tensor, tensor_shapes
 
 Widths = dict[str, dict[str, int]]
@@ -21,7 +22,8 @@ def of(model: nn.Module) -> Widths:
 
 
 @torch.no_grad()
-def narrow_(model: AnyModel, widths: Mapping[str, Mapping[str, int]]) -> AnyModel:
+@checked
+def narrow_(model: AnyModel, widths: Mapping[str, Mapping[str, Count]]) -> AnyModel:
     """Give a network with new random weights these widths, in place.
 
     Its weights are rescaled as if they were drawn for a layer of this many inputs. The standard deviation of torch's

@@ -1,7 +1,7 @@
 """`Masks`: which weights are kept, by parameter name."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 import pandas as pd
@@ -11,15 +11,30 @@ from torch.nn.utils import prune as torch_prune
 
 from .. import _html
 from ..errors import ConfigError
-from ..layers.names import canonical_parameters
+from ..layers.names import canonical_parameters, is_bias
 from ..typed import BelowOne, Filled, checked
 from .threshold import counted
 
 Scores = Mapping[str, Tensor]
 Sparsity = BelowOne | Annotated[Mapping[str, BelowOne], Filled()]
 Unit = Literal["weight", "channel", "kernel"]
+Collapse = Literal["stop", "allow"]
+"""Whether a layer may be cut away entirely."""
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes, to see any number as bits
 UNITS = {"weight": None, "channel": 1, "kernel": 2}  # leading dimensions that name one unit
+
+
+def emptied(kept_by_layer: Mapping[str, int]) -> list[str]:
+    return [name for name, kept in kept_by_layer.items() if not kept and not is_bias(name)]
+
+
+def nothing_of(layers: Sequence[str]) -> str:
+    """The end of a sentence on layers that are cut away entirely, and what to do instead."""
+    more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
+    return (
+        f"nothing of {', '.join(layers[:5])}{more}. Take a lower sparsity, or scope='layer' or 'erk', which leave "
+        "something of every layer; or give collapse='allow' to study the network all the same."
+    )
 
 
 def check_named(masks: Mapping[str, Tensor] | None, names: Mapping[str, Tensor]) -> None:
@@ -62,8 +77,13 @@ class Masks(dict[str, Tensor]):
 
     @property
     def collapsed(self) -> list[str]:
-        """Layers that have nothing left, through which no signal passes."""
-        return [name for name, kept in self.kept_by_layer.items() if kept == 0]
+        """Layers that have nothing left, through which no signal passes. Biases are no layers."""
+        return emptied(self.kept_by_layer)
+
+    def refuse_collapse(self, collapse: Collapse, what: str) -> None:
+        """Unless layers may be cut away entirely, refuse what does so."""
+        if collapse == "stop" and (layers := self.collapsed):
+            raise ConfigError(f"{what} {nothing_of(layers)}")
 
     @property
     def fingerprint(self) -> str:

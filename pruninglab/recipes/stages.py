@@ -158,8 +158,8 @@ def stage(folder: str | Path | None, name: str) -> Files:
 
 
 def ended(run: Run, given: Any = None) -> bool:
-    """Whether a recipe stops here: the run diverged or was interrupted, unless it is the one that was `given`."""
-    return run.status in ("interrupted", "diverged") or (run.interrupted and run is not given)
+    """Whether a recipe stops here: the run broke off, unless it was interrupted and is the one that was `given`."""
+    return run.status in ("interrupted", "diverged", "collapsed") or (run.interrupted and run is not given)
 
 
 @dataclass

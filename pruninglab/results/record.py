@@ -13,6 +13,7 @@ import pandas as pd
 from .. import _html
 from ..errors import ConfigError, DataError
 from ..identity import short_hash, text
+from ..layers.names import is_bias
 from ..storage import files
 from .answers import unpack
 from .protocol import ENTRIES, protocol, protocol_hash
@@ -65,6 +66,7 @@ class Result:
         try:
             record = from_schema_1(record) if record["schema"] == 1 else record
             result = cls(**{f.name: record[f.name] for f in fields(cls)})
+            result.collapsed = [name for name in result.collapsed if not is_bias(name)]  # older ones counted those too
             _ = result.row(), repr(result), result._repr_html_()  # whoever shows it is not to find it broken
             return result
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -161,7 +163,8 @@ class Result:
     def _title(self, on: str, of: str, then: str) -> str:
         config = self.config
         trained = f"{self.name}{on}{config['data']['name']}{of}{config['model']['name']}{then}seed {config['seed']}"
-        return f"{trained}{then}{self.in_scope:.1%} of all parameters in scope"
+        gone = f"{then}nothing left of {len(self.collapsed)} of {len(self.layers)} layers" if self.collapsed else ""
+        return f"{trained}{then}{self.in_scope:.1%} of all parameters in scope{gone}"
 
     def __repr__(self) -> str:
         lines = [self._title(" on ", "/", ", ")]
@@ -191,7 +194,7 @@ class Result:
 
 def _total_steps(result: Result) -> int:
     own = result.steps["own"]
-    if result.status == "diverged":  # it was given as many as the others
+    if result.status in ("diverged", "collapsed"):  # it was given as many as the others
         own = result.steps["planned"] - result.origin.get("from_step", 0)
     return result.steps["before"] + own
 

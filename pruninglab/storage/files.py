@@ -24,7 +24,7 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, RunError
 from ..masks.masks import INTEGERS, Masks
 from ..typed import checked
 
@@ -48,7 +48,7 @@ def write_atomic(path: str | Path, content: bytes, keep_previous: bool = False) 
     With `keep_previous` the old file stays beside the new one, as `previous(path)`.
     """
     path = Path(path)
-    with _beside(path) as (file, partial):
+    with writing(path), _beside(path) as (file, partial):
         left = memoryview(content)
         while left:
             left = left[os.write(file.fileno(), left) :]
@@ -59,6 +59,24 @@ def write_atomic(path: str | Path, content: bytes, keep_previous: bool = False) 
             _keep(path)
         os.replace(partial, path)
     _flush_folder(path.parent)
+
+
+class NotWritten(RunError, OSError):
+    """A full disk, a folder that is gone, a limit on the size of files."""
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """In this block an error of the file system names the file and says what to do."""
+    try:
+        yield
+    except NotWritten:
+        raise
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        said = NotWritten(f"{path} could not be written: {why}. The same call writes it once there is room.")
+        said.strerror = why
+        raise said from error
 
 
 def previous(path: Path) -> Path:

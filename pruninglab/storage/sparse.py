@@ -121,7 +121,7 @@ def sizes(model: Source, masks: Mapping[str, Tensor] | None = None, *, compresse
     quote. `sparse_bytes`: the whole file that `save` writes, with biases, buffers and header. What concerns that file
     is left out for a model that it cannot hold.
 
-    >>> pruned, masks = lab.prune(model, 0.9)
+    >>> pruned, masks = lab.prune(model, 0.9, scope="layer")
     >>> size = lab.storage.sizes(pruned)
     >>> size['sparse_bytes'] < size['bytes'] / 5
     True

@@ -14,7 +14,7 @@ from ..errors import ConfigError, RunError
 from ..layers.calls import calling, logits_of
 from ..layers.flops import Flops
 from ..layers.names import Pattern, check_plain
-from ..masks.masks import Masks
+from ..masks.masks import Collapse, Masks
 from ..typed import Count, CountFromZero, check_arguments
 from . import checkpoints
 from .checks import _try_one_batch
@@ -52,6 +52,10 @@ class Attached(Training):
         with self.masked(), self.calling():
             return scored(self.model, criterion, [self.last] if self.last else None, self.weights)
 
+    def _change(self, masks: Masks, revived: int = 0) -> None:
+        masks.refuse_collapse(self.collapse, f"the cut at step {self.step} would leave")  # the loop is not ours to end
+        super()._change(masks, revived)
+
     def evaluate(self, split: str | Batches = "val") -> dict[str, float]:
         return super().evaluate(split) if self.knows_data or not isinstance(split, str) else {}
 
@@ -64,6 +68,7 @@ def attach(
     steps_per_epoch: Count | None = None,
     data: Data | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    collapse: Collapse = "stop",
     loss: Callable[..., Tensor] = F.cross_entropy,
     metric: Callable[..., Tensor] = accuracy,
     batch_size: Count = 100,
@@ -90,11 +95,13 @@ def attach(
     Schedules, clipping, accumulation and scalers are yours: a batch after which the optimizer did not step counts as
     none. `data` is for criteria that take gradients, and for the record: with it, each epoch and the end are evaluated.
     Without it a criterion sees the batch that `pruner.loss` saw last, and the record has no accuracy. `loss` and
-    `metric` are for those evaluations, and for methods that ask for the loss. All else is as in `fit`.
+    `metric` are for those evaluations, and for methods that ask for the loss. A cut that would leave nothing of a layer
+    is refused before it is made, unless `collapse` is "allow". All else is as in `fit`.
     """
     given = {"loss": loss, "metric": metric, "batch_size": batch_size, "seed": seed}
     scope = {"skip": skip, "include": include, "biases": biases, "norms": norms}
-    looped = {"steps": steps, "steps_per_epoch": steps_per_epoch, "data": data, "masks": masks, "tags": tags}
+    looped = {"steps": steps, "steps_per_epoch": steps_per_epoch, "data": data, "tags": tags}
+    looped |= {"masks": masks, "collapse": collapse}
     check_arguments(attach, {"model": model, "optimizer": optimizer, **looped, **given, **scope})
     check_plain(model)
     per_epoch = min(steps_per_epoch or steps, steps)
@@ -104,7 +111,7 @@ def attach(
     settings = {"epochs": -(-steps // per_epoch), "precision": "fp32", "device": place, "tags": tags or {}}
     options, session = resolved({**settings, **given, **scope, **rates, "optimizer": type(optimizer)})
     run = _begun(model, methods, data, options, session, per_epoch)
-    run.steps = steps
+    run.steps, run.collapse = steps, collapse
     return Pruner(run, optimizer, masks)
 
 

@@ -17,7 +17,7 @@ from ..layers.calls import calling, logits_of
 from ..layers.names import NOTHING, Pattern, check_plain, prunable
 from ..layers.precision import exact_dtype
 from ..masks.choose import Scope, keep_top
-from ..masks.masks import Masks, Sparsity, Unit
+from ..masks.masks import Collapse, Masks, Sparsity, Unit
 from ..randomness import generator, key, own_randomness
 from ..results.record import percent
 from ..terminal import Bar
@@ -48,7 +48,8 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
 
     **When it ends.** `patience` ends the run after so many epochs without a better validation score. `keep="best"` ends
     it with the best state instead of the last. Ctrl-C ends it after the current step, with a checkpoint. SIGTERM and
-    SIGUSR1 do the same, and then end the process with exit code 143.
+    SIGUSR1 do the same, and then end the process with exit code 143. A cut that leaves nothing of a layer ends it as
+    `collapsed`, unless `collapse` is "allow"; what it began is in the checkpoint as it was before that cut.
 
     **What it writes.** `record` is a file for the JSON record, and `tags` are columns of your own in it. `checkpoint`
     is a file written every `every_steps` steps (default: each epoch), with the one before it beside it. The run resumes
@@ -63,7 +64,7 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     **What it shows.** `progress` shows a bar. A function in its place is called with the run after every step; at the
     end of an epoch, after its evaluation. It may call `run.interrupt()`.
 
-    >>> run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=2)
+    >>> run = lab.fit(model, data, lab.methods.Gradual(lab.Cubic(0.9), scope="layer"), epochs=2)
     >>> run.status, len(run.history)
     ('done', 2)
     """
@@ -101,7 +102,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
     origin, before = _start(parent, source, session, data, options.loss)
     run = Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
-    run.ranks = current()
+    run.ranks, run.collapse = current(), session.collapse
     for note in data.notes:
         run.warn(f"data: {note}")
     return run
@@ -121,6 +122,8 @@ def _fitted(run: Training, model: nn.Module | Run, session: Session) -> Training
         _set_out(run, session.start, given)
         with run.in_turn():
             loss_sum, seen = checkpoints.resume(run, path, session.other_code) if path else (0.0, 0)
+            if run.status != "collapsed":
+                run.masks.refuse_collapse(run.collapse, f"in {path} there is")
         run.check_ranks("before the first step")
         with interruptible(run) as asked:
             _train(run, loss_sum, seen, path, session.every_steps or run.steps_per_epoch, session.progress)
@@ -171,13 +174,14 @@ def prune(
     biases: bool = False,
     norms: bool = False,
     seed: CountFromZero = 0,
+    collapse: Collapse = "stop",
 ) -> tuple[nn.Module, Masks]:
     """A copy of `model` with the lowest scores set to 0, and the masks: `fit(pruned, data, masks=masks)` trains on.
 
     `data` is for criteria that take gradients. `masks` are those that already hold (a run's own by default). The rest
-    is as in `keep_top`.
+    is as in `keep_top`. A cut that leaves nothing of a layer is refused, unless `collapse` is "allow".
 
-    >>> pruned, masks = lab.prune(model, 0.9)
+    >>> pruned, masks = lab.prune(model, 0.9, scope="layer")
     >>> print(f"{masks.density:.0%}")
     10%
     """
@@ -199,6 +203,7 @@ def prune(
             batches = Shuffled(data.train.to(place), 100, seed) if data else None
             scores = scored(model, criterion, batches, weights)
         chosen = keep_top(scores, sparsity, scope=scope, unit=unit, masks=masks)
+        chosen.refuse_collapse(collapse, f"sparsity {sparsity} leaves")
         chosen.apply_({name: weight.data for name, weight in weights.items()})
     return model, chosen
 
@@ -237,7 +242,7 @@ def _train(
                     break
                 if run.step - saved >= every and not run.between_epochs:
                     saved = save()
-            if run.interrupted and not run.between_epochs:
+            if run.interrupted and run.status != "collapsed" and not run.between_epochs:
                 save()
                 run.end("interrupted", f"by {run.interrupted_by}")
             _end_of_epoch(run, float(losses) / seen, bar)
@@ -375,4 +380,5 @@ def _go_on_from(run: Training, start: Snapshot) -> None:
 def _last_line(run: Run) -> str:
     val = percent({"accuracy": run.history[-1]["val_accuracy"]}) if run.history else "unknown"
     epochs = "1 epoch" if run.epoch == 1 else f"{run.epoch} epochs"
-    return f"{epochs}, {run.step:,} steps: val {val}, sparsity {run.sparsity:.4f}"
+    collapsed = ", collapsed" if run.status == "collapsed" else ""
+    return f"{epochs}, {run.step:,} steps: val {val}, sparsity {run.sparsity:.4f}{collapsed}"

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..identity import label
 from ..layers.calls import Forward
 from ..layers.names import Pattern, pattern_names
+from ..masks.masks import Collapse
 from ..results.record import check_tags
 from ..storage.files import check_writable
 from ..typed import BelowOne, Count, CountFromZero, Positive, Strength, check_settings
@@ -86,6 +87,7 @@ class Session:
     device: str | torch.device = "auto"
     devices: Count = 1
     inplace: bool = False
+    collapse: Collapse = "stop"
     progress: bool | Callable[[Any], None] = True
 
     def __post_init__(self) -> None:
@@ -139,6 +141,7 @@ class TrainingOptions(TypedDict, total=False):
     tags: Mapping[str, str | float | bool | None]
     device: str | torch.device
     devices: int
+    collapse: Collapse
     progress: bool | Callable[[Any], None]
 
 

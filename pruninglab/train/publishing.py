@@ -6,7 +6,7 @@ from typing import Any
 import safetensors.torch
 
 from ..errors import RunError
-from ..storage.files import check_writable
+from ..storage.files import check_writable, write_atomic, writing
 from ..typed import checked
 from .run import Run
 
@@ -26,13 +26,13 @@ def publish(run: Run, folder: str | Path) -> Path:
         raise RunError("a run is published when it is over; this one still trains. Call publish after fit.")
     folder = Path(folder)
     check_writable(folder / "README.md", "folder")
-    folder.mkdir(parents=True, exist_ok=True)
     model: Any = run.model
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(str(folder))
-    else:
-        safetensors.torch.save_model(model, str(folder / "model.safetensors"))
-    (folder / "README.md").write_text(card(run), encoding="utf-8")
+    with writing(folder):
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(str(folder))
+        else:
+            safetensors.torch.save_model(model, str(folder / "model.safetensors"))
+    write_atomic(folder / "README.md", card(run).encode())
     run.save(folder / "record.json")
     return folder
 

@@ -15,13 +15,13 @@ from .. import _html
 from ..errors import ConfigError, RunError
 from ..layers.names import NOTHING, prunable
 from ..masks.choose import Scope, keep_top
-from ..masks.masks import Masks, Sparsity, Unit, units
+from ..masks.masks import Collapse, Masks, Sparsity, Unit, emptied, nothing_of, units
 from ..masks.threshold import counted
 
 AnyMethod = TypeVar("AnyMethod")
 Costs = dict[str, dict[str, float]]
 Criterion = str | Callable[..., dict[str, Tensor]]
-Status = Literal["running", "done", "stopped", "interrupted", "diverged", "target_missed"]
+Status = Literal["running", "done", "stopped", "interrupted", "diverged", "collapsed", "target_missed"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Run(ABC):
     seconds: float = 0.0
     status: Status = "running"
     reason: str = ""
+    collapse: Collapse = "stop"
     interrupted: bool = False
     interrupted_by: str = ""
     target: dict[str, Any] | None = None
@@ -344,7 +345,8 @@ class Run(ABC):
         return Masks(masks).to(self.device)
 
     def _change(self, masks: Masks, revived: int = 0) -> None:
-        before, after = self._masks.kept, masks.kept
+        counts = masks.kept_by_layer
+        before, after = self._masks.kept, sum(counts.values())
         if before == after and not revived:
             return
         self.cuts.append(Cut(self.step, before, after, revived))
@@ -352,6 +354,9 @@ class Run(ABC):
         self._prepare_masks()
         masks.apply_({name: weight.data for name, weight in self.weights.items()})
         self.best = None  # counts only among states at the final mask
+        if self.collapse == "stop" and self.status in ("running", "stopped") and (layers := emptied(counts)):
+            cut = f"the cut at step {self.step} to sparsity {1 - after / masks.total:.4f}"
+            self.end("collapsed", f"{cut} left {nothing_of(layers)}")
 
     def _prepare_masks(self) -> None:
         """The masks that cut anything, as their weights are laid out and typed: the fast path of the multiply."""

@@ -117,6 +117,7 @@ class Training(Run):
         """Cut to these masks before the first step; what they do not name stays whole."""
         if masks:
             check_masks(masks, self)
+            Masks(masks).refuse_collapse(self.collapse, "the masks leave")
             self.masks = Masks(masks).over(self.weights)
             self.cuts.clear()
 

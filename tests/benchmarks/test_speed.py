@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from benchmarks.lockstep import lockstep, steps
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -24,7 +25,7 @@ from pruninglab.data import Split
 from pruninglab.methods.penalties.plain import add_terms, shrink
 from pruninglab.methods.projection import admm
 from pruninglab.methods.regrowth.sparse_momentum import moving_average
-from pruninglab.train import machine
+from pruninglab.train import checkpoints, machine
 from pruninglab.train.fit import _train
 from pruninglab.widgets.job import Job
 
@@ -231,6 +232,16 @@ def test_watching_a_training_costs_less_than_3_percent(data):
     print(f"watching costs {cost:.1%} of {run.seconds:.1f} s")
     assert job.chart.rows
     assert cost < 0.03
+
+
+def test_a_checkpoint_costs_less_than_two_percent_of_an_epoch(data, tmp_path):
+    """Of one of MNIST's, 540 steps; a checkpoint and a step take turns."""
+    model = lab.build("lenet5", data, seed=0)
+    run, step = lab.fit(model, data, epochs=1, progress=False), steps(model, data)
+    sides = {"step": step, "checkpoint": lambda: checkpoints.save(run, tmp_path / "c", 0.0, 1, 0.0)}
+    share = lockstep(sides)["checkpoint"] / 540
+    print(f"a checkpoint of LeNet-5 with Adam takes {share:.2%} of an epoch")
+    assert share < 0.02
 
 
 def test_rows_of_a_large_layer_are_solved_for_together():

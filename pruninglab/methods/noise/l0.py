@@ -197,10 +197,10 @@ class L0(Method):
         if self.sparsity is not None:
             scores = {name: log_alpha.expand(run.weights[name].shape) for name, log_alpha in log_alphas.items()}
             masks, self.missed = steering.choose(run, masks, scores, self.sparsity, self.unit)
+        run.masks = masks
         for name, log_alpha in log_alphas.items():
             gate = settle(log_alpha)
             run.weights[name].mul_(torch.where(gate > 0, gate, mean(log_alpha)))
-        run.masks = masks
         self.settled = True
 
     def _look(self, run: Run) -> None:

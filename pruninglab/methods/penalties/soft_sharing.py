@@ -104,7 +104,7 @@ class SoftSharing(Method):
     Deviations: biases are in the mixture only when the run may cut them, and frozen weights are left as they are. The
     divergence of two components is the larger of the two directions.
 
-    >>> run = lab.fit(model, data, lab.methods.SoftSharing(), epochs=2)
+    >>> run = lab.fit(model, data, lab.methods.SoftSharing(), epochs=2, collapse="allow")
     >>> run.status
     'done'
     """
