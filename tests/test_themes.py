@@ -1,0 +1,93 @@
+"""The kept notebooks, opened in JupyterLab: light and dark, wide and narrow. Photographs go to runs/browser/."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from normalise_notebooks import found
+from test_browser import CHROMIUM, SCREENSHOTS, SECONDS, browser, folder, lab_server, page
+
+__all__ = ["browser", "folder", "lab_server", "page"]  # fixtures
+
+NAMES = [path.name for path in found([Path(__file__).parent.parent / "notebooks"])]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM"),
+]
+
+FAULTS = """() => {
+    const light = part => (part /= 255) <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const behind = element => {
+        for (; element; element = element.parentElement) {
+            const colour = numbers(getComputedStyle(element).backgroundColor);
+            if (colour.length === 3 || colour[3] > 0.9) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const boxes = [], faults = [];
+    for (const area of document.querySelectorAll('.jp-OutputArea-output, .jp-RenderedMarkdown')) {
+        const walker = document.createTreeWalker(area, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+            const text = walker.currentNode.data.trim(), element = walker.currentNode.parentElement;
+            if (!text || !element.checkVisibility()) continue;
+            if (element.closest('mjx-container, .jp-InternalAnchorLink, style')) continue;
+            const range = document.createRange();
+            range.selectNodeContents(walker.currentNode);
+            const seen = [...range.getClientRects()].filter(box => box.width > 1 && box.height > 1);
+            boxes.push(...seen.map(box => ({box, node: walker.currentNode, text: text.slice(0, 40)})));
+            if (!seen.length) continue;
+            const colours = [numbers(getComputedStyle(element).color), behind(element)];
+            const pair = colours.map(luminance).sort((a, b) => b - a);
+            const contrast = (pair[0] + 0.05) / (pair[1] + 0.05);
+            if (contrast < 3) faults.push(`contrast ${contrast.toFixed(1)}: ${text.slice(0, 40)}`);
+        }
+    }
+    boxes.sort((one, other) => one.box.top - other.box.top);
+    boxes.forEach((one, i) => {
+        for (let j = i + 1; j < boxes.length && boxes[j].box.top < one.box.bottom - 4; j++)
+            if (one.node !== boxes[j].node
+                && Math.min(one.box.right, boxes[j].box.right) - Math.max(one.box.left, boxes[j].box.left) > 2)
+                faults.push(`overlap: ${one.text} | ${boxes[j].text}`);
+    });
+    for (const image of document.querySelectorAll('.jp-OutputArea img'))
+        if (image.complete && !image.naturalWidth) faults.push('broken image');
+    const pane = document.querySelector('.jp-WindowedPanel-outer') || document.querySelector('.jp-Notebook');
+    if (pane.scrollWidth > pane.clientWidth + 1) faults.push(`${pane.scrollWidth - pane.clientWidth} pixels too wide`);
+    return {faults: [...new Set(faults)], boxes: boxes.length};
+}"""
+
+
+def settings(home: Path, theme: str) -> None:
+    """This theme, and all cells in the page at once."""
+    for extension, setting in (
+        ("apputils-extension/themes", {"theme": f"JupyterLab {theme}"}),
+        ("notebook-extension/tracker", {"windowingMode": "none"}),
+    ):
+        path = home / "settings" / "@jupyterlab" / f"{extension}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(setting), encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", ["Dark", "Light"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kept_page_is_legible(page: Any, lab_server: str, folder: Path, name: str, theme: str) -> None:
+    settings(folder.parent, theme)
+    page.goto(f"{lab_server.replace('/lab/', '/doc/')}/{name}?reset", timeout=SECONDS)
+    page.locator(".jp-Notebook .jp-RenderedMarkdown h1").first.wait_for(timeout=SECONDS)
+    page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(timeout=SECONDS, state="attached")
+    page.locator("text=| Idle").wait_for(timeout=SECONDS)
+    faults = {}
+    for width in (1300, 600):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(1000)
+        seen = page.evaluate(FAULTS)
+        assert seen["boxes"] > 50
+        faults[width] = seen["faults"]
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SCREENSHOTS / f"kept-{Path(name).stem}-{theme}-{width}.png")
+    assert {width: seen for width, seen in faults.items() if seen} == {}
+    assert page.errors == []
