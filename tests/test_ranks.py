@@ -128,6 +128,16 @@ def test_every_method_keeps_equal_masks_and_the_losses_of_one_process(tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_process_without_a_sample_trains_along():
+    """Each batch of three in parts of two and of one, for two processes."""
+    few = lab.load("digits", train=14, test=10, size=8)
+    how: dict[str, Any] = {"epochs": 2, "batch_size": 3, "accumulate": 2, "device": "cpu", "progress": False}
+    alone, together = (lab.fit(net(), few, methods.Gradual(lab.Cubic(0.5)), devices=n, **how) for n in (1, 2))
+    assert together.masks.fingerprint == alone.masks.fingerprint
+    close([entry["loss"] for entry in together.history], [entry["loss"] for entry in alone.history])
+
+
+@pytest.mark.slow
 def test_a_process_that_a_training_started_dies_and_another_number_of_them_goes_on(digits, tmp_path):
     def kill(run: lab.Run) -> None:
         if run.step == 9:

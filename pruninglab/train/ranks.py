@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -142,7 +142,7 @@ class _Cut(torch.autograd.Function):
     def forward(ctx: Any, whole: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks, ctx.samples = ranks, len(whole)
         share = ranks.share(len(whole))
-        return whole[share.rows] * (ranks.count if share.counts else 0)
+        return (whole[share.rows] if share.counts else whole[:0]) * ranks.count
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -333,7 +333,9 @@ class _Helper:
             time.sleep(0.01)
 
     def last_words(self) -> str:
-        """The last line that it wrote, if it has failed."""
+        """The last line that it wrote, if it has failed. Its connection closes a moment before it ends."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
         if not self.process.poll():
             return ""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
