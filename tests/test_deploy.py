@@ -251,7 +251,7 @@ def test_masks_are_applied_and_the_model_is_left_alone(blobs):
     assert apart(deploy.compile(run), run.model.eval(), x) < CLOSE
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
     model = lab.build(two_layers, blobs)
-    masks = lab.prune(model, 0.7)[1]
+    masks = lab.prune(model, 0.7, collapse="allow")[1]
     compiled = deploy.compile(model, blobs, masks)
     masks.apply_(dict(lab.prunable(model)))
     assert apart(compiled, model, x) < CLOSE

@@ -348,7 +348,7 @@ def test_rounds_of_the_same_share_multiply(rounds, photos):
 
 def test_a_random_ticket_has_as_many_weights_of_each_layer():
     """Masks at random places keep each layer's count, and are other masks."""
-    masks = lab.prune(two_layers(), 0.7)[1]
+    masks = lab.prune(two_layers(), 0.7, collapse="allow")[1]
     moved = lab.masks.scattered(masks, seed=0)
     assert moved.kept_by_layer == masks.kept_by_layer
     assert moved.fingerprint not in (masks.fingerprint, lab.masks.scattered(masks, seed=1).fingerprint)
@@ -377,7 +377,7 @@ def test_a_compression_ratio_of_the_whole_network(compression, photos):
 def test_operations_count_at_every_place_a_weight_is_used(photos):
     """A weight of a convolution works at each place of its output, one of a linear layer once: zeros save so many."""
     model = two_layers()
-    masks = lab.prune(model, 0.6, "random")[1]
+    masks = lab.prune(model, 0.6, "random", collapse="allow")[1]
     run = lab.fit(model, photos, masks=masks, epochs=0, **QUIET)
     places = {"0.weight": 36, "2.weight": 16, "4.weight": 1}
     dense = 2 * sum(places[name] * mask.numel() for name, mask in masks.items())
