@@ -21,11 +21,24 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from pruninglab import build, fit, models
 from pruninglab import data as lab
-from pruninglab.data import Crop, Cutout, Data, Flip, Shift, Split, StreamSplit, available, load, stored, wrap
+from pruninglab.data import (
+    AlternatingFlip,
+    Crop,
+    Cutout,
+    Data,
+    Flip,
+    Shift,
+    Split,
+    StreamSplit,
+    available,
+    load,
+    stored,
+    wrap,
+)
 from pruninglab.data.generated import strokes, textures
 from pruninglab.data.loading import GENERATED
 from pruninglab.data.resizing import resized
-from pruninglab.data.splits import Augmentation
+from pruninglab.data.splits import Augmentation, coins
 from pruninglab.errors import ConfigError, DataError
 
 
@@ -242,6 +255,34 @@ def test_crop_equals_a_loop_over_images(photos: Tensor):
         padded[:, 3:15, 3:15] = image
         assert torch.equal(out, padded[:, top : top + 12, left : left + 12])
     assert len(set(tops)) == len(set(lefts)) == 7
+
+
+def test_flips_alternate_by_seed_epoch_and_image_alone(photos: Tensor):
+    """Each image is shown both ways in two epochs in a row, whatever the order and the batches."""
+    flip, places = AlternatingFlip(), torch.arange(len(photos))
+    shown = [flip(photos, places, 3, epoch) for epoch in range(4)]
+    assert torch.equal(shown[0], shown[2])
+    assert torch.equal(shown[1], shown[3])
+    assert torch.equal(shown[1], shown[0].flip(3))
+    order = places.flip(0)
+    assert torch.equal(flip(photos[order], order, 3, 1), shown[1][order])
+    many = torch.arange(10_000)
+    first, second = coins(many, 3), coins(many, 4)
+    assert 4_800 < int(first.sum()) < 5_200
+    assert 4_800 < int((first == second).sum()) < 5_200  # seeds know nothing of one another
+    assert 4_800 < int((first[1:] == first[:-1]).sum()) < 5_200  # nor do neighbours
+
+
+def test_a_run_shows_each_image_both_ways_in_two_epochs():
+    data = load("digits", size=8, augment="alternate", train=40)
+    seen: list[dict[int, Tensor]] = []
+    for epoch in (0, 1):
+        order = torch.randperm(len(data.train), generator=g(epoch))
+        batches = data.train.batches(order.split(7), list(range(6)), 0, (5, epoch))
+        images = torch.cat([x for x, _ in batches])
+        seen.append({int(place): image for place, image in zip(order, images, strict=True)})
+    assert len(seen[0]) == 36
+    assert all(torch.equal(seen[0][place], seen[1][place].flip(2)) for place in seen[0])
 
 
 def test_flip_mirrors_about_half_of_the_images_left_to_right(photos: Tensor):
@@ -877,7 +918,11 @@ def test_what_cannot_be_wrapped_is_refused(train: Any, test: Any, options: Any, 
         ("digits", {"train": 2000}, "2,000 training images of digits were asked for, there are 1,437"),
         ("digits", {"test": 361}, "361 test images of digits were asked for, there are 360"),
         ("digits", {"train": 1}, "give 2 or more"),
-        ("digits", {"augment": "crop+flop"}, "no augmentation is called 'flop': take shift, crop, flip, cutout"),
+        (
+            "digits",
+            {"augment": "crop+flop"},
+            "no augmentation is called 'flop': take shift, crop, flip, cutout, alternate",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(name: str, options: dict[str, Any], message: str):

@@ -13,9 +13,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import pruninglab as lab
 from pruninglab import _torchvision, models
 from pruninglab.errors import ConfigError, DataError
 from pruninglab.models import building
+from pruninglab.models.fastnet import whitening
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vgg16": {"width": 0.1},
     "resnet20": {},
     "resnet50": {"width": 0.1},
+    "fastnet": {"width": 0.1},
     "n2nskip": {"width": 0.1},
 }
 
@@ -60,6 +63,8 @@ def same_bits(a: nn.Module, b: nn.Module) -> bool:
         # 23,447,232 convolutions + 53,120 BatchNorm + 20,490; published 23.5M
         ("resnet50", COLOUR, {}, 23_520_842),
         ("resnet50", COLOUR, {"shortcut": "A"}, 20_744_266),
+        # 866,304 convolutions + 4,608 whitening + 1,536 BatchNorm + 1,920
+        ("fastnet", COLOUR, {}, 874_368),
         # and 1,920,384 in four convolutions, 2,816 in their BatchNorm
         ("n2nskip", COLOUR, {}, 16_909_898),
         ("n2nskip", COLOUR, {"share_bn": True}, 16_907_082),
@@ -399,3 +404,33 @@ def test_missing_torchvision_is_said_when_it_is_needed(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match=r"not installed"):
         models.build("torchvision:resnet18", COLOUR)
     assert count(models.build("lenet5", GREY)) == 431_080
+
+
+def test_whitening_is_the_reference_by_hand():
+    """Of patches with two independent parts of second moments 4 and 1, halved and kept by their roots."""
+    x = torch.tensor([[[[2.0, 1.0]]], [[[2.0, -1.0]]], [[[-2.0, 1.0]]], [[[-2.0, -1.0]]]])  # (4, 1, 1, 2)
+    square = torch.cat((x, torch.zeros_like(x)), 2)  # (4, 1, 2, 2): two pixels never vary
+    rows = whitening(square, 2, 1, 1e-6).view(8, 4)
+    assert torch.allclose(rows[:4], -rows[4:])
+    first, second = rows[0].abs(), rows[1].abs()
+    assert first.tolist() == pytest.approx([0.5, 0, 0, 0], abs=1e-4)
+    assert second.tolist() == pytest.approx([0, 1, 0, 0], abs=1e-4)
+
+
+def test_a_whitened_layer_gives_uncorrelated_outputs():
+    data = lab.load("digits", train=200, test=50, size=12)
+    model: Any = models.build("fastnet", data, width=0.1)
+    before = model.whiten.weight.clone()
+    models.whiten_(model, data, images=200, epsilon=0.01)
+    assert not torch.equal(before, model.whiten.weight)
+    x, _ = next(iter(data.train.batches(200)))
+    out = nn.functional.conv2d(x, model.whiten.weight, stride=2)[:, :16].permute(0, 2, 3, 1).flatten(0, 2)
+    moments = out.T @ out / len(out)
+    assert torch.allclose(moments, torch.diag(moments.diag()), atol=1e-3)
+    assert moments.diag()[0] == pytest.approx(1, abs=0.01)  # λ / (λ + ε) of the largest
+    assert moments.diag().tolist() == sorted(moments.diag().tolist(), reverse=True)
+    run: Any = lab.fit(model, data, lab.methods.OneShot(0.9), epochs=1, progress=False)
+    assert torch.equal(run.model.whiten.weight, model.whiten.weight)  # frozen, and out of scope
+    assert "whiten.weight" not in run.masks
+    with pytest.raises(lab.ConfigError, match="no layer `whiten`"):
+        models.whiten_(models.build("lenet300", data), data)

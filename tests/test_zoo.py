@@ -55,7 +55,7 @@ MADE_HERE = {  # results of the package, and words for types: nobody writes thei
         *("Flops", "Kind", "Norm", "Reading", "Cell", "Row", "Table"),
     ),
 }
-WITHOUT_ARGUMENTS = {"ConstantLR", "Dense", "Flip", "available", "Silence"}
+WITHOUT_ARGUMENTS = {"AlternatingFlip", "ConstantLR", "Dense", "Flip", "available", "Silence"}
 TAKES_ANYTHING = {"describe", "tensor_hash", "bits", "perplexity", "negative_loss", "returned_loss"}
 TAKES_ANYTHING |= {"kind_of"}  # of what is no layer nothing is known
 
@@ -250,6 +250,13 @@ def right(w: World) -> dict[str, dict[str, Any]]:
         "models.vgg16": shape | {"width": 0.1, "dropout": 0.0},
         "models.resnet20": shape | {"width": 0.25, "shortcut": "A"},
         "models.resnet50": shape | {"width": 0.1, "shortcut": "B"},
+        "models.fastnet": shape | {"width": 0.1},
+        "models.whiten_": {
+            "model": lab.models.fastnet((1, 8, 8), 10, width=0.1),
+            "data": w.images,
+            "images": 9,
+            "epsilon": 0.1,
+        },
         "models.n2nskip": shape | {"base": "lenet5", "skip_span": 1, "inside_activation": True, "share_bn": False},
         "models.transformer": {"shape": (5,), "classes": 5, "width": 8, "layers": 1, "heads": 2},
         "models.gpt": {

@@ -8,11 +8,24 @@ The test split is the same for every seed; validation images are held out of the
 
 from .dataset import AnySplit, Data
 from .loading import available, load
-from .splits import Crop, Cutout, Flip, Shift, Split
+from .splits import AlternatingFlip, Crop, Cutout, Flip, Shift, Split
 from .streams import StreamSplit
 from .wrapping import wrap
 
-__all__ = ["AnySplit", "Crop", "Cutout", "Data", "Flip", "Shift", "Split", "StreamSplit", "available", "load", "wrap"]
+__all__ = [
+    "AlternatingFlip",
+    "AnySplit",
+    "Crop",
+    "Cutout",
+    "Data",
+    "Flip",
+    "Shift",
+    "Split",
+    "StreamSplit",
+    "available",
+    "load",
+    "wrap",
+]
 
 
 def __dir__() -> list[str]:

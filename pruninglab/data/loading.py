@@ -82,8 +82,8 @@ def load(
     share of the training images held out by `seed`; nothing else depends on the seed. `val="test"` holds nothing out
     and chooses on the test images, as some papers do; data, runs and records then say so. `size` is the side of the
     images. `code` has windows of text for images: `size` is their length in bytes, and a file is in one split alone.
-    `augment` is applied to training batches: shift, crop, flip, cutout, joined by "+". Image files are read by
-    `workers` processes; their training images are also cut at random and mirrored. A file that is no image ends the
+    `augment` is applied to training batches: shift, crop, flip, alternate, cutout, joined by "+". Image files are read
+    by `workers` processes; their training images are also cut at random and mirrored. A file that is no image ends the
     run that meets it; with `unreadable="skip"` all files are read once now, and those are left out and counted.
 
     >>> data = lab.load('digits', size=8)

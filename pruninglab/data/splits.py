@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,19 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..layers.calls import Inputs
+from ..randomness import key
 from ..typed import Checked, Count, CountFromZero, Filled
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+Augmentation = Callable[..., Tensor]
+"""Called with a batch and a generator; with `takes_places = True`, with a batch, the images' places in their split, the
+run's seed and the epoch."""
 Batch = tuple[Any, Tensor]
 """Inputs, a tensor or `Inputs`, and labels: one a sample, or one for each place of it."""
 NO_LABEL = nn.CrossEntropyLoss().ignore_index
 """The label of a place that does not count."""
 Batches = Iterable[Tensor] | int
+Moment = tuple[int, int]
+"""The seed of a run, and its epoch."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,29 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class AlternatingFlip:
+    """Mirror each image in every second epoch. Chance decides for each image whether in the even or the odd ones.
+
+    `Flip` shows an image the same way in half of all pairs of epochs. Here two epochs in a row always show both ways
+    (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+    """
+
+    takes_places: ClassVar[bool] = True
+
+    def __call__(self, x: Tensor, places: Tensor, seed: int, epoch: int) -> Tensor:
+        odd = (coins(places, seed) + epoch) % 2 == 1
+        return torch.where(odd[:, None, None, None], x.flip(3), x)
+
+
+def coins(places: Tensor, seed: int) -> Tensor:
+    """0 or 1 for each place, by place and seed alone: the highest bit of a hash (murmur3's last steps)."""
+    x = places.long() + key(seed, "alternate") % 2**31
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
+    return (x ^ (x >> 16)) >> 31
+
+
+@dataclass(frozen=True)
 class Cutout(Checked):
     """Cover a square about a random pixel of each image, cut off at the border (DeVries and Taylor, 2017).
 
@@ -74,6 +102,7 @@ class Cutout(Checked):
 Levels = Annotated[tuple[float, ...], Filled()]
 """One for each channel."""
 NAMED: dict[str, Augmentation] = {"shift": Shift(), "crop": Crop(), "flip": Flip(), "cutout": Cutout()}
+NAMED |= {"alternate": AlternatingFlip()}
 
 
 def augmentations(wanted: str | Sequence[str | Augmentation]) -> tuple[Augmentation, ...]:
@@ -123,7 +152,13 @@ class Fed(Protocol):
     def __len__(self) -> int: ...
 
 
-def fed(split: Fed, raw: Iterable[tuple[Tensor, Tensor]], seeds: Sequence[int] | None) -> Iterator[Batch]:
+def fed(
+    split: Fed,
+    raw: Iterable[tuple[Tensor, Tensor]],
+    seeds: Sequence[int] | None,
+    plan: Sequence[Tensor],
+    moment: Moment,
+) -> Iterator[Batch]:
     """Augment and normalise whole batches on the split's device."""
     affine = None
     if split.mean is not None and split.std is not None:
@@ -134,7 +169,8 @@ def fed(split: Fed, raw: Iterable[tuple[Tensor, Tensor]], seeds: Sequence[int] |
         if seeds is not None and split.augment:
             generator.manual_seed(seeds[number])
             for augment in split.augment:
-                x = augment(x, generator)
+                given = (plan[number], *moment) if getattr(augment, "takes_places", False) else (generator,)
+                x = augment(x, *given)
         if affine is not None:
             x = x.to(torch.float32, memory_format=torch.channels_last).mul_(affine[0]).add_(affine[1])
         elif isinstance(x, Tensor) and x.dim() == 4:
@@ -193,14 +229,19 @@ class Split(Checked):
         return replace(self, x=self.x[index], y=self.y[index])
 
     def batches(
-        self, batches: Batches = 1000, seeds: Sequence[int] | None = None, item_seed: int | None = None
+        self,
+        batches: Batches = 1000,
+        seeds: Sequence[int] | None = None,
+        item_seed: int | None = None,
+        moment: Moment = (0, 0),
     ) -> Iterator[Batch]:
         """Batches of a size in order, or of the given positions; with `seeds`, one to each, they are augmented.
 
-        `item_seed` is for splits whose items vary by themselves (`StreamSplit`).
+        `item_seed` is for splits whose items vary by themselves (`StreamSplit`). `moment` is the run's seed and the
+        epoch, for augmentations that alternate.
         """
         plan = placed(planned(batches, len(self), seeds), self.device)
-        return fed(self, ((self.x[index], self.y[index]) for index in plan), seeds)
+        return fed(self, ((self.x[index], self.y[index]) for index in plan), seeds, plan, moment)
 
     def digest(self, digest: Any) -> None:
         """Feed what the split holds to a hash."""

@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..layers.calls import Inputs
 from ..randomness import key, own_randomness, seeded_outside_torch
 from ..typed import Checked, Count, CountFromZero
-from .splits import Augmentation, Batch, Batches, Levels, described, fed, hashed, placed, planned
+from .splits import Augmentation, Batch, Batches, Levels, Moment, described, fed, hashed, placed, planned
 
 Ticket = tuple[int, int | None]  # which item, and the seed it varies by; None is the item as it is judged
 
@@ -69,12 +69,16 @@ class StreamSplit(Checked):
         return replace(self, items=self.items.take(index), y=self.y[index])
 
     def batches(
-        self, batches: Batches = 1000, seeds: Sequence[int] | None = None, item_seed: int | None = None
+        self,
+        batches: Batches = 1000,
+        seeds: Sequence[int] | None = None,
+        item_seed: int | None = None,
+        moment: Moment = (0, 0),
     ) -> Iterator[Batch]:
         """As of `Split`; every batch is read anew. Items vary by `item_seed`, or else by the seed of their batch."""
         plan = planned(batches, len(self), seeds)
         varied = seeds if self.varied else None
-        return fed(self, self._read(_Tickets(plan, varied, item_seed)), seeds)
+        return fed(self, self._read(_Tickets(plan, varied, item_seed)), seeds, placed(plan, self.device), moment)
 
     def _read(self, tickets: "_Tickets") -> Iterator[Batch]:
         plan = tickets.plan

@@ -2,6 +2,7 @@
 
 from .alexnet import alexnet
 from .building import MODELS, available, build
+from .fastnet import fastnet, whiten_
 from .gpt import continued, gpt
 from .lenet import lenet5, lenet300
 from .n2nskip import n2nskip
@@ -16,6 +17,7 @@ __all__ = [
     "available",
     "build",
     "continued",
+    "fastnet",
     "gpt",
     "lenet5",
     "lenet300",
@@ -26,6 +28,7 @@ __all__ = [
     "resnet50",
     "transformer",
     "vgg16",
+    "whiten_",
 ]
 
 

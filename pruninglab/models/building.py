@@ -20,6 +20,7 @@ from ..layers.widths import Widths, narrow_
 from ..randomness import own_randomness
 from ..typed import Count, CountFromZero, checked
 from .alexnet import alexnet
+from .fastnet import fastnet
 from .gpt import gpt
 from .lenet import lenet5, lenet300
 from .n2nskip import n2nskip
@@ -36,6 +37,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg16,
     "resnet20": resnet20,
     "resnet50": resnet50,
+    "fastnet": fastnet,
     "n2nskip": n2nskip,
 }
 SEQUENCES: dict[str, Callable[..., nn.Module]] = {"transformer": transformer, "gpt": gpt}

@@ -330,7 +330,7 @@ def _batches(run: Training) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(run.data.train), generator=generator(seed, "order", run.epoch))
     batches = run.batched(order)[done:]
     seeds = [key(seed, "augment", run.step + i) for i in range(len(batches))]
-    return run.data.train.batches(batches, seeds, key(seed, "items", run.epoch))
+    return run.data.train.batches(batches, seeds, key(seed, "items", run.epoch), (seed, run.epoch))
 
 
 def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
