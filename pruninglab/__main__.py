@@ -157,12 +157,16 @@ def show(pattern: str, csv: Path | None) -> None:
 def measure(given: argparse.Namespace) -> int:
     """Train the rows of a table, or list them; 0 if every row has its record."""
     from .benchmark import TABLES, describe_table, estimate, run_table
+    from .benchmark.runner import home
 
     if not given.table:
         for name in TABLES:
             print(describe_table(name))
         return 0
     print(describe_table(given.table, given.rows), flush=True)
+    for folder in ("out", "work"):
+        default = Path("runs", "papers" if folder == "out" else "papers-work", home(given.table))
+        setattr(given, folder, getattr(given, folder) or default)
     options = {"precision": given.precision} if given.precision else {}
     options |= {"only": given.rows, "data": given.data}
     if given.estimate:
@@ -226,8 +230,8 @@ def _add_measure(commands: Any) -> None:
     add("--data", default="", metavar="folder:PATH", help="the images of a table of ImageNet")
     add("--weights", type=Path, metavar="FILE", help="the dense network that a table of ImageNet starts from")
     add("--estimate", action="store_true", help="train a few steps, and say how long a seed takes here")
-    add("--out", type=Path, default=Path("runs/papers"), help="folder for the records")
-    add("--work", type=Path, default=Path("runs/papers-work"), help="folder for the checkpoints to go on from")
+    add("--out", type=Path, help="folder for the records (default: runs/papers/TABLE)")
+    add("--work", type=Path, help="folder for the checkpoints to go on from (default: runs/papers-work/TABLE)")
 
 
 def _add_sweep(commands: Any) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 import pruninglab as lab
 from pruninglab.__main__ import main
 from pruninglab.analysis import papers
-from pruninglab.benchmark import TABLES, beside, coded, run_table, runner, verify
+from pruninglab.benchmark import TABLES, Row, Table, beside, coded, measured, overview, run_table, runner, verify
+from pruninglab.benchmark.report import unmeasured_in_words
 
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 FAST = ["dense", "gradual-167", "random-12", "direct-71"]
@@ -42,9 +43,33 @@ def near(sparsity, others):
 @pytest.mark.parametrize("control", ["gradual magnitude", "random mask"])
 def test_every_method_has_its_controls_at_its_sparsity(table, control):
     rows = TABLES[table].rows.values()
-    at = {row.sparsity for row in rows if row.method == control}
-    assert all(near(row.sparsity, at) for row in rows if row.printed)
-    assert any(row.method == "dense" for row in rows)
+    for length in {row.length for row in rows if row.method != "random mask" or control == "random mask"}:
+        at = {row.sparsity for row in rows if row.method == control and row.length in (length, 1)}
+        assert all(near(row.sparsity, at) for row in rows if row.sparsity and row.length == length)
+        assert any(row.method == "dense" and row.length == length for row in rows)
+
+
+def test_tables_that_share_a_folder_share_their_dense_net_and_rows():
+    """Otherwise the record of one would be taken for that of the other."""
+    folders = {}
+    for name, table in TABLES.items():
+        folders.setdefault(runner.home(name), []).append(table)
+    assert all("." not in row for table in TABLES.values() for row in table.rows | table.trials)
+    for first, *others in folders.values():
+        for other in others:
+            for what in ("data", "model", "start", "epochs", "val", "options", "augment"):
+                assert getattr(first, what) == getattr(other, what)
+            assert all(row is first.rows.get(name, row) for name, row in other.rows.items())
+
+
+def test_a_command_without_folders_keeps_tables_apart(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "pruninglab.benchmark.run_table", lambda table, seeds, out, work, **more: asked.append(out) or []
+    )
+    for table in ("MNIST", "FashionMNIST", "MNIST-rates"):
+        assert main(["papers", table]) == 0
+    assert [path.name for path in asked] == ["MNIST", "FashionMNIST", "MNIST"]
 
 
 def test_rows_take_equal_steps_from_one_start(digits, tmp_path):
@@ -162,6 +187,83 @@ def test_what_has_a_record_is_not_trained_again(digits, tmp_path, monkeypatch):
     assert list(run_table("MNIST", [0], tmp_path / "out", tmp_path / "work", **each)) == []
     record = json.loads((tmp_path / "out/seed-0/dense.json").read_text())
     assert record["accuracy"]["answers"]["classes"] == 10
+
+
+def trained(cell):
+    return cell.fit(lab.methods.Dense(), lr=cell.setting["lr"])
+
+
+@pytest.fixture
+def tuned(digits, monkeypatch):
+    """A table of one method with two trials, at two sparsities."""
+    tried = Row("mine", trained, 0.9, settings=({"lr": 0.0}, {"lr": 0.01}))
+    rows = {"high": tried, "low": replace(tried, sparsity=0.5, tuned="high")}
+    rows["untrained"] = Row("mine, untrained", lambda cell: cell.untrained(lr=0.0))
+    seen = {"lr": lambda cell, run: run.options.lr}
+    monkeypatch.setitem(TABLES, "tuned", Table(rows, "digits", "lenet300", start=1, epochs=3, measures=seen))
+    return lambda seeds, folder, **more: list(run_table("tuned", seeds, folder / "out", folder / "work", **more))
+
+
+def test_trials_choose_by_validation_with_a_seed_of_their_own(tuned, tmp_path):
+    done = tuned([0], tmp_path)
+    names = [(seed, name) for seed, name, _ in done]
+    assert names == [(9, "high-trial-1"), (9, "high-trial-2"), (0, "high"), (0, "low"), (0, "untrained")]
+    assert len({result.row()["total_steps"] for seed, _, result in done if seed == 0}) == 1
+    assert [result.config["lr"] for *_, result in done] == [0.0, 0.01, 0.01, 0.01, 0.0]
+    assert [result.tags["lr"] for *_, result in done] == [0.0, 0.01, 0.01, 0.01, 0.0]
+    first = tmp_path / "out/seed-9/high-trial-1.json"
+    better = lab.Result.read(first)
+    better.accuracy["val"]["accuracy"], better.accuracy["test"]["accuracy"] = 1.0, 0.0
+    better.save(first)
+    assert [(seed, name, result.config["lr"]) for seed, name, result in tuned([0, 1], tmp_path, only=["low"])] == [
+        (1, "low", 0.0)
+    ]
+    with pytest.raises(lab.ConfigError, match="seed 9 is that of the trials"):
+        tuned([9], tmp_path, only=["low"])
+
+
+def test_what_has_no_record_yet_is_said(tuned, tmp_path):
+    records(tmp_path / "out", low=[0.9, 0.92], high_trial_1=[0.5])
+    lines = overview(tmp_path / "out", "tuned").set_index("row")
+    assert lines["n"].to_dict() == {"high": 0, "low": 2, "untrained": 0}
+    assert lines.loc["low", "low"] < lines.loc["low", "accuracy"] < lines.loc["low", "high"]
+    assert set(measured(tmp_path / "out", "tuned")["row"]) == {"low"}  # and none of the trials
+    said = [*unmeasured_in_words(tmp_path / "out", "tuned")]
+    assert said[:2] == [
+        "mine: no record yet at 10.00% of the weights.",
+        "mine, untrained: no record yet in any of its rows.",
+    ]
+    assert said[2].startswith("2 of 3 rows have no record yet: pruninglab papers tuned --out ")
+    assert measured(tmp_path / "nothing", "tuned").empty
+    records(tmp_path / "out", high=[0.9], untrained=[0.9])
+    assert [*unmeasured_in_words(tmp_path / "out", "tuned")] == ["All 3 rows have records, with 1 seeds or more."]
+
+
+def test_trials_are_estimated_and_listed(tuned):
+    assert "2 trials with seed 9, 2 for each method" in runner.describe_table("tuned")
+    assert "The trials take 7 steps once" in runner.estimate("tuned")
+
+
+RISING = ["projected-333", "direct-333", "iterative-333", "progressive-333"]
+ON_CIFAR = ["text-20", "formula_prune-50", "snip-50", "rigl-20", "admm-50", "random-10"]
+READINGS = ["text-no-floor-200", "literal-50", "formula_prune-200", "window-15-50", "gradual-untrained-200"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "names"), [("MNIST-rates", RISING), ("WeightMom", READINGS), ("CIFAR10", ON_CIFAR)])
+def test_rows_reach_their_sparsity_in_equal_steps(table, names, digits, tmp_path):
+    """Those of twice the length take twice the epochs."""
+    options = {"only": names, "start": 1, "epochs": 9}
+    found = {
+        name: result
+        for seed, name, result in run_table(table, [0], tmp_path / "o", tmp_path / "w", **options)
+        if not seed
+    }
+    assert set(found) == set(names)
+    rows = TABLES[table].rows
+    for name, result in found.items():
+        assert result.row()["total_steps"] == 1 + 9 * rows[name].length
+        assert result.sparsity["weights"] == pytest.approx(rows[name].sparsity, abs=1e-4)
 
 
 @pytest.mark.parametrize(("table", "only"), [("CIFAR", ()), ("MNIST", ["magic"])])

@@ -336,6 +336,9 @@ def test_ways_draw_a_line_each_and_the_dense_net_dashed():
     records = table.drop(columns="seconds_in_all").rename(columns={"sparsity": "sparsity_weights"})
     records["target"] = [{"conv*": 0.5}] * len(records)  # as a record may have it
     assert lab.plots.by_method(records).alt == lab.plots.by_method(table).alt
+    other = lab.plots.by_method(table.assign(distance=3.0), "distance")
+    assert [t.get_text() for t in other.axes[0].get_yticklabels() if "%" in t.get_text()] == []
+    assert "accuracy" not in other.get_suptitle()
     with pytest.raises(lab.ConfigError, match="no results"):
         lab.plots.by_method(pd.DataFrame())
 

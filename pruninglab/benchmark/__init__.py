@@ -1,6 +1,6 @@
 """The papers' tables, measured: each row by its own method, with its controls, at equal steps."""
 
-from .report import beside, coded
+from .report import beside, coded, measured, overview
 from .rows import Cell, Row, Table
 from .runner import describe_table, estimate, run_table
 from .tables import TABLES
@@ -15,6 +15,8 @@ __all__ = [
     "coded",
     "describe_table",
     "estimate",
+    "measured",
+    "overview",
     "run_table",
     "verify",
 ]

@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..results.tables import load
 from ..typed import checked
 from .rows import Row
-from .runner import chosen
+from .runner import chosen, known
 
 CODED = ("admm", 6)
 """The table whose rows are sizes and not accuracies."""
@@ -28,7 +28,7 @@ def beside(folder: str | Path, table: str) -> pd.DataFrame:
     the means of the controls: the same number of weights (but for `dense`), and equal steps. The verdict is "reached"
     where the mean, rounded as the paper rounds, is no lower than what is printed.
     """
-    rows, measured = chosen(table, ()), _measured(folder, table)
+    rows, measured = chosen(table, ()), _some(folder, table)
     lines = [
         _line(name, row, printed, measured) | _controls(row, rows, measured)
         for name, row in rows.items()
@@ -47,7 +47,7 @@ def coded(folder: str | Path, table: str = "MNIST") -> pd.DataFrame:
     the whole sparse file. The paper's own are beside them. `lost` are points of test accuracy below the dense net of
     the same seed. All are means over seeds.
     """
-    found, printed = _measured(folder, table), papers.table(*CODED).set_index("Method")
+    found, printed = _some(folder, table), papers.table(*CODED).set_index("Method")
     dense = found["dense"].set_index("seed")["test_accuracy"] if "dense" in found else pd.Series(dtype=float)
     lines = []
     for name, row in chosen(table, ()).items():
@@ -63,6 +63,46 @@ def coded(folder: str | Path, table: str = "MNIST") -> pd.DataFrame:
     return pd.DataFrame(lines, columns=pd.Index(order))
 
 
+@checked
+def measured(folder: str | Path, table: str) -> pd.DataFrame:
+    """The records of the rows of `table` in `folder`, with their column `row`; none of its trials."""
+    found = _measured(folder, table)
+    return pd.concat(found.values(), ignore_index=True) if found else pd.DataFrame()
+
+
+@checked
+def overview(folder: str | Path, table: str) -> pd.DataFrame:
+    """One line for each row of `table`, whether it has records or not.
+
+    `n` counts its seeds. `accuracy` is the mean of the test accuracies with its 95 % interval over seeds. The columns
+    after that are means of what else the table measures.
+    """
+    found, more = _measured(folder, table), known(table).measures
+    lines = []
+    for name, row in chosen(table, ()).items():
+        line: dict[str, Any] = {"row": name, "method": row.method, "sparsity": row.sparsity, "n": 0}
+        if name in found:
+            low, mean, high = interval(found[name]["test_accuracy"].to_numpy(float))
+            line |= {"n": len(found[name]), "accuracy": mean, "low": low, "high": high}
+            line |= {column: found[name][column].mean() for column in more}
+        lines.append(line)
+    return pd.DataFrame(lines, columns=pd.Index([*lines[0], "accuracy", "low", "high", *more]).unique())
+
+
+def unmeasured_in_words(folder: str | Path, table: str) -> Iterator[str]:
+    """One sentence for each method with rows that have no record yet, and the command that trains them."""
+    lines: Any = overview(folder, table)
+    left = lines[lines["n"] == 0]
+    for method, of in left.groupby("method", sort=False):
+        of_all = " in any of its rows" if len(of) == int((lines["method"] == method).sum()) else ""
+        at = ", ".join(f"{1 - sparsity:.2%}" for sparsity in sorted(of["sparsity"])) if not of_all else ""
+        yield f"{method}: no record yet{of_all}{f' at {at} of the weights' if at else ''}."
+    if len(left):
+        yield f"{len(left)} of {len(lines)} rows have no record yet: pruninglab papers {table} --out {folder}"
+    else:
+        yield f"All {len(lines)} rows have records, with {lines['n'].min()} seeds or more."
+
+
 def in_words(found: pd.DataFrame) -> Iterator[str]:
     """One sentence for each printed row that was measured, and one for all."""
     for row in found.to_dict("records"):
@@ -76,13 +116,20 @@ def in_words(found: pd.DataFrame) -> Iterator[str]:
     yield f"{reached} of {len(found)} printed rows are reached. The fewest seeds of a row are {found['n'].min()}."
 
 
+def _some(folder: str | Path, table: str) -> dict[str, Any]:
+    if not (found := _measured(folder, table)):
+        raise DataError(f"no records found in {folder}; run: pruninglab papers {table} --out {folder}.")
+    return found
+
+
 def _measured(folder: str | Path, table: str) -> dict[str, Any]:
     """The records of each row."""
     rows, frame = chosen(table, ()), load(folder)
     if frame.empty:
-        raise DataError(f"no records found in {folder}; run: pruninglab papers {table} --out {folder}.")
+        return {}
     frame = frame.assign(row=[Path(path).stem for path in frame["path"]])
-    return {str(name): of for name, of in frame.groupby("row", sort=False) if name in rows}
+    found = {str(name): of for name, of in frame.groupby("row", sort=False)}
+    return {name: found[name] for name in rows if name in found}
 
 
 def _line(name: str, row: Row, printed: tuple[str, int, str], measured: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 A row is a function of a `Cell` that returns its last run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from ..data.dataset import Data
 from ..masks.schedules import Cubic, Exponential
@@ -42,11 +44,23 @@ class Cell:
     """Of each row, after the dense start."""
     folder: Path
     options: Mapping[str, Any]
+    model: nn.Module
+    """The untrained network that the dense net was trained from."""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    """What the trials of the row chose."""
 
     def fit(self, *methods: Method, **changes: Any) -> Run:
         """All epochs in one training, from the dense net."""
-        given = {"epochs": self.epochs, "checkpoint": self.folder / "run.safetensors", **self.options, **changes}
-        return fit(self.dense, self.data, *methods, **given)
+        return self._fit(self.dense, self.epochs, methods, changes)
+
+    def untrained(self, *methods: Method, **changes: Any) -> Run:
+        """As many steps in all, in one training from the untrained network."""
+        before = self.dense.spent // self.dense.steps_per_epoch
+        return self._fit(self.model, before + self.epochs, methods, changes)
+
+    def _fit(self, model: nn.Module | Run, epochs: int, methods: Sequence[Method], changes: Mapping[str, Any]) -> Run:
+        given: dict[str, Any] = {"epochs": epochs, "checkpoint": self.folder / "run.safetensors"}
+        return fit(model, self.data, *methods, **{**given, **self.options, **changes})
 
 
 @dataclass(frozen=True)
@@ -60,13 +74,19 @@ class Row:
     printed: tuple[tuple[str, int, str], ...] = ()
     """The paper, the table and the row that this one is measured against. Two rows of one name differ by their rate."""
     tags: Mapping[str, Any] = field(default_factory=dict)
+    length: int = 1
+    """How many times the table's epochs it takes."""
+    settings: tuple[Mapping[str, Any], ...] = ()
+    """What its trials try. The one with the highest validation accuracy is chosen."""
+    tuned: str = ""
+    """The row whose trials choose for this one; without it, its own."""
 
 
 @dataclass(frozen=True)
 class Table:
     """The rows of one network and data set by name, in the order of a run."""
 
-    rows: Mapping[str, Row]
+    rows: dict[str, Row]
     data: str = ""
     """Its name; without one, the data set is a folder of images that is named by whoever runs the table."""
     model: str = "lenet5"
@@ -77,6 +97,22 @@ class Table:
     """Of each row."""
     val: float | Literal["test"] = 1 / 12
     options: Mapping[str, Any] = field(default_factory=lambda: {"weight_decay": 5e-5})
+    home: str = ""
+    """The table whose folder its records lie in, since the two share rows; without it, its own."""
+    augment: str = ""
+    prepare: Callable[[nn.Module, Data], None] | None = None
+    """What is done to the untrained network."""
+    measures: Mapping[str, Callable[[Cell, Run], float]] = field(default_factory=dict)
+    """Columns of its records besides accuracy and size."""
+
+    @property
+    def trials(self) -> dict[str, Row]:
+        """The trials of all rows by name, each with its one setting."""
+        return {
+            f"{name}-trial-{number}": replace(row, settings=(setting,), tags={**row.tags, "trial": number})
+            for name, row in self.rows.items()
+            for number, setting in enumerate(row.settings if not row.tuned else (), 1)
+        }
 
 
 def _dense(cell: Cell) -> Run:

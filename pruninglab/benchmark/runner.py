@@ -1,10 +1,12 @@
 """Run the rows of a table, seed by seed. What has a record is not trained again, what was broken off goes on."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ..data.loading import load
 from ..errors import ConfigError
@@ -27,6 +29,8 @@ SHIPPED = 1 << 16
 """A pruned network whose sparse file has at most so many bytes is kept beside its record."""
 TRIED = 3
 """Steps by which a table is estimated, after one that is not counted."""
+TRIAL_SEED = 9
+"""Of all trials, and of no row that they choose for."""
 
 
 @checked
@@ -54,31 +58,51 @@ def run_table(
     `work` has the checkpoints to go on from.
     """
     refuse_unknown(options, "run_table")
-    asked, rows = _within(known(table), budget), chosen(table, only)
+    asked = _within(known(table), budget)
     lengths = {"start": asked.start if start is None else start, "epochs": epochs or asked.epochs}
     val = "test" if protocol == "paper" else asked.val
     asked = replace(asked, **lengths, val=val, data=_data(table, data), options={**asked.options, **options})
-    return _run(asked, rows, seeds, Path(out), Path(work), _weights(table, weights))
+    out = Path(out)
+    _refuse_trial_seed(table, chosen(table, only), seeds)
+    return _run(asked, table, left(table, seeds, out, only), out, Path(work), _weights(table, weights))
 
 
 def _run(
-    asked: Table, rows: dict[str, Row], seeds: Sequence[int], out: Path, work: Path, weights: str | Path | None
+    asked: Table,
+    table: str,
+    missing: Iterator[tuple[int, dict[str, Row]]],
+    out: Path,
+    work: Path,
+    weights: str | Path | None,
 ) -> Iterator[tuple[int, str, Result]]:
-    for seed in seeds:
+    for seed, rows in missing:
         given = {"seed": seed, "progress": False, **asked.options}
-        home, made = out / f"seed-{seed}", work / f"seed-{seed}"
-        missing = {name: row for name, row in rows.items() if not (home / f"{name}.json").exists()}
-        if not missing:
-            continue
-        images = load(asked.data, seed=seed, val=asked.val)
+        made = work / f"seed-{seed}"
+        images = load(asked.data, seed=seed, val=asked.val, augment=asked.augment)
         model = build(asked.model, images, seed=seed, weights=weights)
+        if asked.prepare:
+            asked.prepare(model, images)
         dense = dense_start(model, images, epochs=asked.start, folder=made / "start", **given)
-        cell = Cell(images, dense, asked.epochs, made, given)
-        for name, row in missing.items():
-            run = row.make(replace(cell, folder=made / name))
+        for name, row in rows.items():
+            setting = _setting(table, name, row, out)
+            cell = Cell(images, dense, asked.epochs * row.length, made / name, given, model, setting)
+            run = row.make(cell)
             if run.status == "interrupted":
                 return
-            yield seed, name, keep(run, row, home / name)
+            tags = {f"chosen_{key}": value for key, value in setting.items()}
+            tags |= {key: measure(cell, run) for key, measure in asked.measures.items()}
+            yield seed, name, keep(run, row, out / f"seed-{seed}" / name, **tags)
+
+
+def left(table: str, seeds: Sequence[int], out: Path, only: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Row]]]:
+    """Each seed with the rows that have no record in `out`; before them the trials on which these rows wait."""
+    rows = chosen(table, only)
+    _refuse_trial_seed(table, rows, seeds)
+    missing = {seed: _missing(rows, out, seed) for seed in seeds}
+    waiting = {name: row for of in missing.values() for name, row in of.items()}
+    if trials := _missing(_trials_of(table, waiting), out, TRIAL_SEED):
+        yield TRIAL_SEED, trials
+    yield from ((seed, of) for seed, of in missing.items() if of)
 
 
 @checked
@@ -86,12 +110,16 @@ def describe_table(table: str, only: Sequence[str] = ()) -> str:
     """What a table has, and what it takes."""
     asked, rows = known(table), chosen(table, only)
     begins = f"the weights in {asked.checkpoint}" if asked.checkpoint else f"{asked.start} epochs"
-    lines = [
-        f"{table}: {len(rows)} rows of {asked.model}, for each seed {begins} and {len(rows)} x {asked.epochs} epochs"
-    ]
+    total = asked.epochs * sum(row.length for row in rows.values())
+    lines = [f"{table}: {len(rows)} rows of {asked.model}, for each seed {begins} and {total:,} epochs of the rows"]
     for name, row in rows.items():
         beside = "; ".join(f"{paper}, Table {number}: {line}" for paper, number, line in row.printed)
-        lines.append(f"  {name:<22}{row.method:<28}{row.sparsity:>7.2%}  {beside}".rstrip())
+        lines.append(f"  {name:<23}{row.method:<36}{row.sparsity:>7.2%}  {beside}".rstrip())
+    if trials := _trials_of(table, rows):
+        tried = len(trials) // len({_tried(name) for name in trials})
+        lines.append(
+            f"  {len(trials)} trials with seed {TRIAL_SEED}, {tried} for each method; validation accuracy chooses"
+        )
     return "\n".join(lines)
 
 
@@ -115,14 +143,20 @@ def estimate(table: str, only: Sequence[str] = (), data: str = "", **options: An
     given |= {"batch_size": size, "progress": note}
     fit(build(asked.model, images), images, epochs=1, **given)
     each = (moments[-1] - moments[0]) / max(len(moments) - 1, 1)
-    steps = len(images.train) // size * (asked.start + len(rows) * asked.epochs)
-    return f"{each:.3g} s a step of {size} images, {steps:,} steps a seed: about {each * steps / 3600:,.1f} hours."
+    steps, before = (
+        len(images.train) // size * (asked.start + asked.epochs * sum(row.length for row in of.values()))
+        for of in (rows, _trials_of(table, rows))
+    )
+    said = f"{each:.3g} s a step of {size} images, {steps:,} steps a seed: about {each * steps / 3600:,.1f} hours."
+    if before > len(images.train) // size * asked.start:
+        said += f" The trials take {before:,} steps once: about {each * before / 3600:,.1f} hours."
+    return said
 
 
-def keep(run: Run, row: Row, path: Path) -> Result:
-    """The record with its tags; the network as a sparse file where that is small."""
-    run.result.tags |= {"method": row.method, "asked": row.sparsity, **row.tags}
-    if run.result.size["sparse_bytes"] <= SHIPPED:
+def keep(run: Run, row: Row, path: Path, **tags: float | str) -> Result:
+    """The record with its tags; the network as a sparse file where that is small and no trial's."""
+    run.result.tags |= {"method": row.method, "asked": row.sparsity, **row.tags, **tags}
+    if run.result.size["sparse_bytes"] <= SHIPPED and "trial" not in row.tags:
         check_writable(path, "out")
         sparse.save(run, path.with_suffix(NETWORK))
     run.save(path.with_suffix(".json"))
@@ -135,11 +169,45 @@ def known(table: str) -> Table:
     return TABLES[table]
 
 
+def _refuse_trial_seed(table: str, rows: Mapping[str, Row], seeds: Sequence[int]) -> None:
+    if TRIAL_SEED in seeds and _trials_of(table, rows):
+        raise ConfigError(f"seed {TRIAL_SEED} is that of the trials of {table}; give other seeds.")
+
+
+def home(table: str) -> str:
+    """The folder of its records: tables that share rows share it."""
+    return known(table).home or table
+
+
 def chosen(table: str, only: Sequence[str]) -> dict[str, Row]:
-    rows = known(table).rows
-    if unknown := set(only) - set(rows):
+    rows, trials = known(table).rows, known(table).trials
+    if unknown := set(only) - set(rows) - set(trials):
         raise ConfigError(f"{table} has no row {', '.join(sorted(unknown))}; expected some of {', '.join(rows)}.")
-    return {name: row for name, row in rows.items() if not only or name in only}
+    return {name: row for name, row in (rows | trials).items() if name in (only or rows)}
+
+
+def _trials_of(table: str, rows: Mapping[str, Row]) -> dict[str, Row]:
+    waiting = {row.tuned or name for name, row in rows.items()}
+    return {name: row for name, row in known(table).trials.items() if _tried(name) in waiting}
+
+
+def _tried(trial: str) -> str:
+    """The row that a trial is of."""
+    return trial.rpartition("-trial-")[0]
+
+
+def _missing(rows: Mapping[str, Row], out: Path, seed: int) -> dict[str, Row]:
+    return {name: row for name, row in rows.items() if not Path(out, f"seed-{seed}", f"{name}.json").exists()}
+
+
+def _setting(table: str, name: str, row: Row, out: Path) -> Mapping[str, Any]:
+    """A trial's own setting; of a row's trials, that of the highest validation accuracy, the first of equal ones."""
+    if not row.settings or name in known(table).trials:
+        return dict(*row.settings)
+    trials = _trials_of(table, {name: row})
+    scores = {trial: Result.read(out / f"seed-{TRIAL_SEED}" / f"{trial}.json").val for trial in trials}
+    best = max(scores, key=lambda trial: np.nan_to_num(scores[trial], nan=-1.0))
+    return dict(*trials[best].settings)
 
 
 def _within(table: Table, budget: Budget) -> Table:

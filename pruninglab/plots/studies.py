@@ -110,8 +110,8 @@ def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Fi
     alone.
 
     `trials` is what a recipe returned, its table, or loaded records with a column `method`; tables of several seeds can
-    be joined. Bars are 95 % intervals of the mean where several runs have one sparsity; the dense net is the dashed
-    line. Methods at one sparsity are drawn a little apart.
+    be joined. `score` is any of its columns of numbers. Bars are 95 % intervals of the mean where several runs have one
+    sparsity; the dense net is the dashed line. Methods at one sparsity are drawn a little apart.
 
     >>> lab.plots.by_method(lab.recipes.iterative(dense, data, 0.5, rounds=1, epochs=1, progress=False)).alt[:40]
     'Test accuracy by share of weights left: '
@@ -137,17 +137,20 @@ def by_method(trials: Trials | pd.DataFrame, score: str = "test_accuracy") -> Fi
         interval(axes, [left * apart[method] for left in runs], mean, half, look)
         axes.plot(of_way["left"] * apart[method], of_way[score], ls="", zorder=3, **mark)
         axes.plot([], [], label=f"{method} (n = {n})", **mark)
-    if all(0 <= value <= 1 for value in table[score]):  # though intervals of few runs lead beyond
+    is_accuracy = score.startswith(("test_", "val_", "accuracy"))
+    if is_accuracy and all(0 <= value <= 1 for value in table[score]):  # though intervals of few runs lead beyond
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0), min(high, 1.02))
     axes.set(xscale="log", xlabel="share of weights left, and compression ratio", ylabel=score.replace("_", " "))
     log_levels(axes.xaxis, shown)
     axes.minorticks_off()
-    percent(axes.yaxis)
+    if is_accuracy:
+        percent(axes.yaxis)
     axes.invert_xaxis()
     legend(figure)
     said_of = f"{score.replace('_', ' ').capitalize()} by share of weights left: {'; '.join(said)}."
-    return finish(figure, "How much accuracy is left as more weights are removed?", said_of)
+    title = "How much accuracy is left as more weights are removed?"
+    return finish(figure, title if is_accuracy else f"What does pruning change in {score.replace('_', ' ')}?", said_of)
 
 
 def _with_left(table: pd.DataFrame) -> pd.DataFrame:

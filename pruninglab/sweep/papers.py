@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..benchmark.runner import chosen
+from ..benchmark.runner import left
 from ..errors import RunError
 from .plan import _Cluster
 
@@ -30,26 +30,32 @@ def run_rows(
     """Train what has no record in `out`, `jobs` rows at a time with one thread each; the names of those that failed.
 
     `arguments` are those of `pruninglab papers` besides table, rows and seeds. The rows of a seed wait for its dense
-    network, which one of them trains. When this is ended, the running rows write their checkpoints.
+    network, which one of them trains. Rows with trials wait for all of these. When this is ended, the running rows
+    write their checkpoints.
     """
-    todo = [f"{seed}/{name}" for seed in seeds for name in chosen(table, only)]
-    todo = [cell for cell in todo if not Path(out, f"seed-{cell}.json").exists()]
+    todo = [[f"{seed}/{name}" for name in rows] for seed, rows in left(table, seeds, out, only)]
+    trials = todo.pop(0) if todo and "-trial-" in todo[0][0] else []
+    rows = [cell for of in todo for cell in of]
     failed: list[str] = []
-    if not todo:
+    if not trials and not rows:
         return failed
     import distributed
 
     with ExitStack() as stack:
         cluster = _Cluster.local(stack, jobs, 1) if scheduler is None else _Cluster.at(stack, scheduler)
-        say(f"{len(todo)} row{'s' * (len(todo) > 1)} to train; {cluster.said}")
+        before = f"{len(trials)} trial{'s' * (len(trials) > 1)} and " if trials else ""
+        say(f"{before}{len(rows)} row{'s' * (len(rows) != 1)} to train; {cluster.said}")
         stack.callback(_end_all)
-        cells = {cluster.client.submit(train_row, table, cell, [*arguments], pure=False): cell for cell in todo}
-        for future in distributed.as_completed(list(cells)):
-            code, said = future.result()
-            say(said)
-            if code in STOPPED:
-                raise RunError(f"{cells[future]} was ended from outside; the same command goes on with it.")
-            failed += [cells[future]] if code else []
+        for wave in filter(None, (trials, rows)):
+            cells = {cluster.client.submit(train_row, table, cell, [*arguments], pure=False): cell for cell in wave}
+            for future in distributed.as_completed(list(cells)):
+                code, said = future.result()
+                say(said)
+                if code in STOPPED:
+                    raise RunError(f"{cells[future]} was ended from outside; the same command goes on with it.")
+                failed += [cells[future]] if code else []
+            if failed:
+                break
     return failed
 
 
