@@ -208,6 +208,8 @@ def right(w: World) -> dict[str, dict[str, Any]]:
         "layers.real_names": {"model": w.net},
         "benchmark.beside": {"folder": RECORDS, "table": "MNIST"},
         "benchmark.coded": {"folder": RECORDS, "table": "MNIST"},
+        "benchmark.measured": {"folder": RECORDS, "table": "MNIST"},
+        "benchmark.overview": {"folder": RECORDS, "table": "MNIST"},
         "benchmark.describe_table": {"table": "MNIST", "only": ()},
         "benchmark.estimate": {"table": "MNIST", "only": (), "data": ""},
         "benchmark.run_table": {"table": "MNIST", "seeds": [0], "out": w.folder / "new", "work": w.folder / "work"}
