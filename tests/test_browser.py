@@ -312,7 +312,11 @@ bench"""
     rows.first.locator("input").check(timeout=SECONDS)  # as soon as the first run is over
     figure.wait_for(timeout=SECONDS)
     page.goto("about:blank")
-    page.goto(f"{lab_server}/queue.ipynb", timeout=SECONDS)
+    for _ in range(5):  # JupyterLab gives the kernel a few seconds to tell of its widgets, which a busy one may need
+        page.goto(f"{lab_server}/queue.ipynb", timeout=SECONDS)
+        page.locator(".pl tbody tr, :text('Error displaying widget')").first.wait_for(timeout=SECONDS)
+        if rows.count():
+            break
     sync_api.expect(rows).to_have_count(5, timeout=SECONDS)
     figure.wait_for(timeout=SECONDS)
     before = figure.get_attribute("src")

@@ -23,7 +23,7 @@ from pruninglab.train.options import Options
 
 RECORDS = Path(__file__).parent.parent / "notebooks" / "results"
 STUDIES = (
-    *("admm", "gates", "grid", "regrowth", "regrowth/adam", "regrowth/sgd", "relevance", "relevance/MNIST"),
+    *("admm", "bytes", "gates", "grid", "regrowth", "regrowth/adam", "regrowth/sgd", "relevance", "relevance/MNIST"),
     *("relevance/MNIST-sparser", "relevance/FashionMNIST", "relevance/trials", "select", "start", "tickets"),
     *("weightmom", "weightmom/CIFAR10-16", "weightmom/textures-16", "papers/MNIST"),
 )
