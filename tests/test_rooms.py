@@ -12,8 +12,9 @@ import pruninglab as lab
 PACKAGE = Path(lab.__file__).parent
 ROOMS = (
     *("version", "errors", "_html", "typed", "identity", "randomness", "terminal", "_torchvision"),
-    *("layers", "masks", "criteria", "data", "models", "storage", "results", "train", "structured", "deploy"),
-    *("analysis", "methods", "recipes", "benchmark", "plots", "widgets", "sweep", "console", "__init__", "__main__"),
+    *("layers", "coupling", "masks", "criteria", "data", "models", "storage", "results", "train", "structured"),
+    *("deploy", "analysis", "methods", "recipes", "benchmark", "plots", "widgets", "sweep", "console"),
+    *("__init__", "__main__"),
 )
 """From the ground up. A room imports only from rooms before it."""
 COMMANDS = (

@@ -12,9 +12,9 @@ from torch import nn
 
 import pruninglab as lab
 from pruninglab import identity, layers, structured
+from pruninglab.coupling import removal
 from pruninglab.layers import Attention
 from pruninglab.models.resnet import BasicBlock
-from pruninglab.structured import removal
 
 NETS: dict[str, Any] = {
     "lenet5": 16,

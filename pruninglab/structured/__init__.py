@@ -1,7 +1,7 @@
 """Structured pruning: whole channels are chosen together and taken out, so that a smaller plain network is left."""
 
+from ..coupling.grouping import Group, Groups, Part
 from .choose import Coupled, groups, prune, silence
-from .grouping import Group, Groups, Part
 from .shrink import Shrunk, shrink
 from .two_of_four import is_2_to_4, semi_structured
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..coupling.grouping import logits_of
 from ..errors import RunError
 from ..layers.hooks import hooked
 from ..layers.kinds import Norm
 from ..randomness import generator
-from .grouping import logits_of
 
 FLOOR = 1e-4  # of the largest logit: in 64 bits a spread below it is too near to what rounding does
 

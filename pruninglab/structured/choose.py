@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..coupling.grouping import Group, Groups, find_groups
 from ..criteria import registry
 from ..criteria.channels import norm_scale
 from ..criteria.registry import Batches, Criterion, CriterionName
@@ -23,7 +24,6 @@ from ..randomness import own_randomness
 from ..train.evaluate import Shuffled
 from ..train.run import Run
 from ..typed import CountFromZero, Fraction, check, check_settings, checked
-from .grouping import Group, Groups, find_groups
 
 Example = Tensor | Data
 Scope = Literal["global", "layer", "raw"]

@@ -1,6 +1,6 @@
 """Structured pruning: whole channels chosen together, and taken out, so that a smaller plain network is left.
 
-`grouping` finds which layers share their channels, `removal` takes out what may go without a change of the logits, and
+`coupling` finds which layers share their channels and takes out what may go without a change of the logits, and
 `check` compares these.
 """
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _html
+from ..coupling.grouping import Groups, find_groups
+from ..coupling.removal import remove
 from ..errors import RunError
 from ..layers import widths
 from ..layers.names import canonical_parameters
@@ -23,8 +25,6 @@ from ..train.run import Run
 from ..typed import checked
 from .check import difference
 from .choose import Example, _masked
-from .grouping import Groups, find_groups
-from .removal import remove
 
 TOLERANCE, EXACT = 1e-5, 1e-9  # in 32 bits; in 64, in which all is done again, where the network is not that exact
 

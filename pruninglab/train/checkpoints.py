@@ -19,6 +19,7 @@ from ..results.environment import environment
 from ..storage import files, locks
 from ..terminal import alert
 from ..version import __version__
+from .compact import Compact, follow
 from .method import Method, state_of
 from .ranks import current, is_first
 from .run import Cut, Run, load_optimizer, optimizer_state
@@ -32,9 +33,10 @@ def save(run: Run, path: Path, loss_sum: float, seen: int, seconds: float) -> No
     state = {
         "config": run.config,
         "code": _code(run),
-        "machine": _machine(),
+        "machine": _machine(run),
         "model": {**dict(run.model.named_parameters()), **dict(run.model.named_buffers())},
         "optimizer": optimizer_state(run),
+        "compacted": _compacted(run),
         "masks": {name: mask for name, mask in run.masks.items() if not bool(mask.all())},
         "methods": [state_of(method) for method in run.acting],
         "observers": {place: state_of(method) for place, method in _observers(run).items()},
@@ -76,6 +78,14 @@ def _say(run: Run, text: str) -> None:
     if hasattr(run, "result"):
         run.result.warnings.append(text)
     alert(text)
+
+
+def _compacted(run: Run) -> dict[str, Any] | None:
+    """What the network has been compacted by, where that has changed since: it is compacted between epochs only."""
+    net = run.net
+    if not isinstance(net, Compact) or net.masks is run.masks:
+        return None
+    return {"masks": dict(net.masks), "held": dict(net.held)}
 
 
 def _packed(best: Snapshot, masks: Masks) -> dict[str, Any]:
@@ -140,7 +150,7 @@ def _compare(run: Run, path: Path, state: dict[Any, Any], other_code: bool) -> N
             "other_code=True where only a function or a class was edited, another checkpoint= to start anew, or delete "
             "the file."
         )
-    if moved := _differences(state["machine"], _machine()):
+    if moved := _differences(state["machine"], _machine(run)):
         run.warn(f"not the bits of an undisturbed run: {'; '.join(moved)}.")
 
 
@@ -156,6 +166,10 @@ def _set(run: Run, state: dict[Any, Any]) -> tuple[float, int]:
     run.optimizer.state.clear()
     load_optimizer(run, state["optimizer"])
     set_methods(run, state["masks"], [*zip(run.acting, state["methods"], strict=True), *watching])
+    if isinstance(run.net, Compact) and (compacted := state.get("compacted")):
+        run.net.follow(Masks(compacted["masks"]).to(run.device), compacted["held"])
+    else:
+        follow(run)
     run.best = Snapshot(**_unpacked(state["best"], run.masks)) if state["best"] else None
     run.history = state["history"]
     run.warnings = list(dict.fromkeys([*state["warnings"], *run.warnings]))
@@ -189,12 +203,12 @@ def _code(run: Run) -> dict[str, Any]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def _machine(run: Run) -> dict[str, Any]:
     """What changes the last bits of a result and nothing else."""
     known = environment("cpu")
     several = {"processes": ranks.count} if (ranks := current()) else {}
     names = ("threads", "threads_between_operations", "instructions", "libraries")
-    return {name: known[name] for name in names} | several
+    return {name: known[name] for name in names} | several | ({"compact": True} if run.compacts else {})
 
 
 _OWN_CODE = re.compile(r"(?<=\w)(?<!\barray) [0-9a-f]{8}\b")

@@ -22,7 +22,7 @@ from ..randomness import generator, key, own_randomness
 from ..results.record import percent
 from ..terminal import Bar
 from ..typed import CountFromZero, checked
-from . import checkpoints
+from . import checkpoints, compact
 from .checks import _not_finite, _try_one_batch, check_inputs, check_length, check_memory
 from .evaluate import Shuffled, loss_arguments, scored
 from .machine import channels_last, interruptible, make_optimizer, settings
@@ -60,6 +60,11 @@ def fit(model: nn.Module | Run, data: Data, *methods: Method, **options: Unpack[
     defined in a notebook needs `torchrun --nproc-per-node=N -m pruninglab run FILE` instead. All processes have equal
     masks. Against one process they differ by rounding, since gradients are summed in another order. Where two scores
     are nearly equal, a cut may therefore take the other weight. In float64 all masks are those of one process.
+
+    **What it leaves out.** `compact` trains on without the channels and input columns that pruning has made useless.
+    They are looked for between epochs. Masks and weights become the same as without, up to the rounding of sums in
+    another order. Only the running statistics of channels that nothing reads stay where they were. A method that needs
+    pruned weights is refused before training.
 
     **What it shows.** `progress` shows a bar. A function in its place is called with the run after every step; at the
     end of an epoch, after its evaluation. It may call `run.interrupt()`.
@@ -102,7 +107,7 @@ def _begun(model: nn.Module | Run, data: Data, methods: list[Method], options: O
     trained = (source if session.inplace else copy.deepcopy(source)).to(place)
     origin, before = _start(parent, source, session, data, options.loss)
     run = Training(trained, data.to(place), methods, options, place, dict(session.tags), origin, before)
-    run.ranks, run.collapse = current(), session.collapse
+    run.ranks, run.collapse, run.compacts = current(), session.collapse, session.compact
     for note in data.notes:
         run.warn(f"data: {note}")
     return run
@@ -157,6 +162,8 @@ def _set_out(run: Training, start: Snapshot | None, given: Mapping[str, Tensor] 
         load_optimizer(run, start.optimizer or {})
         run.origin |= _proof(run)
     run.config = _config(run)
+    if run.compacts:
+        compact.begin(run)
 
 
 @checked
@@ -346,6 +353,7 @@ def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
     if run.settled:
         run.remember(val["accuracy"])
     run.act_on_epoch()
+    compact.follow(run)
     run.check_ranks(f"at the end of epoch {run.epoch}")
     patience, best = run.options.patience, run.best
     if patience and best and run.settled and run.step - best.step >= patience * run.steps_per_epoch:

@@ -1,7 +1,7 @@
 """A method: what happens during one training. Six moments, and nothing else."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -31,6 +31,15 @@ class Method:
 
     goes_back = False
     """True for a method that returns to `run.best` while training, and so needs what the optimizer remembered then."""
+
+    sees_pruned = False
+    """True for a method that looks at pruned weights or at their gradients, or brings weights back: it needs them all
+    computed, and so `fit(compact=True)` refuses it."""
+
+    @property
+    def held(self) -> Mapping[str, Tensor]:
+        """What this method holds at 0 after every step, beside the masks: True is 0, by parameter name."""
+        return {}
 
     def on_start(self, run: Run) -> None:
         """Model on the device, optimizer not built: may change the model, `run.param_groups`, and cut."""

@@ -81,6 +81,7 @@ class Session:
     found_by: Sequence[Any] = ()
     checkpoint: str | Path | None = None
     every_steps: Count | None = None
+    compact: bool = False
     other_code: bool = False
     record: str | Path | None = None
     tags: Mapping[str, str | float | bool | None] = field(default_factory=dict)
@@ -137,6 +138,7 @@ class TrainingOptions(TypedDict, total=False):
     clip: float | None
     accumulate: int
     every_steps: int | None
+    compact: bool
     other_code: bool
     tags: Mapping[str, str | float | bool | None]
     device: str | torch.device

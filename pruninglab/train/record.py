@@ -46,7 +46,9 @@ def _result(
         status=run.status,
         reason=run.reason,
         config=run.config,
-        environment=environment(str(run.device)) | ({"processes": ranks.count} if (ranks := current()) else {}),
+        environment=environment(str(run.device))
+        | ({"processes": ranks.count} if (ranks := current()) else {})
+        | ({"compact": True} if run.compacts else {}),
         origin=run.origin,
         scope=scope,
         tags=run.tags,

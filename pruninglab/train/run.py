@@ -77,6 +77,8 @@ class Run(ABC):
     collapse: Collapse = "stop"
     interrupted: bool = False
     interrupted_by: str = ""
+    compacts: bool = False
+    """Whether what pruning has made useless is left out of the computation."""
     target: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     flops: Any = None
@@ -207,6 +209,8 @@ class Run(ABC):
         """
         wanted = self._fitting(masks)
         new = wanted & ~self._masks
+        if self.compacts and new.kept:
+            raise ConfigError("compact=True leaves pruned weights out, so that none can come back. Leave it out.")
         states = self.optimizer.state if hasattr(self, "optimizer") else {}
         for name, grown in new.items():
             weight = self.weights[name]

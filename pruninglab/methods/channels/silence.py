@@ -1,11 +1,12 @@
 """Channels that are cut give nothing: what network slimming and filter pruning leave behind in biases and norms."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ...structured.grouping import find_groups
+from ...coupling.grouping import find_groups
 from ...train.method import Method
 from ...train.run import Run
 
@@ -23,6 +24,10 @@ class Silence(Method):
 
     entries: dict[str, Tensor] = field(init=False)
     seen: int = field(init=False)
+
+    @property
+    def held(self) -> Mapping[str, Tensor]:
+        return self.entries
 
     def on_start(self, run: Run) -> None:
         x, _ = next(iter(run.data.val.batches([torch.arange(1)])))

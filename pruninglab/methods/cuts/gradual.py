@@ -47,6 +47,10 @@ class Gradual(Method):
         if self.begin >= self.end:
             raise ConfigError(f"Gradual: begin={self.begin:g} has to come before end={self.end:g}.")
 
+    @property
+    def sees_pruned(self) -> bool:
+        return self.reactivate
+
     def on_start(self, run: Run) -> None:
         run.aim(self.schedule(1.0), self.scope, self.unit)
         self.settled = False

@@ -66,6 +66,7 @@ class DynamicSurgery(Method):
     """
 
     in_training = True
+    sees_pruned = True
     sparsity: Sparsity | None = None
     crate: float | None = None
     scope: Scope = "global"

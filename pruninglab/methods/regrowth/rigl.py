@@ -41,6 +41,7 @@ class RigL(Method):
     """
 
     in_training = True
+    sees_pruned = True
     sparsity: Sparsity
     scope: Scope = "erk"
     drop_fraction: PartialFraction = 0.3

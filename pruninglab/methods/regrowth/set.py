@@ -60,6 +60,7 @@ class SET(Method):
     """
 
     in_training = True
+    sees_pruned = True
     sparsity: Sparsity
     scope: Scope = "erk"
     drop_fraction: PartialFraction = 0.3

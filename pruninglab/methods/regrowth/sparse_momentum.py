@@ -62,6 +62,7 @@ class SparseMomentum(Method):
     """
 
     in_training = True
+    sees_pruned = True
     sparsity: Sparsity
     scope: Scope = "layer"
     drop_fraction: PartialFraction = 0.5

@@ -37,8 +37,8 @@ class Layer:
     sides: ClassVar[dict[str, Callable[[Any], int]]] = {"out": outputs, "in": inputs}
     reading: Reading | None = None
 
-    def __init__(self, module: Any, norm: Any):
-        self.module, self.norm = module, norm
+    def __init__(self, module: Any, norm: Any, absorbs: bool = True):
+        self.module, self.norm, self.absorbs = module, norm, absorbs
         self.left = {side: torch.ones(size(module), dtype=torch.bool) for side, size in self.sides.items()}
 
     def alive(self) -> Tensor:
@@ -56,6 +56,8 @@ class Layer:
 
     def _taker(self) -> tuple[Tensor, int] | None:
         """What can take up a constant that comes in, and the sign: its bias, or the mean of its norm."""
+        if not self.absorbs:
+            return None
         if getattr(self.module, "bias", None) is not None:
             return self.module.bias, 1
         mean = getattr(self.norm, "running_mean", None)
@@ -88,8 +90,8 @@ class Heads(Layer):
 
     sides: ClassVar = {"heads": lambda module: module.out_proj.in_features}
 
-    def __init__(self, module: Any, norm: Any):
-        super().__init__(module, norm)
+    def __init__(self, module: Any, norm: Any, absorbs: bool = True):
+        super().__init__(module, norm, absorbs)
         self.values = projection_rows(module)[2]
         self.weight, self.bias = (inside(module, name) for name in kind_of(module).projection)
 
@@ -192,15 +194,18 @@ class Shared:
 
 
 @torch.no_grad()
-def remove(model: nn.Module, found: Groups, x: Tensor) -> tuple[pd.DataFrame, dict[str, tuple[Any, ...]]]:
-    """Take out of `model`, in place, what its logits do not need.
+def remove(
+    model: nn.Module, found: Groups, x: Tensor, absorb: bool = True
+) -> tuple[pd.DataFrame, dict[str, tuple[Any, ...]]]:
+    """Take out of `model`, in place, what its logits do not need. With `absorb` biases and norms take up constants.
 
     What comes back is the report, a line by group, and by tensor that got smaller which entries are left of it.
     """
-    modules, norms = dict(model.named_modules()), sole_norms(model, x[:1])
+    modules, norms = dict(model.named_modules()), sole_norms(model, x[:1]) if absorb else {}
     kinds = {part.layer: Heads if part.side == "heads" else Layer for group in found for part in group.parts}
     layers = {
-        name: kind(modules[name], modules[norms[name]] if name in norms else None) for name, kind in kinds.items()
+        name: kind(modules[name], modules[norms[name]] if name in norms else None, absorb)
+        for name, kind in kinds.items()
     }
     groups = [Shared(group, layers) for group in found]
     more = True

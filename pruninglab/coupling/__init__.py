@@ -1,0 +1,1 @@
+"""Which channels of a network can only go together, and how they are taken out of it."""
