@@ -73,7 +73,10 @@ SOME: dict[str, tuple[list[lab.Method], dict[str, Any]]] = {
         [methods.OneShot(0.5, "filter_l2", scope="layer", unit="channel"), methods.Silence()],
         {"weight_decay": 1e-2},
     ),
-    "weights": ([methods.RelevanceL2(1e-2), methods.Gradual(lab.Cubic(0.96))], {"optimizer": "sgd", "biases": True}),
+    "weights": (
+        [methods.RelevanceL2(1e-2), methods.Gradual(lab.Cubic(0.96))],
+        {"optimizer": "sgd", "biases": True, "collapse": "allow"},
+    ),
 }
 
 
@@ -229,7 +232,7 @@ REFUSED: dict[str, tuple[Any, list[lab.Method], dict[str, Any], str]] = {
     "code": (lambda s, c: Counts(), [], {}, "mixes channels, or counts them"),
     "weight norm": (lambda s, c: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 9)),
                                                nn.Linear(9, c)), [], {}, "compact=True"),
-    "your own": ("lenet300", [methods.OneShot(0.9), Revives()], {}, "none can come back"),
+    "your own": ("lenet300", [methods.OneShot(0.9), Revives()], {"collapse": "allow"}, "none can come back"),
 }  # fmt: skip
 
 
