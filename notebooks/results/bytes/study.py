@@ -9,6 +9,7 @@ levels, and the levels are trained. Each network lies beside its record. What wa
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,9 +20,10 @@ HERE = Path(__file__).parent
 SOURCE = HERE.parent / "papers" / "MNIST" / "seed-0" / "relevance.sparse"
 BITS = (2, 3, 4, 5, 6, 7, 8)
 LOSS = 0.0015
+Precision = Literal["bf16", "fp32"]
 
 
-def start(source: Path, data: lab.Data, seed: int, precision: str) -> lab.Run:
+def start(source: Path, data: lab.Data, seed: int, precision: Precision) -> lab.Run:
     """The network as a run without a step, under the masks that it has."""
     model = lab.storage.load(source, lab.build("lenet5", data, seed=seed))
     masks = {name: p.detach() != 0 for name, p in lab.prunable(model, biases=True).items()}
@@ -43,7 +45,7 @@ def rounded(run: lab.Run, bits: int) -> lab.Run:
     return found
 
 
-def main(source: Path, seed: int, epochs: int, precision: str) -> None:
+def main(source: Path, seed: int, epochs: int, precision: Precision) -> None:
     data = lab.load("MNIST", seed=seed, val=1 / 12)
     whole = start(source, data, seed, precision)
     print(f"as it is: val {whole.val:.2%}, payload {whole.result.size['payload_bytes']:,} bytes")
@@ -54,7 +56,7 @@ def main(source: Path, seed: int, epochs: int, precision: str) -> None:
     each = {"epochs": epochs, "finetune": epochs, "folder": Path("runs/bytes", f"{source.stem}-{chosen}")}
     fit = {"seed": seed, "biases": True, "precision": precision, "progress": False}
     widths = {"conv": chosen, "dense": chosen}
-    run = lab.recipes.quantize(whole, data, widths, **each, **fit).last  # type: ignore[arg-type]
+    run = lab.recipes.quantize(whole, data, widths, **each, **fit).last
     run.result.tags |= {"method": "quantized", "bits": chosen, "chosen_by": "validation"}
     lab.storage.save(run, HERE / f"{source.stem}-{chosen}-bits.sparse")
     run.save(HERE / f"{source.stem}-{chosen}-bits.json")
