@@ -4,22 +4,18 @@ The recipe is that of short trainings (Page 2019, Jordan 2024). A first layer wh
 each image is mirrored in every second epoch. SGD with Nesterov's momentum takes a high rate.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..analysis.allocation import allocate
-from ..masks.schedules import Cubic
 from ..methods.cuts.oneshot import OneShot
-from ..methods.cuts.weightmom import WeightMom
 from ..methods.regrowth.rigl import RigL
 from ..train.lr_schedules import CosineLR
-from ..train.run import Run
-from .rows import Cell, Row, _admm, _controls, _dense
-from .weightmom import SHORT
+from .rates import _direct
+from .rows import Row, _controls, _dense
+from .weightmom import _momentum
 
 DENSITIES = (0.1, 0.05, 0.02)
 
@@ -43,19 +39,16 @@ PROTOCOL: dict[str, Any] = {
 }
 
 
-def _momentum(sparsity: float, interpretation: Any) -> Callable[[Cell], Run]:
-    fields = {**SHORT, "interpretation": interpretation}
-    return lambda cell: cell.fit(WeightMom(Cubic(sparsity), **fields))
-
-
 def _at(density: float) -> dict[str, Row]:
     sparsity, name = 1 - density, f"{1 / density:.0f}"
     return {
-        f"text-{name}": Row("WeightMom, text", _momentum(sparsity, "text"), sparsity),
-        f"formula_prune-{name}": Row("WeightMom, formula_prune", _momentum(sparsity, "formula_prune"), sparsity),
+        f"text-{name}": Row("WeightMom, text", _momentum(sparsity), sparsity),
+        f"formula_prune-{name}": Row(
+            "WeightMom, formula_prune", _momentum(sparsity, interpretation="formula_prune"), sparsity
+        ),
         f"snip-{name}": Row("SNIP", lambda cell: cell.untrained(OneShot(sparsity, "snip")), sparsity),
         f"rigl-{name}": Row("RigL", lambda cell: cell.untrained(RigL(sparsity)), sparsity),
-        f"admm-{name}": Row("ADMM", lambda cell: _admm(allocate(cell.dense, 1 / density))(cell), sparsity),
+        f"admm-{name}": Row("ADMM", _direct(1 / density), sparsity),
     }
 
 

@@ -21,7 +21,8 @@ from ..terminal import alert
 from ..version import __version__
 from .compact import Compact, follow
 from .method import Method, state_of
-from .ranks import current, is_first
+from .ranks import is_first
+from .record import how_computed
 from .run import Cut, Run, load_optimizer, optimizer_state
 from .snapshot import Snapshot
 
@@ -206,9 +207,8 @@ def _code(run: Run) -> dict[str, Any]:
 def _machine(run: Run) -> dict[str, Any]:
     """What changes the last bits of a result and nothing else."""
     known = environment("cpu")
-    several = {"processes": ranks.count} if (ranks := current()) else {}
     names = ("threads", "threads_between_operations", "instructions", "libraries")
-    return {name: known[name] for name in names} | several | ({"compact": True} if run.compacts else {})
+    return {name: known[name] for name in names} | how_computed(run)
 
 
 _OWN_CODE = re.compile(r"(?<=\w)(?<!\barray) [0-9a-f]{8}\b")

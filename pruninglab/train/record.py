@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..identity import describe, tensor_hash
-from ..layers.names import canonical_parameters, owner_of, prunable
+from ..layers.names import canonical_parameters, is_bias, owner_of, prunable
 from ..results.answers import Answers
 from ..results.environment import environment
 from ..results.protocol import training
@@ -26,6 +26,12 @@ from .snapshot import Snapshot
 
 WIDER = "A name or a type of layer in include=, a shorter skip=, biases=True or norms=True"
 """The arguments of `fit` that widen the scope."""
+
+
+def how_computed(run: Run) -> dict[str, Any]:
+    """What changes the last bits of a run beside the machine, where it is so."""
+    several = {"processes": ranks.count} if (ranks := current()) else {}
+    return several | ({"compact": True} if run.compacts else {})
 
 
 def _result(
@@ -46,9 +52,7 @@ def _result(
         status=run.status,
         reason=run.reason,
         config=run.config,
-        environment=environment(str(run.device))
-        | ({"processes": ranks.count} if (ranks := current()) else {})
-        | ({"compact": True} if run.compacts else {}),
+        environment=environment(str(run.device)) | how_computed(run),
         origin=run.origin,
         scope=scope,
         tags=run.tags,
@@ -107,7 +111,7 @@ def in_scope(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _kind(owner: nn.Module, name: str, parameter: Tensor) -> str:
     kind = type(owner).__name__
-    kind = f"{kind} (bias)" if "bias" in name.rpartition(".")[2] else kind
+    kind = f"{kind} (bias)" if is_bias(name) else kind
     return kind if parameter.requires_grad else f"{kind} (frozen)"
 
 
