@@ -62,13 +62,17 @@ class Result:
 
     @classmethod
     def read(cls, path: str | Path) -> "Result":
+        return cls.read_with_row(path)[0]
+
+    @classmethod
+    def read_with_row(cls, path: str | Path) -> "tuple[Result, dict[str, Any]]":
         record = files.load_json(path, since=("schema", SCHEMA))
         try:
             record = from_schema_1(record) if record["schema"] == 1 else record
             result = cls(**{f.name: record[f.name] for f in fields(cls)})
             result.collapsed = [name for name in result.collapsed if not is_bias(name)]  # older ones counted those too
-            _ = result.row(), repr(result), result._repr_html_()  # whoever shows it is not to find it broken
-            return result
+            _ = repr(result), result._repr_html_()  # whoever shows it is not to find it broken
+            return result, result.row()
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise DataError(f"{path} is a damaged record: {type(error).__name__} {error}.") from None
 

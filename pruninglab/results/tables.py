@@ -2,16 +2,20 @@
 
 import glob
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 
 from ..errors import DataError
 from ..storage.files import load_json
 from ..storage.sparse import sizes
 from ..typed import Filled, checked
+from . import index
+from .index import Columns, Index, Stamp, columns_of, joined, read_index, series, stamp
 from .record import COLUMNS, Result, percent
 
 CELL_SCHEMA = 2
@@ -25,43 +29,93 @@ def load(pattern: str | Path) -> pd.DataFrame:
     those above, where the committed results of a checkout lie. Runs of a sweep's cell have its parameters in columns
     `param_…`; cells that failed are in `frame.attrs["failed"]`. Files that are no records are left out and listed in
     `frame.attrs["skipped"]`. `frame.to_csv("all.csv")` writes the table out, and with pyarrow installed
-    `frame.to_parquet("all.parquet")`.
+    `frame.to_parquet("all.parquet")`. A folder with a thousand records or more gets a file `.records`, from which their
+    rows are read the next time.
 
     >>> path = run.save(folder / 'run.json')
     >>> len(lab.results.load(folder))
     1
     """
-    rows, skipped, cells = [], {}, {}
     here = Path.cwd()
     places = ["", *(above / "notebooks" for above in (here, *here.parents))]
-    for path in next(filter(None, (_found(Path(place, pattern)) for place in places)), []):
-        try:
-            if os.path.basename(path) == "cell.json":
-                cells[str(Path(path).parent)] = read_cell(path)
-                continue
-            rows.append({**Result.read(path).row(), "path": path})
-        except (DataError, KeyError, TypeError, AttributeError) as error:
-            skipped[path] = str(error)
-    if cells:
-        pairs = [(row, _cell_of(row["path"], cells)) for row in rows]
-        rows = [
-            row | {f"param_{name}": value for name, value in cell["parameters"].items()}
-            for row, cell in pairs
-            if cell["status"] == "done"
-        ]
-    frame = pd.DataFrame(rows, columns=None if rows else pd.Index(sorted(COLUMNS)))
+    found = (_found(Path(place, pattern)) for place in places)
+    paths, folder = next(filter(lambda one: one[0], found), ([], None))
+    columns, paths, skipped = _read(paths, folder)
+    values, codes = columns.pop(_CELL, ([], np.full(len(paths), -1)))
+    cells = {os.path.dirname(path): values[code] for path, code in zip(paths, codes, strict=True) if code >= 0}
+    frame = _frame(columns, paths, codes < 0, cells)
     frame.attrs["skipped"] = skipped
     frame.attrs["failed"] = {cell["name"]: cell["error"] for cell in cells.values() if cell["status"] != "done"}
     return frame
 
 
-def _found(pattern: Path) -> list[str]:
+_CELL, _NAMES = "\0cell", "\0names"
+"""Columns of the index that no table shows: the record of a cell, and the names of a row's columns in their order."""
+
+
+def _read(paths: Sequence[str], folder: str | None) -> tuple[Columns, list[str], dict[str, str]]:
+    """What these files hold, in columns; which files have a row there; and why the others have none."""
+    began, start = time.time_ns(), len(os.path.join(folder, "")) if folder else 0
+    known = read_index(folder) if folder else Index()
+    places: dict[str, int] = {}
+    stamps: dict[str, Stamp | None] = {}
+    skipped: dict[str, str] = {}
+    fresh: list[dict[str, Any]] = []
+    for path in paths:
+        name, found = path[start:], stamp(path)
+        place, before = known.rows.get(name, (0, None))
+        if not found or found != before:
+            try:
+                fresh.append(_row(path))
+            except (DataError, KeyError, TypeError, AttributeError) as error:
+                skipped[path] = str(error)
+                continue
+            place = len(known.rows) + len(fresh) - 1
+        places[path], stamps[name] = place, found
+    tables = [(known.columns, len(known.rows)), (columns_of(fresh), len(fresh))]
+    columns = joined(tables, list(places.values()))
+    if folder and len(fresh) >= index.LEAST:
+        index.write_index(folder, columns, stamps, began)
+    return columns, list(places), skipped
+
+
+def _row(path: str) -> dict[str, Any]:
+    if os.path.basename(path) == "cell.json":
+        cell = read_cell(path)
+        return {_CELL: {name: cell[name] for name in ("name", "parameters", "status", "error")}}
+    row = Result.read_with_row(path)[1]
+    return row | {_NAMES: list(row)}
+
+
+def _frame(columns: Columns, paths: Sequence[str], is_run: np.ndarray, cells: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for each run; those of a cell that failed are left out."""
+    of = [_cell_of(path, cells) for path in paths] if cells else [_NO_CELL] * len(paths)
+    rows = is_run & np.array([cell["status"] == "done" for cell in of], dtype=bool)
+    if not rows.any():
+        return pd.DataFrame([], columns=pd.Index(sorted(COLUMNS)))
+    more = [
+        {"path": path} | {f"param_{name}": value for name, value in cell["parameters"].items()}
+        for path, cell, shown in zip(paths, of, rows, strict=True)
+        if shown
+    ]
+    names, order = columns.pop(_NAMES)
+    shapes = dict.fromkeys(zip(order[rows].tolist(), map(tuple, more), strict=True))
+    shown = {name: (values, codes[rows]) for name, (values, codes) in columns.items()} | columns_of(more)
+    ordered = dict.fromkeys(name for code, others in shapes for name in (*names[code], *others))
+    return pd.DataFrame({name: series(name, *shown[name]) for name in ordered})
+
+
+def _found(pattern: Path) -> tuple[list[str], str | None]:
+    """The files, and the folder that they all lie in if the pattern is one."""
     text = str(pattern)
-    if os.path.isdir(text):
-        text = os.path.join(glob.escape(text), "**")
+    folder = text.removesuffix("**").rstrip(os.sep) or text
+    if not os.path.isdir(folder):
+        folder = None
+    else:
+        text = os.path.join(glob.escape(folder), "**")
     if text.endswith("**"):
         text = os.path.join(text, "*.json")
-    return sorted(glob.glob(text, recursive=True))
+    return sorted(glob.glob(text, recursive=True)), folder
 
 
 def read_cell(path: str | Path) -> dict[str, Any]:
@@ -75,8 +129,14 @@ def read_cell(path: str | Path) -> dict[str, Any]:
 
 def _cell_of(path: str, cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The cell in whose folder this is, or one that stands for none."""
-    found = (cells[str(folder)] for folder in Path(path).parents if str(folder) in cells)
-    return next(found, {"status": "done", "parameters": {}})
+    while path != (above := os.path.dirname(path)):
+        if above in cells:
+            return cells[above]
+        path = above
+    return _NO_CELL
+
+
+_NO_CELL: dict[str, Any] = {"status": "done", "parameters": {}}
 
 
 @checked

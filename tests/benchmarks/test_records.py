@@ -2,27 +2,34 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pruninglab as lab
 from pruninglab import sweep
+from pruninglab.results import index as index_of_records
 from pruninglab.sweep import cell, index
 
-RECORDS = 10_000
+RECORDS = 100_000
 
 
-def test_ten_thousand_records_load_in_five_seconds(tmp_path: Path) -> None:
+def test_a_hundred_thousand_records_load_in_three_seconds(tmp_path: Path) -> None:
+    """By the index that the first reading leaves; that one takes half a millisecond for each."""
     data = lab.load("digits", train=200, test=60, size=28)
     run = lab.fit(lab.build("lenet5", data), data, lab.methods.Gradual(lab.Cubic(0.9)), epochs=15, progress=False)
-    record = run.save(tmp_path / "0.json").read_bytes()
-    for i in range(1, RECORDS):
-        (tmp_path / f"{i}.json").write_bytes(record)
-    began, worked = time.perf_counter(), time.process_time()
-    frame = lab.results.load(tmp_path)
-    wall, work = time.perf_counter() - began, time.process_time() - worked
-    print(f"\n{RECORDS:,} records of {len(record):,} bytes: {wall:.1f} s, {work:.1f} s of the processor")
-    assert len(frame) == RECORDS
-    assert work < 5
+    record = b""
+    for i in range(RECORDS // 100):
+        record = replace(run.result, tags={"i": i}).save(tmp_path / f"{i}.json").read_bytes()
+        for copy in range(1, 100):
+            (tmp_path / f"{i}-{copy}.json").write_bytes(record)
+    time.sleep(index_of_records.SETTLED / 1e9)
+    for known in ("one by one", "by the index"):
+        began, worked = time.perf_counter(), time.process_time()
+        frame = lab.results.load(tmp_path)
+        wall, work = time.perf_counter() - began, time.process_time() - worked
+        print(f"\n{RECORDS:,} records of {len(record):,} bytes {known}: {wall:.1f} s, {work:.1f} s of the processor")
+        assert len(frame) == RECORDS
+    assert work < 3
 
 
 CELLS = 100_000
