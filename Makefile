@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. PYTHON=... chooses the Python, ARGS=... goes to JupyterLab, NB=... to notebooks.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lab check gpu bench notebooks book clean
+.PHONY: help demo test test-all lab check ruff pyright suite gpu bench notebooks book clean
 
 PYTHON ?= python3
 NB ?= notebooks
@@ -9,8 +9,9 @@ PIP := pip==26.3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-# One thread in each worker: two jobs of two threads on two cores are many times slower than one.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
+# One thread in each worker: two jobs of two threads on two cores are many times slower than one. Compiled files are
+# kept, whatever the shell says: some hundred processes would compile the package again.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
 # The index of the course, drawn, is what JupyterLab opens first.
 INDEX := /lab/tree/README.md?factory=Markdown%20Preview
@@ -21,8 +22,8 @@ help: ## this list
 demo: $(READY) ## prune a small network in the first notebook, headless, into runs/demo/
 	$(PY) -m pruninglab demo
 
-test: check ## ruff, pyright, the tests, and every notebook against its committed outputs
-	$(PYTEST) $(NBVAL) notebooks tests
+test: ruff ## ruff, pyright, the tests, and every notebook against its committed outputs
+	+@$(MAKE) --no-print-directory -j 2 pyright suite
 
 test-all: check ## everything that `make test` runs, the long tests, branch coverage and mutation testing
 	$(PYTEST) -m "slow or not slow" --cov
@@ -32,10 +33,17 @@ test-all: check ## everything that `make test` runs, the long tests, branch cove
 lab: $(READY) ## open the notebooks in JupyterLab
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab notebooks --LabApp.default_url="$(INDEX)" $(ARGS)
 
-check: $(READY) ## ruff and pyright only
+check: ruff pyright ## ruff and pyright only
+
+ruff: $(READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+
+pyright: $(READY)
 	$(PY) -m pyright
+
+suite: $(READY)
+	$(PYTEST) $(NBVAL) notebooks tests
 
 gpu: $(READY) ## contract, numerics and speeds on a CUDA device, into runs/gpu/report.json
 	$(PY) tests/gpu/report.py

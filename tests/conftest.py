@@ -12,6 +12,7 @@ import matplotlib
 import nbformat
 import pytest
 import torch
+from kernels import Forked
 from nbformat.v4 import new_code_cell, new_notebook
 from together import Together
 from torch.utils.data import TensorDataset
@@ -24,6 +25,11 @@ matplotlib.use("Agg")
 hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)  # --hypothesis-profile=search
 hypothesis.settings.load_profile("same")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.nbval and hasattr(os, "fork"):
+        config.pluginmanager.register(Forked())
 
 
 @pytest.hookimpl(optionalhook=True)

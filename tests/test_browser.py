@@ -276,6 +276,7 @@ hand = lab.widgets.PruneByHand(run, images=50)
 hand"""
 
 
+@pytest.mark.slow
 def test_a_drag_is_drawn_while_the_kernel_computes(page, lab_server, folder):
     """The page measures each move to the end of its drawing, and tells it here; what is slow is no failure."""
     written(folder, "busy.ipynb", HAND, "end = time.time() + 15\nwhile time.time() < end: pass\nprint('over')")
@@ -297,6 +298,7 @@ def test_a_drag_is_drawn_while_the_kernel_computes(page, lab_server, folder):
     assert page.errors == []
 
 
+@pytest.mark.slow
 def test_a_queue_survives_a_page_that_is_closed(page, lab_server, folder):
     queue = """import pruninglab as lab
 bench = lab.Workbench("digits", "lenet300", "Gradual", epochs=20)

@@ -281,6 +281,7 @@ def trained(seed: int, train: int, size: int, width: int, layers: int, epochs: i
     return data, lab.fit(model, data, epochs=epochs, lr=lr, batch_size=32, seed=seed, progress=False)
 
 
+@pytest.mark.slow
 def test_both_beat_magnitude_in_each_layer_on_text():
     """Without fine-tuning. The papers compare with magnitude that cuts every layer alike."""
     made = SparseGPT(0.6), Wanda(0.6), lab.methods.OneShot(0.6, scope="layer")

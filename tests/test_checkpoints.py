@@ -33,7 +33,7 @@ def train(name):
     model = lab.build("resnet20", data, seed=0, width=0.25)
     model.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), model.fc)
     run = lab.fit(
-        model, data, lab.methods.Gradual(lab.Cubic(0.9), reactivate=True), epochs=8, batch_size=30, optimizer="sgd",
+        model, data, lab.methods.Gradual(lab.Cubic(0.9), reactivate=True), epochs=5, batch_size=30, optimizer="sgd",
         lr=0.1, weight_decay=1e-3, keep="best", checkpoint=f"{name}.safetensors", every_steps=4, record=f"{name}.json",
         collapse="allow", progress=False,
     )

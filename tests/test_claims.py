@@ -6,12 +6,14 @@ import pytest
 
 import pruninglab as lab
 
+pytestmark = pytest.mark.slow
 
-@pytest.fixture(scope="module", params=[1, pytest.param(5, marks=pytest.mark.slow)], ids="{}-seeds".format)
-def dense(request) -> list[tuple[lab.Data, lab.Run]]:
+
+@pytest.fixture(scope="module")
+def dense() -> list[tuple[lab.Data, lab.Run]]:
     """LeNet-5 with nothing but defaults, one for each seed."""
     runs = []
-    for seed in range(request.param):
+    for seed in range(5):
         data = lab.load("digits", seed=seed)
         runs.append((data, lab.fit(lab.build("lenet5", data, seed=seed), data, epochs=15, seed=seed, progress=False)))
     return runs

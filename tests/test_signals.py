@@ -71,6 +71,7 @@ def test_a_training_ends_with_a_checkpoint_and_goes_on_from_it(tmp_path, number)
     assert steps(tmp_path) == list(range(1, 25))
 
 
+@LONG
 def test_a_handler_of_the_users_gets_its_signal_after_the_checkpoint(tmp_path):
     own = "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: print('requeued', steps_so_far()))\n"
     own += "def steps_so_far(): return open(out + '/steps').read().count(chr(10))"

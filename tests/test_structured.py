@@ -96,7 +96,7 @@ LONG = {name for name in NETS if name in LARGE or name.startswith("torchvision:"
 SHARES = [
     pytest.param(name, share, marks=[pytest.mark.slow] * slow)
     for name in NETS
-    for share, slow in ((0.3, name in LONG), (0.6, name == "resnet50"), (0.9, name in LARGE))
+    for share, slow in ((0.3, name in LONG), (0.6, name == "resnet50"), (0.9, name in LONG))
 ]
 
 
@@ -128,7 +128,10 @@ def test_equal_logits_and_no_layer_emptied(net, share):
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
 
-FAMILIES = ("vgg16", "resnet20", "torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:efficientnet_b0")
+FAMILIES = [
+    *("vgg16", "resnet20", "torchvision:resnet18", "torchvision:mobilenet_v2"),
+    pytest.param("torchvision:efficientnet_b0", marks=pytest.mark.slow),
+]
 
 
 def heavy(model: nn.Module) -> nn.Module:
@@ -662,8 +665,12 @@ def new(name: str) -> Any:
     [
         (lambda: dense(3, 8, 8, 2), (3,)),
         (deep, (3,)),
-        *((new(name), (3, NETS[name], NETS[name])) for name in ("vgg16", "resnet20", "torchvision:mobilenet_v2")),
+        (new("resnet20"), (3, NETS["resnet20"], NETS["resnet20"])),
         (new("torchvision:squeezenet1_1"), (3, 32, 32)),
+        *(
+            pytest.param(new(name), (3, NETS[name], NETS[name]), marks=pytest.mark.slow)
+            for name in ("vgg16", "torchvision:mobilenet_v2")
+        ),
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 1e-12])

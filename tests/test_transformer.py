@@ -51,6 +51,7 @@ def test_weights_and_flops_by_hand(data):
     assert run.result.flops["dense"] == 2 * 12 * multiplied + products
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_pruned_by_its_own_metric(data):
     model = lab.build("transformer", data)
     settings = {"lr": 3e-3, "metric": whole, "progress": False}

@@ -2,8 +2,9 @@
 
 from xdist.scheduler import LoadScopeScheduling
 
-WHOLE = (".ipynb", "test_browser.py", "test_claims.py", "test_themes.py")
-"""One kernel, one server with its browser, one training. What has many tests begins first, so that no worker waits."""
+WHOLE = (".ipynb", "test_browser.py", "test_claims.py", "test_faults.py", "test_themes.py")
+"""One kernel, one server with its browser, one training, one process that forks. What has many tests begins first, so
+that no worker waits."""
 NETWORK = "test_structured.py::test_equal_logits_and_no_layer_emptied["
 """Followed by a network and a share: the groups of a network are found once."""
 
