@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.nbval and hasattr(os, "fork"):
+    if config.getoption("nbval", False) and hasattr(os, "fork"):
         config.pluginmanager.register(Forked())
 
 
