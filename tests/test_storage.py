@@ -660,3 +660,22 @@ def test_index_sizes_have_a_line_for_each_weight_and_a_column_for_each_coding():
     chosen = storage.layer_sizes(model).set_index("layer")["index_bytes"]
     assert (table.min(axis=1) == chosen[list(table.index)]).all()
     assert table.loc["fc1.weight", "bitmap"] == 400_000 / 8
+
+
+def test_the_size_of_a_dense_file_is_known_without_its_making():
+    """Of every type that a state dict may have, and of names that JSON writes otherwise."""
+    model = nn.Linear(300, 70)
+    for i, dtype in enumerate(fileformat._DTYPES.values()):
+        model.register_buffer(f'b{i}"ü\n', torch.zeros(3 + 7 * i).to(dtype))
+        model.register_buffer(f"{i}", torch.zeros(()).to(dtype))
+    for one in (model, nn.Linear(2, 2), nn.Sequential(), nn.Linear(2, 2, dtype=torch.complex64)):
+        assert storage.sizes(one)["bytes"] == len(storage.state_bytes(one))
+
+
+@pytest.mark.parametrize("values", ["exact", "fp32", "bf16"])
+def test_a_file_that_is_only_measured_is_as_long_as_one_that_is_written(values):
+    state = {"ü": torch.randn(20, 30) * (torch.rand(20, 30) < 0.2), "b": torch.arange(5), "c": torch.tensor(1.0)}
+    written, measured = (fileformat.pack(state, values, streams=streams) for streams in (True, False))
+    assert measured.size == written.size == len(written.content())
+    assert [entry.data_bytes for entry in measured.entries] == [entry.data_bytes for entry in written.entries]
+    assert not any(entry.streams for entry in measured.entries)

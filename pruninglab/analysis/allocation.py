@@ -104,7 +104,7 @@ def tolerated(curves: pd.DataFrame, drop: BelowOne = 0.01) -> dict[str, float]:
 def file_bytes(run: Run, masks: Masks) -> int:
     """The sparse file of the run under `masks`, with 32 bits a value."""
     state = run.model.state_dict()
-    return len(fileformat.pack(state | project({n: state[n] for n in masks}, masks), "fp32").content())
+    return fileformat.pack(state | project({n: state[n] for n in masks}, masks), "fp32", streams=False).size
 
 
 def _most_bytes(run: Run, masks: Masks) -> int:
@@ -115,7 +115,7 @@ def _most_bytes(run: Run, masks: Masks) -> int:
             bits = torch.randint(256, (tensor.numel() * tensor.itemsize,), generator=source, dtype=torch.uint8)
             state[name] = bits.view(tensor.dtype).view(tensor.shape)
     kept = {name: state[name].masked_fill(~mask.cpu(), 0) for name, mask in masks.items()}
-    return len(fileformat.pack(state | kept, "fp32").content())
+    return fileformat.pack(state | kept, "fp32", streams=False).size
 
 
 def _shares(run: Run, by: str) -> Callable[[int], dict[str, float]]:

@@ -13,9 +13,9 @@ import json
 import lzma
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class Entry:
     shape: tuple[int, ...]
     coded: Coded
     streams: tuple[bytes, ...]
+    lengths: tuple[int, ...]
     marks: tuple[str, ...]
     is_weight: bool
     nonzero: int
@@ -71,17 +72,20 @@ class Entry:
 
     @property
     def index_bytes(self) -> int:
-        return len(self.streams[0])
+        return self.lengths[0]
 
     @property
     def data_bytes(self) -> int:
-        return len(self.streams[1]) + len(self.streams[2])
+        return self.lengths[1] + self.lengths[2]
+
+    def without_streams(self) -> "Entry":
+        return replace(self, streams=(), coded=replace(self.coded, streams=()))
 
     @property
     def line(self) -> str:
         dtype = self.dtype if self.dtype == self.stored else f"{self.dtype}<{self.stored}"
         shape = ",".join(map(str, self.shape)) or "-"
-        lengths = ",".join(f"{len(s)}{mark}" for s, mark in zip(self.streams, self.marks, strict=True))
+        lengths = ",".join(f"{length}{mark}" for length, mark in zip(self.lengths, self.marks, strict=True))
         coded, checksum = self.coded, _checksum(self.streams)
         return f"{dtype} {shape} {coded.kept} {coded.positions} {coded.values} {lengths} {checksum} {self.name}"
 
@@ -95,13 +99,46 @@ class Packed:
 
     def content(self) -> bytes:
         """The whole file. Its container is put together here: safetensors leaves the order of metadata to chance."""
-        streams = b"".join(stream for entry in self.entries for stream in entry.streams)
-        metadata = {"format": FORMAT, "sha256": _BLANK, "contents": "\n".join(self.lines)}
-        only = {"dtype": "U8", "shape": [len(streams)], "data_offsets": [0, len(streams)]}
-        header = json.dumps({"__metadata__": metadata, "streams": only}, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)
-        content = len(header).to_bytes(8, "little") + header + streams
+        content = b"".join((self._head(), *(stream for entry in self.entries for stream in entry.streams)))
         return content.replace(_BLANK.encode(), _digest(content, _BLANK).encode(), 1)
+
+    @property
+    def size(self) -> int:
+        """The bytes of that file."""
+        return len(self._head()) + self._bytes_of_streams
+
+    @property
+    def _bytes_of_streams(self) -> int:
+        return sum(sum(entry.lengths) for entry in self.entries)
+
+    def _head(self) -> bytes:
+        metadata = {"format": FORMAT, "sha256": _BLANK, "contents": "\n".join(self.lines)}
+        length = self._bytes_of_streams
+        only = {"dtype": "U8", "shape": [length], "data_offsets": [0, length]}
+        return head({"__metadata__": metadata, "streams": only})
+
+
+def head(said: Mapping[str, Any], ascii: bool = True) -> bytes:
+    """The header of a safetensors file, and its length before it."""
+    header = json.dumps(said, separators=(",", ":"), ensure_ascii=ascii).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def dense_size(tensors: Mapping[str, Tensor]) -> int | None:
+    """The bytes of a safetensors file of these tensors, or None for a type that is not known here."""
+    if any(tensor.dtype not in _NAMES for tensor in tensors.values()):
+        return None
+    said, end = {}, 0
+    for name in sorted(tensors, key=lambda name: (-_RANK.index(_NAMES[tensors[name].dtype]), name)):
+        tensor = tensors[name]
+        places = [end, end := end + tensor.nbytes]
+        said[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": places}
+    return len(head(said, ascii=False)) + end
+
+
+_RANK = ("BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64")
+"""Types as safetensors orders them, from the last to the first."""
 
 
 def is_weight(tensor: Tensor) -> bool:
@@ -110,9 +147,17 @@ def is_weight(tensor: Tensor) -> bool:
 
 
 def pack(
-    state: Mapping[str, Tensor], values: Values = "exact", others: Others = "exact", entropy: Entropy | None = None
+    state: Mapping[str, Tensor],
+    values: Values = "exact",
+    others: Others = "exact",
+    entropy: Entropy | None = None,
+    *,
+    streams: bool = True,
 ) -> Packed:
-    """Tensors in their cheapest codings; what the options mean is said at `storage.save`."""
+    """Tensors in their cheapest codings; what the options mean is said at `storage.save`.
+
+    Without `streams` it can only be measured, and holds no second network in memory.
+    """
     packed = Packed()
     seen: dict[object, int] = {}
     for name, tensor in state.items():
@@ -130,8 +175,9 @@ def pack(
             packed.lines.append(f"= {seen[place]} {name}")
             continue
         seen[place] = len(packed.lines)
-        packed.entries.append(_entry(name, tensor.detach(), values, others, entropy))
-        packed.lines.append(packed.entries[-1].line)
+        entry = _entry(name, tensor.detach(), values, others, entropy)
+        packed.lines.append(entry.line)
+        packed.entries.append(entry if streams else entry.without_streams())
     return packed
 
 
@@ -158,6 +204,7 @@ def _entry(name: str, tensor: Tensor, values: str, others: str, entropy: Entropy
         shape=tuple(tensor.shape),
         coded=coded,
         streams=tuple(streams),
+        lengths=tuple(map(len, streams)),
         marks=tuple(marks),
         is_weight=weight,
         nonzero=int(torch.count_nonzero(stored)),

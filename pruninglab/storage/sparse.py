@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import pandas as pd
 import torch
@@ -49,7 +49,7 @@ def save(
     packed = fileformat.pack(state_dict_of(model), values, others, entropy)
     content = packed.content()
     write_atomic(path, content)
-    return _file_sizes(packed, content) | {"rounded": sum(entry.rounded for entry in packed.entries)}
+    return _file_sizes(packed) | {"rounded": sum(entry.rounded for entry in packed.entries)}
 
 
 @overload
@@ -90,7 +90,7 @@ def load(
     return model
 
 
-def _file_sizes(packed: Packed, content: bytes) -> dict[str, int]:
+def _file_sizes(packed: Packed) -> dict[str, int]:
     weights = [entry for entry in packed.entries if entry.is_weight]
     return {
         "weights": sum(math.prod(entry.shape) for entry in weights),
@@ -98,7 +98,7 @@ def _file_sizes(packed: Packed, content: bytes) -> dict[str, int]:
         "data_bits": sum(entry.coded.data_bits for entry in weights),
         "index_bits": sum(entry.coded.index_bits for entry in weights),
         "payload_bytes": sum(entry.index_bytes + entry.data_bytes for entry in weights),
-        "sparse_bytes": len(content),
+        "sparse_bytes": packed.size,
     }
 
 
@@ -129,24 +129,33 @@ def sizes(model: Source, masks: Mapping[str, Tensor] | None = None, *, compresse
     model = network_of(model)
     if masks is not None:
         model = _masked(model, masks)
-    content = state_bytes(model)
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
     parameters = [p.detach() for p in model.parameters()]
     try:
-        packed = fileformat.pack(state_dict_of(model))
-        in_file = _file_sizes(packed, packed.content())
+        packed = fileformat.pack(state_dict_of(model), streams=False)
+        in_file = _file_sizes(packed)
     except ConfigError:  # it holds what the sparse file does not take, complex buffers say; the rest can be counted
         in_file = {}
-    with io.BytesIO() as plain:
-        torch.save(model.state_dict(), plain)
-        state_dict_bytes = plain.tell()
+    written = _Counter()
+    torch.save(model.state_dict(), written)
     return {
         "parameters": sum(p.numel() for p in parameters),
         "nonzero": sum(int(torch.count_nonzero(p)) for p in parameters),
-        "bytes": len(content),
-        **(_compressed_sizes(content) if compressed else {}),
-        "state_dict_bytes": state_dict_bytes,
+        "bytes": fileformat.dense_size(named) or len(state_bytes(model)),
+        **(_compressed_sizes(state_bytes(model)) if compressed else {}),
+        "state_dict_bytes": written.bytes,
         **in_file,
     }
+
+
+class _Counter(io.BytesIO):
+    """A file that forgets what is written, so that a large network is measured without a second one in memory."""
+
+    bytes = 0
+
+    def write(self, content: Any) -> int:
+        self.bytes += (length := memoryview(content).nbytes)
+        return length
 
 
 def _compressed_sizes(content: bytes) -> dict[str, int]:
@@ -174,7 +183,7 @@ def layer_sizes(
         else:
             rest = [a + b for a, b in zip(rest, counts, strict=True)]
     rows.append(("other tensors", *rest[:2], "", "", *rest[2:]))
-    rows.append(("header", 0, 0, "", "", 0, 0, len(packed.content()) - sum(row[-1] for row in rows)))
+    rows.append(("header", 0, 0, "", "", 0, 0, packed.size - sum(row[-1] for row in rows)))
     sums = [sum(row[i] for row in rows) for i in (1, 2, 5, 6, 7)]
     rows.append(("all", *sums[:2], "", "", *sums[2:]))
     return pd.DataFrame(rows, columns=pd.Index(columns))

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -238,8 +238,8 @@ class Run(ABC):
         """Loss, accuracy and (from 100 classes on) top-5, by samples; generators and modes stay as they are."""
 
     @abstractmethod
-    def snapshot(self, score: float | None = None) -> Any:
-        """A copy of all that a rewind needs, as it is now."""
+    def snapshot(self, score: float | None = None, optimizer: bool = True) -> Any:
+        """A copy of all that a rewind needs, as it is now; without the memory of the optimizer if that is not asked."""
 
     def cut(self, criterion: Criterion, sparsity: Sparsity, scope: Scope = "global", unit: Unit = "weight") -> None:
         """Score, choose and cut. A sparsity below what is pruned already cuts nothing more."""
@@ -270,9 +270,7 @@ class Run(ABC):
         What the optimizer remembers is kept only for a method that goes back to it.
         """
         if self.best is None or score > (self.best.score or 0.0):
-            now = self.snapshot(score)
-            goes_back = any(method.goes_back for method in self.methods)
-            self.best = now if goes_back else replace(now, optimizer=None)
+            self.best = self.snapshot(score, any(method.goes_back for method in self.methods))
 
     def end(self, status: Status, reason: str) -> None:
         """The one place where a run gets its status; both go into the record."""

@@ -211,10 +211,10 @@ class Training(Run):
             add = self.answers and self.answers.add
             return evaluate(self.net, batches, self.options.loss, self.options.metric, self.device, add)
 
-    def snapshot(self, score: float | None = None) -> Snapshot:
+    def snapshot(self, score: float | None = None, optimizer: bool = True) -> Snapshot:
         now = Snapshot.of(self.model, self._masks)
-        optimizer = optimizer_state(self) if hasattr(self, "optimizer") else None
-        return Snapshot(now.weights, now.buffers, now.masks, self.step, optimizer, score, self.spent, self.trainings)
+        remembered = optimizer_state(self) if optimizer and hasattr(self, "optimizer") else None
+        return Snapshot(now.weights, now.buffers, now.masks, self.step, remembered, score, self.spent, self.trainings)
 
 
 def _tensors(held: Any) -> Iterable[tuple[str, Tensor]]:
