@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -289,10 +290,14 @@ def test_a_batch_in_another_layout_or_precision_is_read_right():
 
 def test_the_report_names_every_layer_with_its_weights():
     model = sparse(lab.build("lenet5", built_for((1, 28, 28))), 0.1)
-    report = deploy.compile(model, images(3, (1, 28, 28))).report.set_index("layer")
+    compiled = deploy.compile(model, images(3, (1, 28, 28)))
+    report = compiled.report.set_index("layer")
     assert report.index.tolist()[:4] == ["conv1", "conv2", "fc1", "fc2"]
     assert (report.ms[:4] > 0).all()
     assert set(report.how[:4]) <= {"sparse", "compacted", "dense"}
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", compiled._repr_html_())
+    assert f"{int(report.weights['fc1']):,}" in cells
+    assert [cell for cell in cells if re.fullmatch(r"nan|None|<NA>|\d+\.\d{5,}|\d+\.0", cell)] == []
 
 
 @pytest.mark.parametrize("path", ["-mno-avx512f", "-mno-avx"])

@@ -259,7 +259,7 @@ class Engine:
             rows.append(_row("whole network", name, ms=one, ms_in_group=many, used=", ".join(used)))
         if self.reason:
             rows.append(_row("whole network", "PyTorch", used="one, many", why=self.reason))
-        return pd.DataFrame(rows, columns=list(_row("", "")))
+        return pd.DataFrame(rows, columns=list(_row("", ""))).astype({"weights": "Int64", "density": float})
 
     def __repr__(self) -> str:
         if self.reason:
@@ -271,8 +271,8 @@ class Engine:
         return f"Engine({ours} layers in C{beside}; one image {1e6 * one:,.0f} µs, by PyTorch {1e6 * theirs:,.0f} µs)"
 
     def _repr_html_(self) -> str:
-        table = self.report.fillna("")
-        return f"<b>{_html.cell(repr(self))}</b>" + _html.table(list(table), table.round(4).astype(str).values.tolist())
+        rows = ([_shown(value) for value in row] for row in self.report.itertuples(index=False))
+        return f"<b>{_html.cell(repr(self))}</b>" + _html.table(list(self.report), rows)
 
 
 @checked
@@ -368,6 +368,13 @@ def _row(layer: str, how: str, **known: Any) -> dict[str, Any]:
         "why": "",
     }
     return {"layer": layer, "how": how} | empty | known
+
+
+def _shown(value: Any) -> str:
+    """A cell of the report, which may be empty."""
+    if isinstance(value, str) or pd.isna(value):
+        return value if isinstance(value, str) else ""
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _rows(segment: Segment) -> list[dict[str, Any]]:
