@@ -271,10 +271,25 @@ def test_sizes_draws_three_bars_a_run(runs):
     assert f"b: dense file {runs[1].result.size['bytes']:,}, dense file after bzip2" in figure.alt
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 40])
+def test_epochs_have_whole_numbers_also_where_there_is_one(epochs):
+    axes = lab.plots.figure.panels(1)[1][0]
+    axes.plot(range(1, epochs + 1), [0.5] * epochs, "o")
+    lab.plots.figure.whole(axes.xaxis)
+    low, high = axes.get_xlim()
+    seen = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert 1 <= len(seen) <= 12
+    assert all(tick == round(tick) for tick in seen)
+
+
 def test_a_figure_shows_itself_and_needs_no_window(runs):
     figure = lab.plots.history(runs[0])
     shown, about = figure._repr_mimebundle_()
-    assert re.fullmatch(r'<img src="data:image/png;base64,iVBOR[^"]+" width="940" alt="[^"<>]+">', shown["text/html"])
+    size = re.findall(
+        r'^<img src="data:image/png;base64,iVBOR[^"]+" width="940" style="min-width:(\d+)px" alt="[^"<>]+">$',
+        shown["text/html"],
+    )
+    assert 0.6 * 940 <= int(size[0]) < 940  # smaller letters cannot be read
     assert f'alt="{html.escape(figure.alt)}"' in shown["text/html"]  # what a screen reader says
     assert shown["text/plain"] == figure.alt
     assert about["text/html"]["touching"] == []

@@ -175,10 +175,11 @@ def test_the_form_s_options_go_into_the_choice():
     assert bench.choice().options == {}
     bench._options.controls["lr"].value = 0.01
     bench._options.controls["optimizer"].value = "sgd"
+    bench._options.controls["collapse"].value = "allow"
     bench._chooser.form.controls["cuts"].value = 7
     chosen = bench.choice()
-    assert chosen.options == {"optimizer": "sgd", "lr": 0.01}
-    assert "seed=4, optimizer='sgd', lr=0.01)" in chosen.code()
+    assert chosen.options == {"optimizer": "sgd", "lr": 0.01, "collapse": "allow"}
+    assert "seed=4, optimizer='sgd', lr=0.01, collapse='allow')" in chosen.code()
     assert "lab.methods.Gradual(schedule=lab.Cubic(0.9), cuts=7)" in chosen.code()
 
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -52,6 +52,8 @@ STYLE: dict[Any, Any] = sns.axes_style("whitegrid") | {
     "font.sans-serif": ["DejaVu Sans"],
 }
 """Dark letters on a white card, which stays legible where the page around it is dark."""
+LEAST = 0.65
+"""Of its size, a figure is shown in at least so much: letters can be read, and a narrow page scrolls to the rest."""
 NOTHING = "there is nothing to draw; give at least one run or result."
 
 
@@ -72,12 +74,16 @@ class Figure(matplotlib_figure.Figure):
         Image.open(drawn).convert("RGB").quantize(192, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
         return small.getvalue()
 
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        touch = touching(self)  # before the picture, which then finds everything in its place
+    def html(self) -> str:
+        """The picture as an `<img>`, with its words."""
         png = base64.b64encode(self.png()).decode()
         width = round(100 * self.get_figwidth())
-        html = f'<img src="data:image/png;base64,{png}" width="{width}" alt="{escape(self.alt)}">'
-        return {"text/html": html, "text/plain": self.alt}, {"text/html": {"touching": touch}}
+        style = f"min-width:{round(LEAST * width)}px"
+        return f'<img src="data:image/png;base64,{png}" width="{width}" style="{style}" alt="{escape(self.alt)}">'
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        touch = touching(self)  # before the picture, which then finds everything in its place
+        return {"text/html": self.html(), "text/plain": self.alt}, {"text/html": {"touching": touch}}
 
 
 def touching(figure: matplotlib_figure.Figure) -> list[str]:
@@ -172,6 +178,11 @@ def name_panel(axes: Axes, name: str) -> None:
 def percent(axis: Axis) -> None:
     """Shares as people say them: `2 %`."""
     axis.set_major_formatter(lambda share, _: in_percent(share))
+
+
+def whole(axis: Axis) -> None:
+    """Ticks at whole numbers alone, such as epochs; also where there is only one."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def log_percent(axis: Axis, low: float, high: float) -> None:

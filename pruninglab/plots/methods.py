@@ -10,7 +10,6 @@ import seaborn as sns
 import torch
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from ..errors import ConfigError
 from ..masks.masks import Masks, units
@@ -39,6 +38,7 @@ from .figure import (
     percent,
     row_labels,
     short,
+    whole,
 )
 from .looks import BLACK, BLUE, GREY, ORANGE, PALE, looks
 
@@ -74,7 +74,7 @@ def trajectories(run: Run, layer: str = "", only: int | None = None) -> Figure:
             axes.plot(range(1, len(threshold) + 1), threshold[:, 0], color="black", lw=2)
         epochs = (0.5, len(threshold) + 0.5)
         axes.set(xlabel="epoch", ylabel=f"{said} in {short(layer)}", ylim=(0, None), xlim=epochs)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole(axes.xaxis)
     styles = {"kept": (BLUE, "-"), "pruned at ×": (ORANGE, "-"), "threshold": (BLACK, "-")}
     styles |= {"chosen": (GREY, "-"), "random": (GREY, ":")}
     handles = [Line2D([], [], color=colour, ls=ls, label=label) for label, (colour, ls) in styles.items()]
@@ -194,7 +194,7 @@ def relevance(run: Run) -> Figure:
     left.set(xlabel="|g| of the kept weights, last epoch", ylabel="share of the layer")
     percent(left.yaxis)
     right.set(xlabel="epoch", ylabel="C at the largest (dashed: median) |g|")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(right.xaxis)
     legend(figure, right)
     title = "How strongly does the loss feel the weights, and how much does that spare them?"
     return finish(figure, title, f"Gradients by layer, and C. C of the largest |g| at the end: {', '.join(words)}.")
@@ -270,7 +270,7 @@ def learned_gates(run: Run, layer: str = "") -> Figure:
     row[2].set(ylabel="strength of the penalty", ylim=(0, None))
     for axes in row:
         axes.set(xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole(axes.xaxis)
     legend(figure, row[1])
     return finish(
         figure,
@@ -307,7 +307,7 @@ def regrowth(run: Run) -> Figure:
         name_panel(axes, f"{which} in the epoch")
         axes.set(xlabel="epoch")
         row_labels(axes, [short(str(name)) for name in names], which == "dropped")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole(axes.xaxis)
         axes.grid(False)
     colour_bar(figure, shown[1], row[1], "share of kept weights", shares=True)
     total: Any = table.groupby("step")[["original", "kept"]].sum()

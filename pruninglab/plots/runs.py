@@ -36,6 +36,7 @@ from .figure import (
     percent,
     row_labels,
     short,
+    whole,
 )
 from .looks import BLACK, BLUE, GREY, NAVY, ORANGE, PALE, looks
 
@@ -59,7 +60,7 @@ def history(*runs: Run | Result, labels: Sequence[str] | None = None) -> Figure:
     left.set(xlabel="epoch", ylabel="validation accuracy")
     right.set(xlabel="epoch", ylabel="sparsity of weights", ylim=(-0.03, 1.03))
     for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole(axes.xaxis)
         percent(axes.yaxis)
     if len(runs) > 1:
         legend(figure, left)
@@ -284,7 +285,7 @@ def matrices(sides: Annotated[Mapping[str, tuple[Run, Masks]], Filled()], layer:
         axes.set_facecolor(PALE)
         axes.grid(visible=False)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
+            whole(axis)
         said.append(f"{name} {int(kept.sum()):,} of {kept.numel():,}")
     title = f"Which weights of {short(layer)} are left? Grey is pruned"
     return finish(figure, title, f"Weights left of {short(layer)}: {'; '.join(said)}.")

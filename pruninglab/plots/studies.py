@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from ..analysis import statistics
 from ..analysis.compare import Comparison
@@ -34,6 +34,7 @@ from .figure import (
     results_of,
     row_labels,
     short,
+    whole,
 )
 from .looks import BLACK, BLUE, GREY, ORANGE, looks
 
@@ -93,7 +94,7 @@ def survival(run: Run | Result) -> Figure:
     axes.plot(columns + 1, rows, "x", color=BLACK, ms=6, mew=2)
     axes.set(xlabel="epoch")
     row_labels(axes, map(short, totals))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(axes.xaxis)
     axes.grid(False)
     colour_bar(figure, image, axes, "share of weights left", shares=True)
     words = "; ".join(f"{short(n)} {row[0]:.2%} to {row[-1]:.2%}" for n, row in zip(totals, shares, strict=True))

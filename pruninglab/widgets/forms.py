@@ -20,26 +20,25 @@ LABEL: dict[str, Any] = {"style": {"description_width": "8em"}, "layout": ipw.La
 
 
 class Form:
-    """The fields of a dataclass as controls, each with a line of help. `settings` are those that the user has set."""
+    """The fields of dataclasses as controls, each with a line of help. `settings` are those that the user has set."""
 
-    def __init__(self, kind: type, only: Collection[str] = ()):
-        self.kind = kind
+    def __init__(self, *kinds: type, only: Collection[str] = ()):
         self.controls: dict[str, Any] = {}
         self._read: dict[str, Callable[[], Any]] = {}
+        self._defaults: dict[str, Any] = {}
         rows: list[ipw.Widget] = []
-        for field in dataclasses.fields(kind):
+        for kind, field in [(one, field) for one in kinds for field in dataclasses.fields(one)]:
             if field.init and (not only or field.name in only):
                 hint = typed.hints(kind)[field.name]
                 control, self._read[field.name] = control_of(field, hint)
-                self.controls[field.name] = control
+                self.controls[field.name], self._defaults[field.name] = control, _default(field)
                 rows += [control, ipw.HTML(f'<div style="{SMALL}">{_html.cell(help_of(kind, field.name, hint))}</div>')]
         self.box = ipw.VBox(rows, layout=WIDE)
 
     def settings(self) -> dict[str, Any]:
         """What has no default, and what is not as its default has it."""
         values = {name: read() for name, read in self._read.items()}
-        defaults = {field.name: _default(field) for field in dataclasses.fields(self.kind)}
-        return {name: value for name, value in values.items() if not _same(value, defaults[name])}
+        return {name: value for name, value in values.items() if not _same(value, self._defaults[name])}
 
 
 SMALL = "line-height:1.3;font-size:11px;opacity:.75;margin:0 0 4px 8.6em;white-space:normal"
@@ -112,6 +111,7 @@ COMMON = {
     "weight_decay": "How strongly the optimizer pulls weights to zero.",
     "precision": "Number format of the forward pass.",
     "keep": "Whether the last state is kept or the best one.",
+    "collapse": "Whether a cut that leaves nothing of a layer ends the run, or is allowed.",
 }
 """What a field means wherever it has this name."""
 

@@ -1,6 +1,5 @@
 """`Workbench`: choose, run, compare and copy as code, in one panel."""
 
-import base64
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 import ipywidgets as ipw
 import traitlets
 
-from .. import _html
 from ..analysis.compare import Comparison, compare
 from ..errors import ConfigError, DataError, RunError
 from ..plots import runs as run_figures
@@ -18,7 +16,7 @@ from ..plots import studies
 from ..plots.figure import Figure
 from ..results import tables
 from ..results.record import Result, percent
-from ..train.options import Options
+from ..train.options import Options, Session
 from ..train.run import Run
 from ..typed import Range, checked, one_of
 from . import study
@@ -29,12 +27,15 @@ from .forms import LABEL, Form
 from .front import Front, module
 from .job import Job
 from .live import Chooser
-from .panel import NARROW, WIDE, _png, _problem
+from .panel import NARROW, WIDE, _problem
 from .steered import WRAPS, Steered, side_by_side
 from .truth import TruthMeter
 
 HEAD = ["run", "method", "data", "network", "seed", "epochs", "status", "validation", "test", "sparsity"]
-TRAINING = ("optimizer", "lr", "lr_schedule", "batch_size", "momentum", "weight_decay", "precision", "patience", "keep")
+TRAINING = (
+    *("optimizer", "lr", "lr_schedule", "batch_size", "momentum", "weight_decay", "precision", "patience", "keep"),
+    "collapse",
+)
 """The options of `fit` that have a control."""
 VIEWS = ("curves", "layers", "frontier", "verdict", "record", "masks", "truth meter", "code", "sweep")
 
@@ -70,7 +71,7 @@ class Workbench(Steered):
         self.picked: list[str] = []
         self._past: dict[str, Result] = {}
         self._thread: threading.Thread | None = None
-        self._chooser, self._options = Chooser(data, model, method, epochs, seed), Form(Options, TRAINING)
+        self._chooser, self._options = Chooser(data, model, method, epochs, seed), Form(Options, Session, only=TRAINING)
         self._seeds = ipw.BoundedIntText(1, min=1, max=100, description="seeds", **LABEL)
         self.chart, self._table, self._code = Chart(), Table(head=HEAD), Code()
         self._said, self._now, self._seen = ipw.HTML(), ipw.HTML("nothing is running"), ipw.VBox(layout=WIDE)
@@ -344,5 +345,4 @@ def _reached(result: Result) -> Sequence[str]:
 
 
 def _image(figure: Figure) -> str:
-    content = base64.b64encode(_png(figure)).decode()
-    return f'<img style="max-width:100%" alt="{_html.cell(figure.alt)}" src="data:image/png;base64,{content}">'
+    return f'<div style="overflow-x:auto">{figure.html()}</div>'
