@@ -140,6 +140,20 @@ def test_no_text_touches_another_in_any_figure(path: Path) -> None:
     assert measured == [[] for _ in drawn]
 
 
+TOLD = ("02", "03", "04", "10", "13")
+"""Notebooks whose folded cells show a line of the answer until they are run again."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in found([NOTEBOOKS]) if path.stem[:2] not in TOLD], ids=lambda path: path.name
+)
+def test_a_folded_cell_gives_nothing_away(path: Path) -> None:
+    """JupyterLab shows its first line, however wide: a line of the answer would widen a narrow page, and tell it."""
+    cells = nbformat.read(path, as_version=4).cells
+    folded = [cell.source for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert [source.splitlines()[0] for source in folded] == ["# One answer"]
+
+
 def test_each_notebook_leads_to_its_neighbours() -> None:
     paths = sorted(NOTEBOOKS.glob("*.ipynb"))
     for before, path, after in zip([None, *paths], paths, [*paths[1:], None], strict=False):
