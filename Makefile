@@ -49,7 +49,7 @@ gpu: $(READY) ## contract, numerics and speeds on a CUDA device, into runs/gpu/r
 	$(PY) tests/gpu/report.py
 
 bench: $(READY) ## the speed measurements, on an otherwise idle machine
-	$(PY) -m pytest tests/benchmarks -s
+	HISTORY=1 $(PY) -m pytest tests/benchmarks -s
 
 notebooks: $(READY) ## run all notebooks and keep their outputs, normalised (NB=notebooks/00_start.ipynb for one)
 	$(PY) tests/normalise_notebooks.py --run "$(NB)"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.history import measured
 from benchmarks.lockstep import lockstep
 
 import pruninglab as lab
@@ -53,5 +54,7 @@ def test_a_sparse_network_is_faster_than_the_dense_one(case, tmp_path):
         found = lockstep(sides, rounds=100, least=True)
     print(f"\n{case}: engine faster than " + ", ".join(f"{s} {found[s]:.1f} x" for s in list(sides)[1:]))
     print(engine.report.round(4).to_string())
+    for side in list(sides)[1:]:
+        measured(f"{case}: engine / {side}", 1 / found[side])
     assert found["dense PyTorch"] >= wanted
     assert wanted_onnx is None or found["dense onnxruntime"] >= wanted_onnx

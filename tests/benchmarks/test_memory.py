@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from benchmarks.history import measured
+
 WORK = """
 import json, resource, sys
 import psutil, torch
@@ -57,5 +59,7 @@ def test_the_end_of_a_training_takes_no_more_memory_than_its_steps() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(f"\nvgg16, batch 10: peak {found['training']:.2f} times its parts in training, {found['end']:.2f} at the end")
+    measured("peak memory of vgg16 in training / its parts", found["training"])
+    measured("peak memory of vgg16 at the end / its parts", found["end"])
     assert found["end"] <= 1.02 * found["training"]
     assert found["end"] <= 2

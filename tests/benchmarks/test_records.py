@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.history import measured
+
 import pruninglab as lab
 from pruninglab import sweep
 from pruninglab.results import index as index_of_records
@@ -29,6 +31,7 @@ def test_a_hundred_thousand_records_load_in_three_seconds(tmp_path: Path) -> Non
         wall, work = time.perf_counter() - began, time.process_time() - worked
         print(f"\n{RECORDS:,} records of {len(record):,} bytes {known}: {wall:.1f} s, {work:.1f} s of the processor")
         assert len(frame) == RECORDS
+        measured(f"{RECORDS:,} records {known}, seconds", work)
     assert work < 3
 
 
@@ -51,5 +54,6 @@ def test_a_hundred_thousand_cells_are_listed_in_two_seconds(notebook: Callable[.
         wall, work = time.perf_counter() - began, time.process_time() - worked
         print(f"\n{CELLS:,} cells {known}: {wall:.1f} s, {work:.1f} s of the processor")
         assert len(found) == CELLS
+        measured(f"{CELLS:,} cells {known}, seconds", work)
         index.write_index(planned.out, found)
     assert work < 2

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from benchmarks.history import measured
 from benchmarks.lockstep import lockstep, steps
 from torch import nn
 from torch.nn import functional as F
@@ -89,6 +90,7 @@ def test_training_with_masks_is_twice_as_fast_as_the_plain_idiom(data):
 
     found = ratio(plain, ours)
     print(f"\nplain idiom / pruninglab with masks, lenet5, batch {BATCH}: {found:.2f} x")
+    measured("step of lenet5 with masks / DataLoader loop", 1 / found)
     assert found >= 2
 
 
@@ -97,6 +99,7 @@ def test_masks_cost_at_most_five_percent_of_a_step(data):
     masked = lab.fit(dense, data, lab.methods.OneShot(0.9), epochs=1, progress=False)
     found = ratio(lambda: epoch(masked), lambda: epoch(dense), rounds=15)
     print(f"\nstep with masks / step without, lenet5, batch {BATCH}: {found:.3f}")
+    measured("step of lenet5 with masks / without", found)
     assert found <= 1.05
 
 
@@ -135,6 +138,7 @@ def test_weightmom_keeps_its_books_in_two_percent_of_an_epoch(data, mode):
     found = statistics.median(book / trained for book, trained in training)
     of_mnist = found * IMAGES / 55_000
     print(f"\nWeightMom's books / epoch, lenet5, {mode}: {of_mnist:.4f} of 55,000 images, {found:.4f} of {IMAGES:,}")
+    measured(f"epoch of lenet5 with books of {mode} / without", 1 + of_mnist)
     assert of_mnist <= 0.02
 
 
@@ -147,6 +151,7 @@ def test_a_network_without_seventy_percent_of_its_channels_is_three_times_faster
     with torch.inference_mode():
         found, by_masks = (ratio(lambda: model(x), lambda net=net: net(x)) for net in (small, masked.eval()))
     print(f"\nVGG16, batch 64, dense / removed 70 % of its channels: {found:.2f} x; dense / masked: {by_masks:.2f} x")
+    measured("vgg16 without 70 % of its channels / dense", 1 / found)
     assert found >= 3
 
 
@@ -174,7 +179,7 @@ def test_one_call_for_all_layers_beside_a_loop_over_them(name):
         "a moving average": (loop(lambda w, z, u, g: u.lerp_(g, 0.1)), lambda: moving_average(u, g, 0.9)),
     }
     for what, (plain, ours) in sides.items():
-        print(f"\n{what}, {name}: loop / one call {ratio(plain, ours, rounds=101):.2f}", end="")
+        measured(f"{what} of {name}, one call / loop", 1 / ratio(plain, ours, rounds=101))
 
 
 @dataclass
@@ -199,6 +204,7 @@ def test_relevance_costs_at_most_five_percent_of_a_step(data):
     twice, whole = (ratio(lambda run=run: epoch(run), lambda: epoch(plain)) for run in (double, exact))
     said = f"by double backward {twice:.2f}, with the derivative of C {whole:.2f}"
     print(f"\nstep with relevance / plain step, lenet5, batch {BATCH}: {found:.3f}; {said}")
+    measured("step of lenet5 with relevance / without", found)
     assert found <= 1.05
 
 
@@ -214,6 +220,7 @@ def test_a_slider_of_pruning_by_hand_answers_in_time_for_a_hand(data):
     each = [seconds(move) for _ in range(20)]
     looks = ratio(move, lambda: run.evaluate(hand._images))
     print(f"a slider answers in {1000 * statistics.median(each):.0f} ms, {looks:.1f} looks at its 200 images")
+    measured("a slider's answer / a look at its images", looks)
     assert looks < 4
 
 
@@ -230,6 +237,7 @@ def test_watching_a_training_costs_less_than_3_percent(data):
     run = lab.fit(lab.build("lenet5", data, seed=0), data, epochs=30, progress=watch)
     cost = spent / (run.seconds - spent)
     print(f"watching costs {cost:.1%} of {run.seconds:.1f} s")
+    measured("training watched / unwatched", 1 + cost)
     assert job.chart.rows
     assert cost < 0.03
 
@@ -241,6 +249,7 @@ def test_a_checkpoint_costs_less_than_two_percent_of_an_epoch(data, tmp_path):
     sides = {"step": step, "checkpoint": lambda: checkpoints.save(run, tmp_path / "c", 0.0, 1, 0.0)}
     share = lockstep(sides)["checkpoint"] / 540
     print(f"a checkpoint of LeNet-5 with Adam takes {share:.2%} of an epoch")
+    measured("epoch of lenet5 with a checkpoint / without", 1 + share)
     assert share < 0.02
 
 
@@ -255,6 +264,8 @@ def test_rows_of_a_large_layer_are_solved_for_together():
         for do in (lambda q, kept: q.costs(kept), lambda q, kept: q.minimum(kept))
     )
     print(f"\nsurgeon, 64 rows x 768 inputs, by row / together: costs {costs:.1f} x, values {values:.1f} x")
+    measured("surgeon, costs of 64 rows together / by row", 1 / costs)
+    measured("surgeon, values of 64 rows together / by row", 1 / values)
 
 
 def test_the_surgeon_on_the_largest_3x3_layer_of_resnet50():
@@ -271,3 +282,4 @@ def test_the_surgeon_on_the_largest_3x3_layer_of_resnet50():
     error = run[lab.methods.OptimalBrainSurgeon].errors[0]
     print(f"\nsurgeon, 512 x 4,608, {surgeon.rounds} rounds: {took:.0f} s, {worked:.0f} s of all cores; ", end="")
     print(f"error {error['moved']:.3f}, unmoved {error['unmoved']:.3f}")
+    measured("surgeon on 512 x 4,608, seconds of all cores", worked)

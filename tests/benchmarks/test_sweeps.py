@@ -21,6 +21,7 @@ from typing import Any
 import papermill
 import psutil
 import pytest
+from benchmarks.history import measured
 
 from pruninglab import sweep
 
@@ -184,6 +185,7 @@ def test_a_cell_costs_at_most_two_seconds_more_than_papermill(busy: Path, tmp_pa
 
     more = [seconds(lambda name=name: ours(name)) - seconds(plain) for name in planned.cells]
     print(f"\na cell beside papermill alone: {statistics.median(more):+.2f} s (median of {len(more)})")
+    measured("cell of a sweep, seconds more than papermill", statistics.median(more))
     assert statistics.median(more) < 2
 
 
@@ -200,6 +202,7 @@ def test_two_workers_do_at_least_1_6_times_as_much_as_one(busy: Path, tmp_path: 
 
     one, two = pace(1), pace(2)
     print(f"\ncells an hour: {3600 * one:.0f} by one worker, {3600 * two:.0f} by two, {two / one:.2f} times as many")
+    measured("sweep by two workers / by one", one / two)
     assert two / one >= 1.6
 
 
