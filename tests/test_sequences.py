@@ -579,7 +579,7 @@ class Sequences(RuleBasedStateMachine):
             return
         known = any(vars(x).get("criterion") == "movement" for x in PLANS[plan](0.5, unit, scope, "movement"))
         if other and known and path.exists():
-            with pytest.raises(lab.RunError, match="belongs to another run"):
+            with pytest.raises(OWN, match=r"belongs to another run|give it at most"):  # or its cut leaves too few
                 trained(-1.0, checkpoint=path)
         resumed, whole = trained(1.0, checkpoint=path), trained(1.0)
         assert digest(resumed.model.state_dict()) == digest(whole.model.state_dict())
@@ -767,7 +767,8 @@ def check_record(run: lab.Run, path: Path, steps_before: int, first_step: int) -
         for name, mask in masks.items()
     ]
     assert result.layers == layers
-    assert result.collapsed == [x["layer"] for x in layers if not x["kept"] and not x["layer"].endswith("bias")]
+    empty = [layer["layer"] for layer in layers if not layer["kept"]]
+    assert result.collapsed == [name for name in empty if "bias" not in name.rpartition(".")[2]]  # bias_ih_l0, too
     total, kept = (sum(layer[key] for layer in layers) for key in ("total", "kept"))
     every = sum(p.numel() for p in parameters.values())
     assert result.sparsity["weights"] == pytest.approx(1 - kept / total if total else 0)
