@@ -44,12 +44,12 @@ def test_the_five_lines_run(monkeypatch):
 
 
 def test_a_link_is_led_into_the_book_to_the_repository_or_to_nothing():
-    text = "[course](notebooks/README.md) [licence](LICENSE) [none](no/where.md) ![p](notebooks/book/front.gif) [w](https://x)"
+    text = "[course](notebooks/README.md) [licence](LICENSE) [none](no/where.md) ![p](notebooks/book/workbench.png) [w](https://x)"
     pages = {"README.md": "index.md", "notebooks/README.md": "notebooks/README.md"}
     led = addresses.inside(text, "README.md", pages, "https://github.com/a/b")
     assert led == (
         "[course](notebooks/README.md) [licence](https://github.com/a/b/blob/main/LICENSE) none "
-        "![p](notebooks/book/front.gif) [w](https://x)"
+        "![p](notebooks/book/workbench.png) [w](https://x)"
     )
     assert addresses.inside("[licence](LICENSE)", "README.md", pages, "") == "licence"
     assert "colab.research.google.com/github/a/b/blob/main/notebooks/x.ipynb" in make_book.badges(
