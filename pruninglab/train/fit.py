@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from ..criteria.registry import Criterion
 from ..data.dataset import Data
 from ..errors import ConfigError
 from ..layers.calls import calling, logits_of
+from ..layers.drawing import draws_nothing
 from ..layers.names import NOTHING, Pattern, check_plain, prunable
 from ..layers.precision import exact_dtype
 from ..masks.choose import Scope, keep_top
@@ -273,7 +275,8 @@ def _keeps(run: Training, due: bool) -> bool:
 
 def _logits(run: Training) -> Tensor:
     try:
-        with run.sharing():
+        quiet = run.ranks is None and type(run.x) is Tensor and draws_nothing(run.net)
+        with run.sharing(), run.randomness.aside() if quiet else nullcontext():
             logits = run.net(run.x)
         return logits if isinstance(logits, Tensor) else logits_of(logits)  # of Inception, while it trains
     except ValueError as error:
