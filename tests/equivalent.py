@@ -33,11 +33,20 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
         },
     },
     "masks/projections.py": {
+        "groups = F.pad(by_input, (0, -by_input.shape[-1] % m), value=-1.0).unflatten(-1, (-1, m))": {
+            ("1.0", "2.0"): "anything below 0 is below every absolute value",
+        },
         "order = groups.sort(dim=-1, descending=True, stable=True).indices": {
             ("stable=True", "stable=False"): "on the CPU torch sorts stably in any case",
         },
     },
     "layers/flops.py": {
+        'if formula is None and hasattr(func, "decompose"):': {
+            (
+                "formula is None and hasattr(func, 'decompose')",
+                "formula is None or hasattr(func, 'decompose')",
+            ): "what has a formula has no parts, and what has parts can be decomposed",
+        },
         "super().__init__()": {
             ("super().__init__()", "super"): "torch makes what a mode needs when it is entered",
         },

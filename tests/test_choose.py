@@ -115,6 +115,22 @@ def test_a_sample_brackets_what_is_sought_and_little_else(part):
         assert low <= ordered[k - 1] <= high, k
 
 
+class Elsewhere(Tensor):
+    """A tensor that says it is on another device, where numpy cannot compare."""
+
+    device = property(lambda self: torch.device("cuda", 0))  # pyright: ignore[reportAssignmentType]
+
+
+def test_another_device_keeps_what_this_one_keeps():
+    scores = [torch.tensor([1.0, 3.0, 2.0]), torch.tensor([3.0, 0.0, 3.0])]
+    alive = [None, torch.tensor([True, True, False])]
+    for keep in range(6):
+        there = threshold.highest([score.as_subclass(Elsewhere) for score in scores], alive, keep)
+        here = threshold.highest(scores, alive, keep)
+        assert [mask.tolist() for mask in there] == [mask.tolist() for mask in here]
+    assert threshold.highest([scores[0].as_subclass(Elsewhere)], [None], 1)[0].tolist() == [False, True, False]
+
+
 def test_of_many_scores_a_sample_is_taken_first(monkeypatch):
     asked, between = [], threshold._between
     monkeypatch.setattr(threshold, "FEW", 100)
@@ -440,6 +456,16 @@ def test_masks_of_another_model_are_refused_and_the_others_are_full():
     ):
         with pytest.raises(lab.ConfigError, match=match):
             lab.Masks(wrong).check(weights)
+
+
+def test_a_refusal_names_five_layers_and_counts_the_others():
+    empty = {str(i): torch.zeros(1, dtype=torch.bool) for i in range(7)}
+    for number, said in ((5, r"nothing of 0, 1, 2, 3, 4\. Take"), (7, r"nothing of 0, 1, 2, 3, 4 and 2 more\. Take")):
+        masks = lab.Masks({name: empty[name] for name in list(empty)[:number]})
+        with pytest.raises(lab.ConfigError, match=f"the cut leaves {said}"):
+            masks.refuse_collapse("stop", "the cut leaves")
+        masks.refuse_collapse("allow", "the cut leaves")
+    lab.Masks({"fc.bias": empty["0"]}).refuse_collapse("stop", "the cut leaves")
 
 
 def test_masks_are_copied_and_moved_as_masks():

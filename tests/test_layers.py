@@ -104,6 +104,20 @@ def test_products_of_weights_alone_count_and_those_that_norm_them_do_not():
     assert flops(vector, torch.ones(1, 4)).weights == {"fc.weight": 2 * 12}
 
 
+def test_products_with_pruned_weights_are_left_out_and_those_of_activations_are_not():
+    counted = layers.Flops({"a": 8.0, "b": 4.0}, other=3.0)
+    masks = {"a": torch.tensor([True, False, False, False]), "elsewhere": torch.zeros(2, dtype=torch.bool)}
+    assert (counted.dense, counted.sparse(masks), counted.sparse({})) == (15.0, 9.0, 15.0)
+
+
+def test_in_inference_mode_operations_that_come_whole_are_counted_by_their_parts():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    with torch.inference_mode():
+        inside = layers.count(net, torch.ones(1, 2, 4, 4))
+    assert inside == flops(net, torch.ones(1, 2, 4, 4))
+    assert inside.weights == {"0.weight": 2 * 4 * 4 * 2 * 9, "3.weight": 2 * 16 * 3}
+
+
 def test_what_moves_or_scales_is_no_product():
     call = lambda self, x: self.norm(self.words(x) + self.places.weight) * self.places.weight.T.T  # noqa: E731
     model = Called(call, words=nn.Embedding(9, 4), places=nn.Embedding(3, 4), norm=nn.LayerNorm([3, 4]))
