@@ -185,3 +185,31 @@ def test_types_that_never_draw_do_not() -> None:
             forward = vars(base).get("forward")
             if forward and "BatchNorm" not in base.__name__:
                 assert not names & {*forward.__code__.co_names}, kind
+
+
+@dataclass
+class Late(lab.Method):
+    """Changes a weight at the end."""
+
+    def on_end(self, run: lab.Run) -> None:
+        next(iter(run.model.parameters()))[0] += 1
+
+
+@pytest.mark.parametrize(
+    ("made", "method", "measured"),
+    [
+        (quiet, lab.methods.Dense(), ["val", "val", "test"]),
+        (quiet, lab.methods.Gradual(lab.Cubic(0.5)), ["val", "val", "test"]),
+        (quiet, Late(), ["val", "val", "val", "test"]),
+        (net, lab.methods.Dense(), ["val", "val", "val", "test"]),
+    ],
+)
+def test_validation_images_are_looked_at_once_more_only_if_the_network_has_changed(
+    made: Any, method: lab.Method, measured: list[str], blobs: lab.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    really = lab.train.Training.measured
+    monkeypatch.setattr(lab.train.Training, "measured", lambda run, split: seen.append(split) or really(run, split))
+    run = lab.fit(made(), blobs, method, epochs=2, progress=False)
+    assert seen == measured
+    assert run.result.accuracy["val"] == run.evaluate("val")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -304,6 +305,13 @@ def test_compressed_sizes_are_in_a_table_that_asks_for_them(run):
 def test_a_record_does_not_tell_the_folders_of_a_machine(word, expected, monkeypatch):
     monkeypatch.setattr(sys, "argv", [word])
     assert environment.environment("cpu")["command"] == [expected]
+
+
+def test_a_process_that_is_started_has_its_threads_and_lets_them_sleep_while_they_wait():
+    ask = "import torch, os; print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
+    started = {**os.environ, **environment.with_threads(2)}
+    done = subprocess.run([sys.executable, "-c", ask], env=started, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", os.environ.get("OMP_WAIT_POLICY", "PASSIVE")]
 
 
 def test_the_machine_is_described(run):

@@ -46,6 +46,18 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def with_threads(number: int) -> dict[str, str]:
+    """What the environment of a new process says of its threads: how many, and that they sleep while they wait.
+
+    OpenMP's threads spin otherwise, and a training beside another job becomes several times slower.
+    """
+    libraries = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number))
+    return {**ASLEEP, **libraries}
+
+
+ASLEEP = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+
+
 def _shared(word: str) -> str:
     """A word of the command line without what is this machine's alone: a path from here, or its last part."""
     if not os.path.isabs(word):

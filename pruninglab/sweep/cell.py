@@ -17,6 +17,7 @@ from filelock import FileLock
 from ..data.stored import cache_folder
 from ..errors import DataError, RunError
 from ..results import environment, tables
+from ..results.environment import with_threads
 from ..results.record import finite
 from ..storage.files import save_json, write_atomic
 from ..version import __version__
@@ -57,7 +58,7 @@ def _run_in(work: Path, job: dict[str, Any], environment: dict[str, str]) -> dic
     (work / RECORD).unlink(missing_ok=True)
     limits = [job["cell_limit"], None if job["end"] is None else max(job["end"] - began, 0.1)]
     limit = min((x for x in limits if x is not None), default=None)
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job["threads"]))
+    threads = with_threads(job["threads"])
     parameters = job["parameters"] | ({"out": str(work)} if job["takes_out"] else {})
     status, error = "done", ""
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..benchmark.runner import left
 from ..errors import RunError
+from ..results.environment import with_threads
 from .plan import _Cluster
 
 STOPPED = (-signal.SIGINT, 130, 143)
@@ -66,9 +67,8 @@ def train_row(table: str, cell: str, arguments: list[str]) -> tuple[int, str]:
     """One row in a process of its own, where this is called: its exit code, and the last line that it printed."""
     seed, _, name = cell.partition("/")
     command = [sys.executable, "-m", "pruninglab", "papers", table, "--rows", name, "--seeds", seed, *arguments]
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     process = subprocess.Popen(
-        command, env={**os.environ, **one}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env={**os.environ, **with_threads(1)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     _running.add(process)
     try:

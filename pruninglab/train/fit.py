@@ -346,7 +346,7 @@ def _batches(run: Training) -> Iterator[tuple[Tensor, Tensor]]:
 def _end_of_epoch(run: Training, loss: float, bar: Bar) -> None:
     """Evaluate, note, keep the best, and let the methods act."""
     run.epoch += run.between_epochs
-    val = run.measured("val")
+    val = run.measured_by_epoch()
     run.note_epoch(loss, val)
     bar.set_postfix_str(f"val {percent(val)}, sparsity {run.sparsity:.3f}", refresh=False)
     if culprit := _not_finite(run, loss, val["loss"]):

@@ -35,6 +35,7 @@ from ..errors import ConfigError, RunError
 from ..layers.calls import Inputs
 from ..layers.precision import exact_dtype
 from ..randomness import Share, own_randomness
+from ..results.environment import ASLEEP
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for the others. One that has died is noticed at once, by its closed connection."""
@@ -322,7 +323,8 @@ class _Helper:
     def __init__(self, folder: Path, number: int, count: int):
         self.ready, self.log = folder / f"ready {number}", folder / f"log {number}"
         code = f"from pruninglab.train.fit import help_out; help_out({str(folder)!r}, {number}, {count})"
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "LOCAL_RANK": str(number)}
+        places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "LOCAL_RANK": str(number)}
+        environment = os.environ | ASLEEP | places
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log)
 
