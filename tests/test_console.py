@@ -148,7 +148,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_an_installed_package_is_of_use_alone(installed, tmp_path):
+def test_an_installed_wheel_is_of_use_alone(installed, tmp_path):
     """Every command that runs a notebook, and words that fit where there is no clone and no Makefile."""
     own = {"JUPYTER_PATH": str(Path(sys.prefix, "share/jupyter")), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
 
