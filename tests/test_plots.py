@@ -285,9 +285,9 @@ def test_epochs_have_whole_numbers_also_where_there_is_one(epochs):
 def test_a_figure_shows_itself_and_needs_no_window(runs):
     figure = lab.plots.history(runs[0])
     shown, about = figure._repr_mimebundle_()
+    style = r'style="max-width:100%;min-width:(\d+)px"'
     size = re.findall(
-        r'^<img src="data:image/png;base64,iVBOR[^"]+" width="940" style="min-width:(\d+)px" alt="[^"<>]+">$',
-        shown["text/html"],
+        rf'^<img src="data:image/png;base64,iVBOR[^"]+" width="940" {style} alt="[^"<>]+">$', shown["text/html"]
     )
     assert 0.6 * 940 <= int(size[0]) < 940  # smaller letters cannot be read
     assert f'alt="{html.escape(figure.alt)}"' in shown["text/html"]  # what a screen reader says

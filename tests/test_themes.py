@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 from normalise_notebooks import found
-from test_browser import CHROMIUM, SCREENSHOTS, SECONDS, browser, folder, lab_server, page
+from test_browser import (
+    CHROMIUM,
+    HAND,
+    SCREENSHOTS,
+    SECONDS,
+    browser,
+    folder,
+    lab_server,
+    open_and_start,
+    page,
+    written,
+)
 
 __all__ = ["browser", "folder", "lab_server", "page"]  # fixtures
 
@@ -56,9 +67,13 @@ FAULTS = """() => {
                 && Math.min(one.box.right, boxes[j].box.right) - Math.max(one.box.left, boxes[j].box.left) > 2)
                 faults.push(`overlap: ${one.text} | ${boxes[j].text}`);
     });
-    for (const image of document.querySelectorAll('.jp-OutputArea img'))
+    for (const image of document.querySelectorAll('.jp-OutputArea img')) {
+        const size = image.width / (image.getAttribute('width') || image.naturalWidth);
         if (image.complete && !image.naturalWidth) faults.push('broken image');
-        else if (image.width < 0.6 * image.getAttribute('width')) faults.push(`too small: ${image.alt.slice(0, 40)}`);
+        else if (size < 0.6 || size > 1.01) faults.push(`${size.toFixed(2)} of its size: ${image.alt.slice(0, 40)}`);
+    }
+    for (const element of document.querySelectorAll('.jp-OutputArea [hidden]'))
+        if (element.checkVisibility()) faults.push(`hidden, but shown: ${element.tagName}`);
     for (const text of document.querySelectorAll('.jp-RenderedMarkdown'))
         if (text.scrollWidth > text.clientWidth + 1) faults.push(`formula too wide: ${text.innerText.slice(0, 40)}`);
     const pane = document.querySelector('.jp-WindowedPanel-outer') || document.querySelector('.jp-Notebook');
@@ -86,14 +101,47 @@ def test_a_kept_page_is_legible(page: Any, lab_server: str, folder: Path, name: 
     page.locator(".jp-Notebook .jp-RenderedMarkdown h1").first.wait_for(timeout=SECONDS)
     page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(timeout=SECONDS, state="attached")
     page.locator("text=| Idle").wait_for(timeout=SECONDS)
-    faults = {}
+    assert faults(page, f"kept-{Path(name).stem}-{theme}") == {}
+    assert page.errors == []
+
+
+PANELS = (
+    """bench = lab.Workbench("digits", "lenet300", "Gradual", epochs=2)
+for seed in range(2):
+    _ = bench.submit(lab.widgets.Choice("digits", "lenet300", "Gradual", {"schedule": lab.Cubic(0.9)}, 2, seed))
+runs = bench.wait()
+bench.pick("1", "2")
+bench
+""",
+    """live = lab.widgets.LivePanel(epochs=2)
+live.start(); _ = live.wait()
+live""",
+    "lab.widgets.MaskExplorer(*runs.values())",
+    "lab.widgets.TruthMeter(*runs.values())",
+)
+
+
+@pytest.mark.parametrize("theme", ["Dark", "Light"])
+def test_panels_are_legible(page: Any, lab_server: str, folder: Path, theme: str) -> None:
+    settings(folder.parent, theme)
+    written(folder, f"panels-{theme}.ipynb", HAND, *PANELS)
+    open_and_start(page, lab_server.replace("/lab/", "/doc/"), f"panels-{theme}.ipynb")
+    page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(timeout=SECONDS, state="attached")
+    page.locator(".jp-InputPrompt:text-is('[5]:')").wait_for(timeout=SECONDS)
+    page.wait_for_timeout(3000)
+    assert faults(page, f"panels-{theme}") == {}
+    assert page.errors == []
+
+
+def faults(page: Any, name: str) -> dict[int, list[str]]:
+    """What cannot be read in a wide and in a narrow window; both are photographed."""
+    found = {}
     for width in (1300, 600):
         page.set_viewport_size({"width": width, "height": 1000})
         page.wait_for_timeout(1000)
         seen = page.evaluate(FAULTS)
         assert seen["boxes"] > 50
-        faults[width] = seen["faults"]
+        found[width] = seen["faults"]
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / f"kept-{Path(name).stem}-{theme}-{width}.png")
-    assert {width: seen for width, seen in faults.items() if seen} == {}
-    assert page.errors == []
+        page.screenshot(path=SCREENSHOTS / f"{name}-{width}.png")
+    return {width: seen for width, seen in found.items() if seen}

@@ -78,7 +78,7 @@ class Figure(matplotlib_figure.Figure):
         """The picture as an `<img>`, with its words."""
         png = base64.b64encode(self.png()).decode()
         width = round(100 * self.get_figwidth())
-        style = f"min-width:{round(LEAST * width)}px"
+        style = f"max-width:100%;min-width:{round(LEAST * width)}px"
         return f'<img src="data:image/png;base64,{png}" width="{width}" style="{style}" alt="{escape(self.alt)}">'
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:

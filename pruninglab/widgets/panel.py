@@ -1,7 +1,6 @@
 """What all panels share."""
 
 import inspect
-import io
 import sys
 import threading
 import warnings
@@ -97,17 +96,6 @@ def _is_open(subshell: str | None) -> bool:
     return subshell is None or threads is None or subshell in threads.manager.list_subshell()
 
 
-def picture(**layout: Any) -> ipw.Image:
-    """A place for a picture; a browser shows a broken one for as long as there is none, so it is hidden until then."""
-    return ipw.Image(format="png", layout=ipw.Layout(display="none", **layout))
-
-
-def fill(place: ipw.Image, content: bytes) -> None:
-    """Show this picture, or with b"" none."""
-    place.value = content
-    place.layout.display = None if content else "none"
-
-
 def _problem(error: Exception, kind: str = "") -> str:
     return f'<span style="color:#c33">{_html.cell(kind)}{_html.cell(error)}</span>'
 
@@ -116,10 +104,9 @@ def _short(layer: str) -> str:
     return layer.removesuffix(".weight")
 
 
-def _png(figure: Figure) -> bytes:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=100)
-    return image.getvalue()
+def framed(figure: Figure) -> str:
+    """A figure within a panel; what a narrow page has no room for is scrolled to."""
+    return f'<div style="overflow-x:auto">{figure.html()}</div>'
 
 
 def flat(weight: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..plots.figure import Figure
 from ..structured.shrink import Shrunk, shrink
 from ..train.run import Run
 from ..typed import Count, Filled, checked
-from .panel import NARROW, Panel, _png, fill, picture
+from .panel import NARROW, WIDE, Panel, framed
 
 
 class TruthMeter(Panel):
@@ -37,10 +37,10 @@ class TruthMeter(Panel):
             self._models["dead channels removed"] = self.shrunk.model
         except (ConfigError, RunError) as error:
             self._why = str(error)
-        self._text, self._picture = ipw.HTML(), picture()
+        self._text, self._picture = ipw.HTML(), ipw.HTML()
         again = ipw.Button(description="Measure again", layout=NARROW)
         again.on_click(lambda _: self.measure())
-        self.box = ipw.VBox([again, self._text, self._picture])
+        self.box = ipw.VBox([again, self._text, self._picture], layout=WIDE)
         self.measure()
 
     def measure(self) -> None:
@@ -51,7 +51,7 @@ class TruthMeter(Panel):
     def _measure(self) -> None:
         self.table = cost.truth(self._models, self.pruned.data, self.batches, self.rounds)
         self._text.value = "".join(f"<p>{_html.cell(line)}</p>" for line in self.words())
-        fill(self._picture, _png(self.figure()))
+        self._picture.value = framed(self.figure())
 
     def words(self) -> list[str]:
         """What was asked for, what was reached, and what it is worth."""

@@ -27,7 +27,7 @@ from .forms import LABEL, Form
 from .front import Front, module
 from .job import Job
 from .live import Chooser
-from .panel import NARROW, WIDE, _problem
+from .panel import NARROW, WIDE, _problem, framed
 from .steered import WRAPS, Steered, side_by_side
 from .truth import TruthMeter
 
@@ -257,9 +257,9 @@ class Workbench(Steered):
         if view == "record":
             return "".join(run._repr_html_() for run in chosen.values())
         if view == "frontier":
-            return _image(studies.frontier(self.compare()))
+            return framed(studies.frontier(self.compare()))
         draw = run_figures.history if view == "curves" else run_figures.layers
-        return _image(draw(*chosen.values(), labels=self._labels(chosen)))
+        return framed(draw(*chosen.values(), labels=self._labels(chosen)))
 
     def _meter(self) -> TruthMeter:
         chosen = sorted(self._with_weights().values(), key=lambda run: run.sparsity)
@@ -342,7 +342,3 @@ def _row(name: str, result: Result) -> dict[str, Any]:
 
 def _reached(result: Result) -> Sequence[str]:
     return percent(result.accuracy["val"]), percent(result.accuracy["test"]), f"{result.sparsity['weights']:.2%}"
-
-
-def _image(figure: Figure) -> str:
-    return f'<div style="overflow-x:auto">{figure.html()}</div>'

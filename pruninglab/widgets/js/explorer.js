@@ -141,7 +141,7 @@ export default {
       path.canvas.hidden = !sides.some((side) => side.data?.watched?.length);
       context.fillStyle = context.strokeStyle = ink(el);
       context.font = "12px " + getComputedStyle(el).fontFamily;
-      if (!one) return context.fillText("Point at the layer: the path of the nearest weight that was followed (○) is drawn here.", 4, 20);
+      if (!one) return context.fillText("Point at the layer to see the path of a followed weight (○).", 4, 20);
       const [x, y, wide, tall] = [44, 24, width - 60, height - 46];
       const top = Math.max(...one.magnitude, ...one.threshold.filter(Number.isFinite)) || 1;
       const curve = (values, colour, dash) => {
