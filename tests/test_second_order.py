@@ -735,6 +735,18 @@ def test_wrong_settings_are_refused(trained, match, make, options):
         lab.fit(dense.model, data, make(), epochs=0, **options, **QUIET)
 
 
+@pytest.mark.parametrize("estimate", ["gauss_newton", "exact"])
+def test_as_many_weights_as_are_taken_together_are_not_too_many(monkeypatch, estimate):
+    layer, batch = nn.Linear(2, 3, bias=False), (torch.ones(1, 2), torch.tensor([1]))
+    for most in ("MOST_WEIGHTS", "MOST_ROWS"):
+        monkeypatch.setattr(curvature, most, 6)
+    found = curvature.full(layer, iter([batch]), ["weight"], estimate=estimate, dampening=1e-2)
+    assert found.hessian.shape == (1, 6, 6)
+    monkeypatch.setattr(curvature, "MOST_WEIGHTS", 5)
+    with pytest.raises(lab.ConfigError, match="all 6 weights is too large; at most 5 are taken together"):
+        curvature.full(layer, iter([batch]), ["weight"], estimate=estimate)
+
+
 def test_what_is_too_large_is_refused(monkeypatch, trained):
     dense, data = trained
     monkeypatch.setattr(curvature, "MOST_WEIGHTS", 1000)
