@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import pruninglab as lab
 from pruninglab import methods
-from pruninglab.criteria import SNIP, GraSP, SynFlow
+from pruninglab.criteria import SNIP, GraSP, SynFlow, before_training
 from pruninglab.masks.choose import Scope
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -78,6 +78,39 @@ def test_fresh_weights_owe_nothing_to_the_own_ones(batches):
         torch.manual_seed(0)
         scores.append(SNIP(init="fresh")(net, batches[:1]))
     assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
+
+
+def test_fresh_weights_are_drawn_layer_by_layer():
+    """A parameter that is no layer's, a scale for example, stays; of a linear layer each kept weight is drawn."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.scale = nn.Linear(2, 2), Scale()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale(self.fc(x))
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.by = nn.Parameter(torch.tensor([3.0, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.by
+
+    score = SNIP(init="fresh", loss=lambda out, y: out.sum())(Scaled(), [(torch.ones(1, 2), torch.zeros(1))])
+    assert (score["fc.weight"] != 0).tolist() == [[True, True], [False, False]]
+    assert bool(score["scale.by"][0] != 0)
+
+
+def test_where_float64_cannot_be_the_order_of_synflow_is_kept_in_float32(net, batches, monkeypatch):
+    exact = SynFlow()(net, batches)
+    monkeypatch.setattr(before_training, "exact_device", lambda home: torch.device("cpu", 0))  # another than "cpu"
+    largest = max(float(score.max()) for score in exact.values())
+    for name, score in SynFlow()(net, batches).items():
+        assert score.dtype == torch.float32
+        assert torch.equal(score, (exact[name] / largest).float())
 
 
 def test_fresh_weights_have_a_variance_of_one_over_what_comes_in():
