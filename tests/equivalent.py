@@ -51,6 +51,14 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
             ("super().__init__()", "super"): "torch makes what a mode needs when it is entered",
         },
     },
+    "train/checkpoints.py": {
+        'if not (0 <= progress["step"] <= run.steps and 0 <= progress["epoch"] <= run.epochs):': {
+            (
+                "0 <= progress['step'] <= run.steps",
+                "0 < progress['step'] <= run.steps",
+            ): "no checkpoint is written before the first step",
+        },
+    },
     "analysis/compare.py": {
         'side = "above" if points > 0 else "below"': {
             ("points > 0", "points >= 0"): "a difference of 0 has p = 1, and is never claimed",
@@ -71,6 +79,10 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
         "largest = max(float(score.max()) for score in scores.values()) or 1.0  # so that float32 holds their order": {
             ("1.0", "2.0"): "where all scores are 0, 0 is divided",
         },
+    },
+    "criteria/channels.py": {
+        "after = norms_after(model, x[:2])": {("2", "3"): SPEED},
+        "after = norms_after(model, chosen[0][0][:2])": {("2", "3"): SPEED},
     },
     "criteria/inputs.py": {
         "both = [m.repeat_interleave(groups // len(m), 0) if len(m) < groups else m for m in (before, moment)]": {

@@ -3,6 +3,7 @@
 import math
 import os
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import pruninglab as lab
 from pruninglab import storage
+from pruninglab.train import checkpoints
 
 KEYS = st.one_of(st.text(max_size=4), st.integers(-3, 3), st.booleans(), st.none(), st.sampled_from(["a/b", "/", "1"]))
 KEYS = st.one_of(KEYS, st.tuples(KEYS, KEYS), st.floats(-2, 2))
@@ -155,3 +157,29 @@ def test_what_is_no_model_is_refused_in_words(tmp_path, wrong):
 def test_order_of_keys_and_kinds_of_dicts_survive(tmp_path):
     storage.save_state(tmp_path / "s", OrderedDict(b=1, a=2))
     assert list(storage.load_state(tmp_path / "s")) == ["b", "a"]
+
+
+@dataclass
+class Enough(lab.Method):
+    """Ends a run after its first epoch."""
+
+    def on_epoch(self, run: lab.Run) -> None:
+        run.stop("enough is known")
+
+
+def test_a_run_that_was_stopped_is_read_back_as_that(tmp_path):
+    y = torch.arange(8) % 2
+    net, data = nn.Linear(1, 2), lab.wrap((y[:, None].float(), y), (y[:, None].float(), y))
+    for _ in range(2):
+        run = lab.fit(net, data, Enough(), epochs=3, checkpoint=tmp_path / "kept", progress=False)
+        assert (run.epoch, run.status, run.reason) == (1, "stopped", "enough is known")
+
+
+@pytest.mark.parametrize("same_masks", [True, False])
+def test_the_best_state_keeps_its_own_masks(same_masks):
+    """They are written once where they are those of the run."""
+    masks = lab.Masks({"weight": torch.tensor([True, False])})
+    now = masks if same_masks else ~masks
+    packed = checkpoints._packed(lab.Snapshot({"weight": torch.ones(2)}, {}, masks), now)
+    assert (packed["masks"] is None) == same_masks
+    assert lab.Snapshot(**checkpoints._unpacked(packed, now)).masks.fingerprint == masks.fingerprint
