@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -35,7 +35,7 @@ SIZE: Any = {"width": 1500, "height": 1400}
 
 
 @contextmanager
-def lab_server(folder: Path) -> Iterator[str]:
+def lab_server(folder: Path) -> Generator[str]:
     """JupyterLab over a folder, with settings of its own, for this machine alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
