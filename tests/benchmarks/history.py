@@ -74,7 +74,7 @@ def drawn(history: Sequence[Entry]) -> Figure:
         axes.plot(costs, [row] * len(costs), "o-", color=GREY, mfc="none")
         axes.plot(costs[-1:], [row], "o", color="0.13")
     axes.axvline(1, color=GREY, linewidth=0.8)
-    axes.set(xscale="log", xlabel="cost, mostly as a ratio to what the row names (filled: the last run)")
+    axes.set(xscale="log", xlabel="cost (filled: the last run)")
     row_labels(axes, names)
     grown = slower(history)
     title = "What does each part cost, run by run?" + (f" {len(grown)} became slower" if grown else "")
