@@ -58,8 +58,20 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
                 "0 < progress['step'] <= run.steps",
             ): "no checkpoint is written before the first step",
         },
+        "run.optimizer.state.clear()": {
+            (
+                "run.optimizer.state.clear()",
+                "pass",
+            ): "a checkpoint holds what the optimizer remembers of every parameter that has a memory before it",
+        },
     },
     "analysis/compare.py": {
+        'near = runs[(density / (1 - row["sparsity"]) - 1).abs() < 0.1].assign(density=density)': {
+            (
+                "(density / (1 - row['sparsity']) - 1).abs() < 0.1",
+                "(density / (1 - row['sparsity']) - 1).abs() <= 0.1",
+            ): "no float64 is exactly 0.1 away from 1",
+        },
         'side = "above" if points > 0 else "below"': {
             ("points > 0", "points >= 0"): "a difference of 0 has p = 1, and is never claimed",
         },

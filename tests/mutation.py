@@ -58,7 +58,7 @@ TESTS = {
     "criteria/wanda.py": [*SCORES, *CURVED],
     "criteria/curvature.py": CURVED,
     "criteria/quadratic.py": CURVED,
-    "train/checkpoints.py": ["checkpoints", "state"],
+    "train/checkpoints.py": ["checkpoints", "state", "compact"],
     "analysis/compare.py": COMPARED_RUNS,
     "analysis/fairness.py": COMPARED_RUNS,
     "analysis/statistics.py": ["compare", "impact"],

@@ -183,3 +183,16 @@ def test_the_best_state_keeps_its_own_masks(same_masks):
     packed = checkpoints._packed(lab.Snapshot({"weight": torch.ones(2)}, {}, masks), now)
     assert (packed["masks"] is None) == same_masks
     assert lab.Snapshot(**checkpoints._unpacked(packed, now)).masks.fingerprint == masks.fingerprint
+
+
+def test_differences_of_settings_are_said_leaf_by_leaf():
+    stored = {"final": {"conv*": 0.5, "*": 0.9}, "steps": [1, 2], "kept": None}
+    order = ["final was in the order conv*, * there and is *, conv* now"]
+    assert checkpoints._differences(stored, stored) == []
+    assert checkpoints._differences(stored, stored | {"final": {"*": 0.9, "conv*": 0.5}}) == order
+    changed = {"final": {"*": 0.8, "conv*": 0.5}, "steps": [1, 3], "kept": [1]}
+    assert checkpoints._differences(stored, changed) == [
+        "final.* was 0.9 there and is 0.8 now",
+        "kept was None there and is [1] now",
+        "steps[1] was 2 there and is 3 now",
+    ]
