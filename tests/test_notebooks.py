@@ -140,13 +140,7 @@ def test_no_text_touches_another_in_any_figure(path: Path) -> None:
     assert measured == [[] for _ in drawn]
 
 
-TOLD = ("02", "03", "04", "10", "13")
-"""Notebooks whose folded cells show a line of the answer until they are run again."""
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in found([NOTEBOOKS]) if path.stem[:2] not in TOLD], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", found([NOTEBOOKS]), ids=lambda path: path.name)
 def test_a_folded_cell_gives_nothing_away(path: Path) -> None:
     """JupyterLab shows its first line, however wide: a line of the answer would widen a narrow page, and tell it."""
     cells = nbformat.read(path, as_version=4).cells
