@@ -119,6 +119,10 @@ EQUIVALENT: dict[str, dict[str, dict[tuple[str, str], str]]] = {
     "criteria/quadratic.py": {
         "if 2 * int(gone.count_nonzero()) < len(own):  # what is gone is the smaller matrix: H_KK⁻¹ from H⁻¹": {
             (
+                "2 * int(gone.count_nonzero()) < len(own)",
+                "2 * int(gone.count_nonzero()) <= len(own)",
+            ): "both ways lead to the same costs, and here they take as long",
+            (
                 "if 2 * int(gone.count_nonzero()) < len(own):",
                 "if not 2 * int(gone.count_nonzero()) < len(own):",
             ): SPEED,

@@ -681,6 +681,24 @@ def test_large_layers_are_pruned_alike(trained, monkeypatch):
     assert max(losses.values()) < plain / 2
 
 
+def test_the_costs_of_a_large_layer_depend_on_what_its_own_row_keeps():
+    """Of a full row [H⁻¹]_qq = 2/3 counts, of a row that keeps a half the mean of that and 1/H_qq = 1/2."""
+    weights, hessian = torch.tensor([[[3.0, 6.0], [3.0, 6.0]]]), torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
+    costs = quadratic.LargeQuadratic(weights, hessian).costs(torch.tensor([[[True, True], [True, False]]]))
+    assert costs.flatten().tolist() == pytest.approx([6.75, 27.0, 0.5 * 36 / (7 / 12), 0.0])
+
+
+def test_an_input_of_large_curvature_is_solved_for_as_exactly_as_the_others():
+    """Kept is the first alone: its best value is 1 + 0.25·4 = 2, and [H⁻¹]_00 = 4/3."""
+    hessian = 1e-6 * torch.eye(100)[None]
+    hessian[0, :2, :2] = torch.tensor([[1.0, 0.25], [0.25, 0.25]])
+    weights, kept = torch.zeros(1, 1, 100), torch.zeros(1, 1, 100, dtype=torch.bool)
+    weights[..., 0], weights[..., 1], kept[..., 0] = 1.0, 4.0, True
+    costs = quadratic.LargeQuadratic(weights, hessian).costs(kept)
+    assert costs[0, 0, 0].item() == pytest.approx(0.5 * 2**2 / (0.01 * 4 / 3 + 0.99))
+    assert costs.count_nonzero() == 1
+
+
 def test_more_rounds_err_less(trained):
     dense, data = trained
     errors = {}
