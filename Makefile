@@ -27,7 +27,7 @@ test: ruff ## ruff, pyright, the tests, and every notebook against its committed
 
 test-all: check ## everything that `make test` runs, the long tests, branch coverage and mutation testing
 	$(PYTEST) -m "slow or not slow" --cov
-	$(PYTEST) $(NBVAL) notebooks tests/conftest.py
+	$(PYTEST) $(NBVAL) -m "slow or not slow" notebooks tests/conftest.py
 	OMP_NUM_THREADS=1 $(PY) tests/mutation.py
 
 lab: $(READY) ## open the notebooks in JupyterLab

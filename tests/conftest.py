@@ -32,6 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Forked())
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The folded answer of an exercise, whose outputs nobody compares, belongs to `make test-all`."""
+    if getattr(item, "cell", {}).get("metadata", {}).get("jupyter", {}).get("source_hidden"):
+        item.add_marker("slow")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     """Not by `xdist_group`: pytest 9.2 ignores the group that xdist 3.8 writes into the name of a test."""

@@ -404,7 +404,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("kind", ["fit", "recipe"])
+@pytest.mark.parametrize("kind", ["fit", pytest.param("recipe", marks=pytest.mark.slow)])
 def test_a_second_process_is_refused_by_name_and_takes_over_from_a_dead_one(tmp_path, data, monkeypatch, kind):
     monkeypatch.setattr(locks, "WAIT", 0.2)
     first = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)

@@ -73,6 +73,7 @@ sys.exit(", ".join(failed) or 0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_any_precision_may_be_set_before():
     """Each in a process of its own: torch refuses to mix its two ways of setting it."""

@@ -142,7 +142,7 @@ def test_what_differs_in_an_entry_is_refused_by_its_name_and_shown_when_allowed(
         assert len(set(table[column])) > 1
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.lists(st.sampled_from(sorted(VARIED)), min_size=2, max_size=3, unique=True), st.booleans())
 def test_of_several_entries_each_has_to_be_allowed(records, columns, everywhere):
     words = [*map(word_of, columns)]

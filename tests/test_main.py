@@ -57,6 +57,7 @@ def test_demo_leaves_a_notebook_a_page_records_and_a_table(tmp_path, capsys, mon
     assert (tmp_path / "out" / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_report_is_one_page_of_a_folder(tmp_path, capsys):
     page = tmp_path / "sub" / "page.html"
     assert main(["report", str(COMMITTED), "--out", str(page)]) == 0

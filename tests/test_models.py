@@ -319,6 +319,7 @@ def test_torchvision_models_want_colour():
         models.build("torchvision:resnet18", GREY)
 
 
+@pytest.mark.slow
 def test_torchvision_imports_after_the_package_and_raises_no_warning():
     """The package leaves to first use what is long to import."""
     late = "{'matplotlib', 'nbformat', 'scipy.stats', 'sklearn', 'torch._dynamo', 'torchvision'}"

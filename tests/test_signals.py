@@ -111,7 +111,7 @@ def test_an_ignored_signal_stays_ignored():
 @pytest.mark.parametrize(
     ("who", "number"),
     [
-        ("papermill", signal.SIGTERM),
+        pytest.param("papermill", signal.SIGTERM, marks=LONG),
         pytest.param("papermill", signal.SIGKILL, marks=LONG),
         pytest.param("kernel", signal.SIGTERM, marks=LONG),
     ],

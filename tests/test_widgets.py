@@ -266,7 +266,7 @@ def test_a_browser_that_answers_late_changes_nothing(data, run, kind):
     on_screen(hand)
 
 
-@pytest.mark.parametrize("kind", ["dense", "pruned", "biases"])
+@pytest.mark.parametrize("kind", ["dense", "pruned", pytest.param("biases", marks=pytest.mark.slow)])
 def test_the_browser_s_tables_are_what_the_kernel_would_keep(data, run, kind):
     hand = widgets.PruneByHand(of_kind(kind, data, run), images=20)
     own: Any = hand._front
