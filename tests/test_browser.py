@@ -381,3 +381,46 @@ def test_every_method_ends_or_is_refused_in_words(page, lab_server, folder, whic
             page.wait_for_timeout(500)
             page.screenshot(path=SCREENSHOTS / f"workbench-{theme}-{width}.png")
     assert page.errors == []
+
+
+@pytest.mark.slow
+def test_the_first_hour_of_a_new_user(page, lab_server, folder):
+    """Open the workbench, prune, compare, copy as code, run that cell: the same record. Each step is photographed."""
+    began = time.perf_counter()
+
+    def reached(step: str) -> None:
+        print(f"{step}: {time.perf_counter() - began:.0f} s")
+        page.screenshot(path=SCREENSHOTS / f"new-user-{step}.png")
+
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    written(folder, "first.ipynb", 'import pruninglab as lab\nbench = lab.Workbench("digits", epochs=2)\nbench')
+    open_and_start(page, lab_server, "first.ipynb")
+    method = page.locator("select:has(option:text-is('Gradual'))").first
+    method.wait_for(timeout=SECONDS)
+    reached("opened")
+    rows = page.locator(".pl tbody tr")
+    for number, name in enumerate(("Dense", "Gradual"), 1):
+        method.select_option(name)
+        page.wait_for_timeout(300)
+        page.locator("button:text-is('Run')").click()
+        sync_api.expect(rows.filter(has_text="done")).to_have_count(number, timeout=SECONDS)
+    reached("pruned")
+    for row in range(2):
+        rows.nth(row).locator("input").check()
+    view = page.locator("select:has(option:text-is('truth meter'))")
+    view.select_option("verdict")
+    page.locator(":text('so nothing can be said')").first.wait_for(timeout=SECONDS)
+    reached("compared")
+    rows.nth(0).locator("input").uncheck()
+    view.select_option("code")
+    code = page.locator(".pl pre").first
+    sync_api.expect(code).to_contain_text("lab.methods.Gradual", timeout=SECONDS)
+    sync_api.expect(code).not_to_contain_text("lab.methods.Dense", timeout=SECONDS)
+    same = "theirs = bench.runs['2']\nprint('same record:', run.result.config == theirs.result.config)"
+    page.locator("[data-command='notebook:insert-cell-below']").first.click()
+    page.locator(".jp-CodeCell .cm-content").last.click(timeout=SECONDS)
+    page.keyboard.insert_text(f"{code.inner_text()}\n{same}")
+    page.keyboard.press("Control+Enter")
+    page.locator("pre:has-text('same record: True')").first.wait_for(timeout=SECONDS)
+    reached("copied")
+    assert page.errors == []
