@@ -52,6 +52,7 @@ DOUBLES = (
 
 WAITS = {
     "ADMM": "in a run of ten steps it projects the weights at each of them",
+    "Gradual-layer": "in a run of ten steps it cuts at each of them",
     "SharedWeights": "it sums gradients over the members of each code, whose numbers are read",
     "SoftSharing": "its mixture is over the kept weights, whose number is read",
     "TargetedDropout": "it chooses at each step which weights may drop",
