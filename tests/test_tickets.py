@@ -264,3 +264,16 @@ class StopsAt(lab.Method):
     def on_step(self, run):
         if run.step == self.at:
             run.stop("there")
+
+
+def test_a_random_ticket_follows_the_seed(data):
+    """The global generator, which is elsewhere at each call, decides nothing."""
+    model = lab.build("lenet300", data, seed=0)
+
+    def found(seed: int) -> list[str]:
+        made = tickets(
+            model, data, 0.5, rounds=2, epochs=1, criterion="random", controls=["one-shot"], seed=seed, progress=False
+        )
+        return [trial.run.masks.fingerprint for trial in made]
+
+    assert found(0) == found(0) != found(1)
