@@ -21,7 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import init
-from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,
+    _get_current_function_mode_stack,
+    _pop_mode_temporarily,
+)
 
 
 def key(seed: int, purpose: str, number: int = 0) -> int:
@@ -115,6 +120,16 @@ class own_randomness(TorchFunctionMode):
         seed = key(self.seed, purpose, number)
         self.source.manual_seed(seed)
         self.seeds.manual_seed(seed)
+
+    @contextmanager
+    def within(self, purpose: str, number: int) -> Generator[None]:
+        """Draw on where this generator is in use already; elsewhere from it, set anew for this purpose."""
+        if self in _get_current_function_mode_stack():
+            yield
+            return
+        self.reseed(purpose, number)
+        with self:
+            yield
 
     @contextmanager
     def aside(self) -> Generator[None]:

@@ -781,3 +781,19 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is(blobs, tmp_path
     with pytest.raises(lab.ConfigError, match="there is one CPU"):
         lab.fit(net, blobs, epochs=1, device="cpu:7")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_finished_run_is_scored_by_follows_its_seed(blobs):
+    """A criterion that draws takes nothing from the global generator, and leaves it where it was."""
+
+    def drawn(seed: int) -> dict[str, torch.Tensor]:
+        run = lab.fit(nn.Linear(10, 4), blobs, epochs=1, seed=seed, progress=False)
+        before = torch.get_rng_state()
+        scores = run.score("random")
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(scores[name], again) for name, again in run.score("random").items())
+        return scores
+
+    first, again, other = (drawn(seed)["weight"] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

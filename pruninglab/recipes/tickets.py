@@ -18,7 +18,7 @@ from ..masks.choose import count, keep_top, spread
 from ..masks.projections import keeping
 from ..masks.schedules import Cubic, Exponential
 from ..methods.cuts.gradual import Gradual
-from ..randomness import generator, key, own_randomness
+from ..randomness import generator
 from ..train.fit import fit
 from ..train.method import Method
 from ..train.options import TrainingOptions
@@ -91,15 +91,11 @@ def tickets(
     def rewound(run: Run) -> Snapshot:
         return origin if rewind == "weights" else replace(run.snapshot(), step=step)
 
-    def scored(run: Run) -> dict[str, Tensor]:
-        with own_randomness(key(seed, "ticket", number), run.device):  # what a criterion draws follows the seed
-            return run.score(criterion)
-
     chain = [dense]
     for number in range(1, rounds + 1):
         if stages.over:
             break
-        score = scored(chain[-1])
+        score = chain[-1].score(criterion)
         target = plan[number - 1] if scope == "layer" else _share(sparsity, number / rounds)
         masks = keep_top(score, target, masks=chain[-1].masks)
         found = [*chain]
@@ -111,7 +107,7 @@ def tickets(
             elif method == "random mask":
                 train(method, rewound(dense), masks=scattered(masks, seed), found_by=of_counts)
             elif method == "one-shot":
-                once = keep_top(scored(dense), target)
+                once = keep_top(dense.score(criterion), target)
                 train(method, rewound(dense), masks=once, found_by=[dense])
             else:
                 shares = keeping(dense.weights, masks.kept_by_layer)

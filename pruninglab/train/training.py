@@ -170,7 +170,8 @@ class Training(Run):
 
     def score(self, criterion: str | Criterion, masked: bool = True) -> dict[str, Tensor]:
         batches = Shuffled(self.data.train, self.options.batch_size, self.options.seed, self.step)
-        with self.masked() if masked else nullcontext(), self.calling():
+        drawing = self.randomness.within("score", self.step)
+        with self.masked() if masked else nullcontext(), self.calling(), drawing:
             scores = scored(self.model, criterion, batches, self.weights)
         return {name: score.to(self.device) for name, score in scores.items()}
 
