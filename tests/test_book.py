@@ -13,7 +13,7 @@ import addresses
 import front_page
 import make_book
 import pytest
-from test_browser import CHROMIUM
+from lab_server import CHROMIUM, NO_CHROMIUM
 
 ROOT = Path(__file__).parent.parent
 PAGES = [path for path in make_book.PAGES if path.endswith(".md")]
@@ -81,7 +81,7 @@ def site(tmp_path_factory) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM")
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 @pytest.mark.xdist_group("browser")
 @pytest.mark.filterwarnings("ignore")  # of Sphinx and its extensions
 def test_the_book_has_no_dead_link_no_missing_image_and_no_error_in_the_console(site):

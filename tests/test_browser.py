@@ -3,33 +3,25 @@
 Text is asserted, pictures are kept to be looked at. Without a Chromium these tests are skipped and say so.
 """
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from lab_server import CHROMIUM, NO_CHROMIUM, serving
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = ROOT / "runs" / "browser"
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 SECONDS = 300_000  # for what takes long on a busy machine, in milliseconds
 PATIENT = "const own = AbortSignal.timeout; AbortSignal.timeout = ms => own.call(AbortSignal, 100 * ms)"
 """anywidget gives a panel two seconds to begin, and shows nothing of it if a busy machine needs more."""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 
 @pytest.fixture(scope="module")
@@ -47,43 +39,8 @@ def lab_server(folder) -> Iterator[str]:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         source = path.read_text(encoding="utf-8")
         (notebooks / path.name).write_text(re.sub(r'"(epochs: int|images: int) = \d+', r'"\1 = 2', source))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {f"JUPYTER_{what}_DIR": str(home / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")}
-    own |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    asked = [
-        "--allow-root",
-        "--no-browser",
-        f"--port={port}",
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={notebooks}",
-    ]
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *asked],
-            env={**os.environ, **own, "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            _answers(f"http://127.0.0.1:{port}/api", server, home / "server.log")
-            yield f"http://127.0.0.1:{port}/lab/tree"
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _answers(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(url, timeout=2)
-        except OSError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(f"the server does not answer\n{log.read_text()}")
+    with serving(notebooks, home) as address:
+        yield f"{address}/lab/tree"
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_server import CHROMIUM, NO_CHROMIUM
 from normalise_notebooks import found
 from test_browser import (
-    CHROMIUM,
     HAND,
     SCREENSHOTS,
     SECONDS,
@@ -25,7 +25,7 @@ NAMES = [path.name for path in found([Path(__file__).parent.parent / "notebooks"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, or name it in CHROMIUM"),
+    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
 ]
 
 FAULTS = """() => {

@@ -3,21 +3,16 @@
 python notebooks/book/workbench_picture.py
 """
 
-import os
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from lab_server import CHROMIUM, NO_CHROMIUM, serving
 from PIL import Image
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).resolve().with_name("workbench.png")
 BENCH = """import pruninglab as lab
@@ -34,42 +29,12 @@ MINUTES = 10 * 60_000
 SIZE: Any = {"width": 1500, "height": 1400}
 
 
-@contextmanager
-def lab_server(folder: Path) -> Generator[str]:
-    """JupyterLab over a folder, with settings of its own, for this machine alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {f"JUPYTER_{what}_DIR": str(folder / ".own") for what in ("CONFIG", "DATA", "RUNTIME")}
-    own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / ".own"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".own")}
-    asked = [
-        "--allow-root",
-        "--no-browser",
-        f"--port={port}",
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={folder}",
-    ]
-    silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *asked], env={**os.environ, **own}, **silent)
-    try:
-        yield f"http://127.0.0.1:{port}/doc/tree/bench.ipynb"
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def picture(address: str, chromium: str) -> bytes:
     """The panel with its runs done and picked, down to the end of their curves."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=SIZE, device_scale_factor=1.5)
-        for _ in range(60):
-            try:
-                page.goto(address, timeout=MINUTES)
-            except Error:  # the server is not there yet
-                page.wait_for_timeout(1000)
-            else:
-                break
+        page.goto(address, timeout=MINUTES)
         page.locator(".jp-Notebook").wait_for(timeout=MINUTES)
         page.wait_for_timeout(3000)
         page.locator(".jp-CodeCell .jp-Editor").first.click()
@@ -91,13 +56,14 @@ def picture(address: str, chromium: str) -> bytes:
 
 
 if __name__ == "__main__":
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if chromium is None:
-        sys.exit("there is no Chromium here; install one, or name it in CHROMIUM")
+    if CHROMIUM is None:
+        sys.exit(NO_CHROMIUM)
     with tempfile.TemporaryDirectory() as made:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(BENCH)])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(notebook, Path(made, "bench.ipynb"))
-        with lab_server(Path(made)) as address:
-            taken = Image.open(BytesIO(picture(address, chromium))).convert("RGB")
+        notebooks = Path(made, "notebooks")
+        notebooks.mkdir()
+        nbformat.write(notebook, notebooks / "bench.ipynb")
+        with serving(notebooks, Path(made)) as address:
+            taken = Image.open(BytesIO(picture(f"{address}/doc/tree/bench.ipynb", CHROMIUM))).convert("RGB")
     taken.quantize(128, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
